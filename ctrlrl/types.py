@@ -1,0 +1,102 @@
+"""The few containers everything passes: immutable NamedTuples of tensors, and the protocol of a vectorised environment.
+
+Axes: T time, B environments, N flat samples, O / A observation / action size, M objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Extras = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+Tree = TypeVar("Tree")
+
+
+class EnvSpec(NamedTuple):
+    """What a learner must know of an environment before the first step."""
+
+    obs_dim: int
+    action_dim: int  # size of a continuous action; 0 for discrete actions
+    n_actions: int  # number of discrete actions; 0 for continuous actions
+    reward_dim: int
+    n_envs: int
+    episode_length: int  # time limit in steps; 0 = none
+    device: torch.device
+
+
+class TimeStep(NamedTuple):
+    """What one vector step returns; `obs` is the one to act on next, after auto-reset.
+
+    extras may hold `mask` [B] bool: False marks a lane whose step was only a reset and is no transition.
+    """
+
+    obs: Tensor  # [B, O]
+    final_obs: Tensor  # [B, O] the observation the action led to, before auto-reset
+    reward: Tensor  # [B] or [B, M]
+    terminated: Tensor  # [B] bool: the task ended, no bootstrap
+    truncated: Tensor  # [B] bool: the clock ended, bootstrap from final_obs; never True where terminated is
+    extras: Extras
+
+
+class Rollout(NamedTuple):
+    """T steps of B environments, time-major."""
+
+    obs: Tensor  # [T, B, O]
+    action: Tensor  # [T, B, A] float, the unclipped sample, or [T, B] int64
+    log_prob: Tensor  # [T, B] nats
+    value: Tensor  # [T, B] value of obs
+    next_value: Tensor  # [T, B] value of the observation the action led to
+    reward: Tensor  # [T, B] or [T, B, M]
+    terminated: Tensor  # [T, B] bool
+    truncated: Tensor  # [T, B] bool
+    extras: Extras
+
+
+class Transition(NamedTuple):
+    """N transitions of a data set or a replay buffer."""
+
+    obs: Tensor  # [N, O]
+    action: Tensor  # [N, A] or [N] int64
+    reward: Tensor  # [N]
+    next_obs: Tensor  # [N, O]
+    terminated: Tensor  # [N] bool
+    extras: Extras
+
+
+class PolicyOutput(NamedTuple):
+    action: Tensor  # [B, A] or [B] int64
+    log_prob: Tensor | None  # [B] nats
+    extras: Extras  # kept in the rollout, e.g. the mean of the distribution
+
+
+@runtime_checkable
+class VecEnv(Protocol):
+    """B environments stepped together: tensors in, tensors out, on `spec.device`.
+
+    Continuous actions are in [-1, 1] (the environment scales and clips them), discrete ones int64. Tensors of a TimeStep
+    may be overwritten by the next step.
+    """
+
+    spec: EnvSpec
+
+    def reset(self, seed: int | None = None) -> Tensor: ...
+    def step(self, action: Tensor) -> TimeStep: ...
+    def state_dict(self) -> dict[str, Tensor]: ...  # everything an exact resume needs; empty when it cannot be had
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+    def close(self) -> None: ...
+
+
+def tree_map(f: Callable[..., Any], tree: Tree, *rest: Any) -> Tree:
+    """Apply `f` to the tensors of nested NamedTuples and dicts of one structure; None stays None."""
+    if tree is None:
+        return tree
+    if isinstance(tree, dict):
+        return type(tree)((k, tree_map(f, v, *(r[k] for r in rest))) for k, v in tree.items())
+    if isinstance(tree, tuple):
+        mapped = [tree_map(f, v, *others) for v, *others in zip(tree, *rest, strict=True)]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+    return f(tree, *rest)
