@@ -1,0 +1,215 @@
+"""From a configuration to environment, learner, loop and trainer: the only file that knows everything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrlrl.config import EnvConfig, TrainConfig
+from ctrlrl.core.compile import resolve
+from ctrlrl.core.learner import Learner
+from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
+from ctrlrl.train.evaluate import Evaluation, evaluate
+from ctrlrl.train.log import RunFolder
+from ctrlrl.train.on_policy import OnPolicyLoop
+from ctrlrl.train.trainer import Trainer
+from ctrlrl.types import EnvSpec, VecEnv
+
+
+def make_env(
+    cfg: EnvConfig,
+    n_envs: int,
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    stagger: bool | None = None,
+    compile: bool = False,
+    render: bool = False,
+) -> VecEnv:
+    """One vectorised environment of the configured task; `stagger` overrides the configuration (evaluation: False)."""
+    device, backend = torch.device(device), backend_of(cfg)
+    stagger = cfg.stagger if stagger is None else stagger
+    if backend == "torch":
+        from ctrlrl.envs.sim import BatchedSim
+
+        sim = lookup(SIMULATORS, cfg.name, "environment")()
+        return BatchedSim(sim, n_envs, seed=seed, device=device, stagger=stagger, compile=compile)
+    if device.type != "cpu":
+        raise ValueError(f"env={cfg.name} runs on {backend}, which steps on the CPU, got device={device}. Use device=cpu.")
+    if backend == "mujoco":
+        from ctrlrl.envs.mujoco_cpu import MujocoPool
+
+        return MujocoPool(cfg.name, n_envs, seed=seed, n_threads=cfg.threads, exact=cfg.exact, stagger=stagger)
+    from ctrlrl.envs.gymnasium import GymnasiumEnv
+
+    gym_id = cfg.id or GYMNASIUM_IDS[cfg.name]
+    return GymnasiumEnv(gym_id, n_envs=n_envs, seed=seed, render_mode="rgb_array" if render else None)
+
+
+def backend_of(cfg: EnvConfig) -> str:
+    """The backend that `auto` stands for; ValueError where the named one does not have the task."""
+    has = {"torch": cfg.name in SIMULATORS, "mujoco": cfg.name in ROBOTS}
+    has["gymnasium"] = cfg.id is not None or cfg.name in GYMNASIUM_IDS
+    if not any(has.values()):
+        raise ValueError(unknown("environment", cfg.name, [*SIMULATORS, *ROBOTS, "gym"]))
+    if cfg.backend == "auto":
+        return next(name for name, there in has.items() if there)
+    if not has[cfg.backend]:
+        able = ", ".join(name for name, there in has.items() if there)
+        raise ValueError(f"env.backend={cfg.backend} does not have env={cfg.name}; it runs on: {able}")
+    return cfg.backend
+
+
+def make_learner(algo: Any, spec: EnvSpec) -> Learner:
+    """The learner of an algorithm's config (its `name` is the registry key) for an environment's spec."""
+    return lookup(ALGORITHMS, algo.name, "algorithm")(algo, spec)
+
+
+def resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: this machine has no CUDA device that torch can use. Use device=cpu.")
+    return device
+
+
+def evaluator(
+    learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int
+) -> Callable[[], Evaluation]:
+    """A function that evaluates the deterministic policy on fresh episodes of the training task."""
+    device = resolve_device(cfg.device) if backend_of(cfg.env) == "torch" else torch.device("cpu")
+    env: VecEnv | None = None
+
+    def run() -> Evaluation:
+        nonlocal env
+        if env is None:
+            env = make_env(cfg.env, min(episodes, 64), device=device, stagger=False)
+        return evaluate(acting(learner), env, episodes=episodes, seed=seed)
+
+    return run
+
+
+def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor], Tensor]:
+    """Observations to actions, on the learner's own device."""
+
+    def act(obs: Tensor) -> Tensor:
+        return learner.act(obs, deterministic=deterministic).action
+
+    return act
+
+
+def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, overrides: str = "") -> Trainer:
+    """The trainer of a run; with `resume`, standing where the run folder's last checkpoint left it."""
+    device = resolve_device(cfg.device)
+    set_threads(cfg, device)
+    torch.manual_seed(cfg.seed)
+    mode = resolve(cfg.compile, device, cfg.total_steps)
+    env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
+    learner = make_learner(cfg.algo, env.spec)
+    learner.set_compile(mode)
+    loop = OnPolicyLoop(
+        learner,  # type: ignore[arg-type]
+        env,
+        n_steps=cfg.algo.n_steps,
+        total_steps=cfg.total_steps,
+        seed=cfg.seed,
+        staggered=cfg.env.stagger and backend_of(cfg.env) != "gymnasium",
+        graph=mode == "graph" and backend_of(cfg.env) == "torch",
+    )
+    every = cfg.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
+    trainer = Trainer(
+        loop,
+        RunFolder(folder, tensorboard=cfg.log.tensorboard),
+        evaluate=evaluator(learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed),
+        eval_every=every,
+        log_every=cfg.log.every,
+        checkpoint_every=cfg.checkpoint.every,
+        device=device,
+        facts=facts(cfg, device),
+        progress=cfg.log.progress,
+    )
+    if resume:
+        trainer.resume()
+    return trainer
+
+
+def set_threads(cfg: TrainConfig, device: torch.device) -> None:
+    """One torch thread for small networks on a CPU: spinning OpenMP threads cost more than they bring."""
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    elif device.type == "cpu" and max(cfg.algo.hidden) < 256:
+        torch.set_num_threads(1)
+
+
+def facts(cfg: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """What result.json and state.json say of a run besides its results."""
+    return {
+        "algo": cfg.algo.name,
+        "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
+        "data": None,
+        "seed": cfg.seed,
+        "n_envs": cfg.n_envs,
+        "device": str(device),
+        "dtype": cfg.dtype,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "data_checksum": None,
+        "config_hash": config_hash(cfg),
+        "commit": commit(),
+    }
+
+
+def config_hash(cfg: TrainConfig) -> str:
+    """Of what determines a run's numbers: not of its folder, its logging or its seed."""
+    keys = ("algo", "env", "n_envs", "total_steps", "device", "dtype", "eval")
+    values = {k: v for k, v in asdict(cfg).items() if k in keys}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("ctrlrl", "torch", "numpy", "gymnasium", "mujoco"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The source tree's git commit, if it is a checkout."""
+    try:
+        here = Path(__file__).parent
+        out = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
+
+
+def run_folder(cfg: TrainConfig) -> Path:
+    """The folder of a new run: `run.dir`, which must be free, or a name that no other run has."""
+    if cfg.run.dir is not None:
+        path = Path(cfg.run.dir)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"run.dir={path} is taken; use another name, or go on with run.resume={path}")
+        return path
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{cfg.algo.name}-{cfg.env.name}-s{cfg.seed}-{stamp}-{os.getpid()}"

@@ -1,0 +1,96 @@
+"""The run's configuration: dataclasses only. Algorithms keep theirs beside the learner; defaults live nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class EnvConfig:
+    """One environment. `name` is a group option (`env=hopper`); `gym` takes any Gymnasium id (`env=gym env.id=...`)."""
+
+    name: str = ""
+    id: str | None = None  # Gymnasium id, for env=gym or env.backend=gymnasium
+    backend: str = "auto"  # auto | torch | mujoco | gymnasium
+    exact: bool = False  # MuJoCo: one MjData per world, trajectories equal Gymnasium's to the bit; a third slower
+    stagger: bool = True  # spread the start clocks, so that time limits do not all fall on one step
+    threads: int | None = None  # physics threads; null = all cores
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("auto", "torch", "mujoco", "gymnasium"):
+            raise ValueError(f"env.backend must be auto, torch, mujoco or gymnasium, got {self.backend!r}")
+        if self.name == "gym" and not self.id:
+            raise ValueError("env=gym needs a Gymnasium id, e.g. env.id=LunarLander-v3")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"env.threads must be at least 1 or null, got {self.threads}")
+
+
+@dataclass
+class EvalConfig:
+    every: int | None = None  # environment steps between evaluations; null = a tenth of the run; 0 = only at the end
+    episodes: int = 10
+    seed: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"eval.episodes must be at least 1, got {self.episodes}")
+        if self.every is not None and self.every < 0:
+            raise ValueError(f"eval.every must be at least 0 or null, got {self.every}")
+
+
+@dataclass
+class LogConfig:
+    every: float = 1.0  # seconds between rows of progress.csv
+    progress: bool = True  # the live bar
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"log.every must be at least 0 seconds, got {self.every}")
+
+
+@dataclass
+class CheckpointConfig:
+    every: float = 60.0  # seconds between checkpoints; the last and the best are always kept
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"checkpoint.every must be at least 0 seconds, got {self.every}")
+
+
+@dataclass
+class FolderConfig:
+    dir: str | None = None  # null = runs/<algo>-<env>-s<seed>-<time>
+    resume: str | None = None  # a run folder: go on where it stopped
+    report: bool = True  # write report.html, curve.png and, where the environment renders, video.mp4 at the end
+
+
+@dataclass
+class TrainConfig:
+    algo: Any = None
+    env: EnvConfig = field(default_factory=EnvConfig)
+    n_envs: int = 64
+    total_steps: int = 1_000_000
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    compile: str = "auto"
+    threads: int | None = None  # torch threads; null = 1 on a CPU for networks narrower than 256, else torch's choice
+    experiment: str = "auto"  # preset; auto = experiment/<algo>/<env> where there is one; none = plain defaults
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: FolderConfig = field(default_factory=FolderConfig)
+
+    def __post_init__(self) -> None:
+        if self.n_envs < 1:
+            raise ValueError(f"n_envs must be at least 1, got {self.n_envs}")
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.compile not in ("auto", "eager", "compile", "graph"):
+            raise ValueError(f"compile must be auto, eager, compile or graph, got {self.compile!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1 or null, got {self.threads}")

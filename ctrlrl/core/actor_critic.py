@@ -1,0 +1,263 @@
+"""The on-policy core. A paper overrides only the hook it changes: advantages, log_ratio, surrogate or value_loss.
+
+One update: scale rewards, advantages over the whole rollout, then epochs of minibatches of one joint loss
+    mean(surrogate) + vf_coef * mean(value_loss) - ent_coef * mean(entropy).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ctrlrl.core.compile import Graph, Mode, compiled, undoing
+from ctrlrl.core.learner import Learner
+from ctrlrl.core.update import GradStep, run_epochs
+from ctrlrl.functional.checks import in_range
+from ctrlrl.functional.distributions import adapt_learning_rate, approx_kl
+from ctrlrl.functional.masked import masked_mean, standardize
+from ctrlrl.functional.returns import discounted_sums, gae
+from ctrlrl.types import Extras, Metrics, PolicyOutput, Rollout, tree_map
+
+CHUNK = 2**18  # rows of a forward pass over a whole rollout: bounds the memory of its activations
+ACTIVATIONS = ("relu", "silu", "elu", "tanh", "gelu")
+
+
+@dataclass
+class ActorCriticConfig:
+    """What all on-policy algorithms share; defaults are Stable-Baselines3's."""
+
+    name: str = ""
+    learning_rate: float = 3e-4
+    lr_schedule: str = "constant"  # or "linear": to 0 over the run's environment steps
+    n_steps: int = 2048  # rollout length per environment
+    n_minibatches: int = 32
+    n_epochs: int = 10
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    adam_eps: float = 1e-5
+    normalize_advantage: str = "minibatch"  # "batch": once over the whole rollout (rsl_rl); "none"
+    normalize_obs: bool = False
+    normalize_reward: bool = False
+    target_kl: float | None = None  # ends an update at 1.5 x this KL; reads the device once a minibatch
+    desired_kl: float | None = None  # adapts the learning rate to this KL at every minibatch (rsl_rl), no host read
+    hidden: list[int] = field(default_factory=lambda: [64, 64])
+    vf_hidden: list[int] | None = None  # critic; None = as the actor
+    activation: str = "tanh"
+    orthogonal_init: bool = True
+    log_std_init: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        in_range(where, low=0.0, high=1.0, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        in_range(where, low=0.0, high=float("inf"), learning_rate=self.learning_rate, vf_coef=self.vf_coef)
+        in_range(where, low=0.0, high=float("inf"), max_grad_norm=self.max_grad_norm)
+        for name in ("n_steps", "n_minibatches", "n_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
+        for name, allowed in (
+            ("lr_schedule", ("constant", "linear")),
+            ("normalize_advantage", ("minibatch", "batch", "none")),
+            ("activation", ACTIVATIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{where}.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("target_kl", "desired_kl"):
+            value = getattr(self, name)
+            if value is not None and value <= 0.0:
+                raise ValueError(f"{where}.{name} must be positive or null, got {value}")
+
+
+class Batch(NamedTuple):
+    """One rollout, flat: what the loss of a minibatch reads. Observations are normalised already."""
+
+    obs: Tensor  # [N, O]
+    action: Tensor  # [N, A] or [N]
+    log_prob: Tensor  # [N]
+    value: Tensor  # [N] or [N, K], by the critic that acted
+    advantage: Tensor  # [N]
+    target: Tensor  # [N] or [N, K]
+    extras: Extras
+
+
+class ActorCriticLearner(Learner):
+    """nets: a module with `policy`, `critic`, `normalizer` and `reward_scaler`."""
+
+    loop = "on_policy"
+    cfg: Any
+
+    def __init__(self, cfg: Any, *, policy: nn.Module, critic: nn.Module, normalizer: nn.Module, reward_scaler: nn.Module):
+        self.cfg = cfg
+        self.nets = nn.ModuleDict(
+            {"policy": policy, "critic": critic, "normalizer": normalizer, "reward_scaler": reward_scaler}
+        )
+        self.policy, self.critic, self.normalizer, self.reward_scaler = policy, critic, normalizer, reward_scaler
+        params = [*policy.parameters(), *critic.parameters()]
+        self.opt = {
+            "actor_critic": GradStep(
+                params, learning_rate=cfg.learning_rate, max_grad_norm=cfg.max_grad_norm, eps=cfg.adam_eps
+            )
+        }
+        self.discounted_return: Tensor | None = None  # [B], runs across rollouts
+        self._mode: Mode = "eager"
+        self._loss = self.loss
+        self._act = self._sample
+        self._graphs: dict[int, Graph] = {}
+
+    # hooks -----------------------------------------------------------------------------------------------------------
+
+    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Advantage and value target, [T, B] each. Source: Schulman et al. 2016, arXiv:1506.02438."""
+        return gae(
+            rollout.reward,
+            rollout.value,
+            rollout.next_value,
+            rollout.terminated,
+            rollout.truncated,
+            gamma=self.cfg.gamma,
+            gae_lambda=self.cfg.gae_lambda,
+        )
+
+    def log_ratio(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """log pi_new(a|s) - log pi_old(a|s), entropy, and KL(old || new), [N] each, in nats."""
+        log_prob, entropy, kl = self.policy.evaluate(batch.obs, batch.action, batch.extras)
+        log_ratio = log_prob - batch.log_prob
+        return log_ratio, entropy, approx_kl(log_ratio.detach()) if kl is None else kl
+
+    def surrogate(self, log_ratio: Tensor, batch: Batch, value: Tensor) -> Tensor:
+        """The policy loss per sample, [N]; `value` is the critic's output on batch.obs, computed once a minibatch."""
+        raise NotImplementedError
+
+    def value_loss(self, value: Tensor, batch: Batch) -> Tensor:
+        """The critic's loss per sample."""
+        return (value - batch.target).square()
+
+    # acting ----------------------------------------------------------------------------------------------------------
+
+    def _sample(self, obs: Tensor) -> PolicyOutput:
+        return self.policy.act(self.normalizer(obs))
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
+        if deterministic:
+            return self.policy.act(self.normalizer(obs), deterministic=True)
+        out = self._act(obs)
+        # the acting distribution is kept only for a rule that compares it with the new one
+        return out if self.cfg.desired_kl is not None else out._replace(extras={})
+
+    @torch.no_grad()
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s) of raw observations [..., O]."""
+        flat = obs.reshape(-1, obs.shape[-1])
+        return torch.cat([self._value(self.normalizer(rows)) for rows in flat.split(CHUNK)]).view(obs.shape[:-1])
+
+    def _value(self, obs: Tensor) -> Tensor:
+        return self.critic(obs)
+
+    # learning --------------------------------------------------------------------------------------------------------
+
+    def update(self, rollout: Rollout) -> Metrics:
+        with torch.no_grad():
+            rollout = rollout._replace(reward=self._scaled(rollout))
+            advantage, target = self.advantages(rollout)
+            raw_obs, batch = self._flatten(rollout, advantage, target)
+            if self.cfg.normalize_advantage == "batch":
+                batch = batch._replace(advantage=standardize(batch.advantage))
+        metrics, n_steps = run_epochs(
+            batch, self.step, n_epochs=self.cfg.n_epochs, n_minibatches=self.cfg.n_minibatches
+        )
+        self.normalizer.merge(raw_obs)
+        residual = (batch.target - batch.value).var(unbiased=False)
+        metrics["value/explained_variance"] = 1.0 - residual / (batch.target.var(unbiased=False) + 1e-8)
+        metrics["train/learning_rate"] = self.opt["actor_critic"].learning_rate.clone()
+        metrics["train/gradient_steps"] = torch.tensor(float(n_steps))
+        return metrics
+
+    def _scaled(self, rollout: Rollout) -> Tensor:
+        """Rewards divided by the running deviation of the discounted return, this rollout's returns included."""
+        if not self.cfg.normalize_reward:
+            return rollout.reward
+        done = rollout.terminated | rollout.truncated
+        if self.discounted_return is None:
+            self.discounted_return = torch.zeros_like(rollout.reward[0])
+        sums = discounted_sums(rollout.reward, done, self.discounted_return, gamma=self.cfg.gamma)
+        self.discounted_return.copy_(sums[-1] * ~done[-1])
+        self.reward_scaler.merge(sums.reshape(-1))
+        return self.reward_scaler(rollout.reward)
+
+    def _flatten(self, rollout: Rollout, advantage: Tensor, target: Tensor) -> tuple[Tensor, Batch]:
+        """[T, B] to [N]: views, but for rows that were no transitions, which are dropped here."""
+        extras = dict(rollout.extras)
+        valid = extras.pop("mask", None)
+        columns = (rollout.obs, rollout.action, rollout.log_prob, rollout.value, advantage, target, extras)
+        obs, *rest = tree_map(lambda x: x.flatten(0, 1) if valid is None else x[valid], columns)
+        return obs, Batch(torch.cat([self.normalizer(rows) for rows in obs.split(CHUNK)]), *rest)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The joint loss of one minibatch and its metrics; the unit that is compiled."""
+        cfg = self.cfg
+        if cfg.normalize_advantage == "minibatch":
+            batch = batch._replace(advantage=standardize(batch.advantage))
+        log_ratio, entropy, kl = self.log_ratio(batch)
+        value = self.critic(batch.obs)
+        policy_loss = masked_mean(self.surrogate(log_ratio, batch, value))
+        value_loss = masked_mean(self.value_loss(value, batch))
+        total = policy_loss + cfg.vf_coef * value_loss
+        mean_entropy = masked_mean(entropy)
+        if cfg.ent_coef:
+            total = total - cfg.ent_coef * mean_entropy
+        return total, {
+            "loss/policy": policy_loss.detach(),
+            "loss/value": value_loss.detach(),
+            "policy/entropy": mean_entropy.detach(),
+            "policy/kl": masked_mean(kl),
+        }
+
+    def step(self, batch: Batch) -> Metrics | None:
+        if self._mode == "graph":
+            n = batch.obs.shape[0]
+            if n not in self._graphs:
+                opt = self.opt["actor_critic"]
+                undo = undoing([opt.flat, *opt.state_dict().values()])
+                self._graphs[n] = Graph(self._step, (batch,), undo=undo)
+            return tree_map(torch.clone, self._graphs[n](batch))
+        return self._step(batch)
+
+    def _step(self, batch: Batch) -> Metrics | None:
+        opt = self.opt["actor_critic"]
+        loss, metrics = self._loss(batch)
+        if self.cfg.desired_kl is not None:
+            lr = adapt_learning_rate(opt.learning_rate, metrics["policy/kl"], desired_kl=self.cfg.desired_kl)
+            opt.learning_rate.copy_(lr)
+        if self.cfg.target_kl is not None and metrics["policy/kl"] > 1.5 * self.cfg.target_kl:
+            return None
+        opt(loss)
+        return metrics
+
+    def set_progress(self, done: float) -> None:
+        if self.cfg.lr_schedule == "linear":
+            self.opt["actor_critic"].learning_rate.fill_(self.cfg.learning_rate * (1.0 - done))
+
+    def set_compile(self, mode: str) -> None:
+        if mode == "graph" and self.cfg.target_kl is not None:
+            raise ValueError("algo.target_kl reads the device at every minibatch, which a CUDA graph cannot do. Use desired_kl.")
+        self._mode = mode  # type: ignore[assignment]
+        if mode == "compile":
+            self._loss = compiled(self.loss, "compile")
+            self._act = compiled(self._sample, "compile")
+
+    def training_state(self) -> dict[str, Tensor]:
+        state = super().training_state()
+        if self.discounted_return is not None:
+            state["discounted_return"] = self.discounted_return
+        return state
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        super().load_training_state(state)
+        if "discounted_return" in state:
+            self.discounted_return = state["discounted_return"].clone()

@@ -1,0 +1,54 @@
+"""What every algorithm is: networks, optimiser steps, and `update(batch)`.
+
+A learner never sees an environment. A loop reads what the learner declares (`loop`, `needs`) and never its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ctrlrl.core.update import GradStep
+from ctrlrl.types import Metrics, PolicyOutput, Transition
+
+
+class Learner:
+    loop: ClassVar[str]  # "on_policy", "off_policy", "hybrid", "tokens"
+    needs: ClassVar[frozenset[str]] = frozenset()  # extras it reads: "next_action", "post_obs", ...
+    config: ClassVar[type]  # the dataclass that holds the defaults
+
+    nets: nn.Module
+    opt: dict[str, GradStep]
+
+    def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
+        """Raw observations [B, O] to actions; observation normalisation happens inside."""
+        raise NotImplementedError
+
+    def prefit(self, data: Transition) -> None:
+        """See the whole data set once before the first update; by default nothing."""
+
+    def update(self, batch: Any) -> Metrics:
+        """Learn from one batch; returns 0-dim tensors on the device."""
+        raise NotImplementedError
+
+    def set_progress(self, done: float) -> None:
+        """Tell schedules which fraction of the run's steps is done, in [0, 1]; by default nothing."""
+
+    def set_compile(self, mode: str) -> None:
+        """Choose eager, compile or graph before the first update; by default everything stays eager."""
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Everything that acting needs: networks and normalisers."""
+        return dict(self.nets.state_dict())
+
+    def load_model_state(self, state: dict[str, Tensor]) -> None:
+        self.nets.load_state_dict(state)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What only going on with training needs."""
+        return {f"{name}/{key}": t for name, opt in self.opt.items() for key, t in opt.state_dict().items()}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        for name, opt in self.opt.items():
+            opt.load_state_dict({key: state[f"{name}/{key}"] for key in opt.state_dict()})

@@ -1,0 +1,97 @@
+"""The two halves of every gradient method here: slice a batch into minibatches, and take one clipped Adam step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ctrlrl.types import Metrics, Tree, tree_map
+
+
+class GradStep:
+    """Backward pass, global-norm clip, one fused Adam step.
+
+    The parameters are made views of one flat vector, so clip and Adam are one kernel each, however many layers there are.
+    learning_rate is a 0-dim tensor: schedules and KL rules change it without a host read or a recompilation.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        learning_rate: float,
+        max_grad_norm: float | None = None,
+        eps: float = 1e-8,
+    ):
+        self.params = list(params)
+        device = self.params[0].device
+        self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.params]))
+        self._share()
+        self.learning_rate = torch.tensor(learning_rate, device=device)
+        self.max_grad_norm = max_grad_norm
+        self.adam = torch.optim.Adam(
+            [self.flat], lr=self.learning_rate, eps=eps, fused=True, capturable=device.type == "cuda"
+        )
+        # the state exists from the start, so that it can be saved, loaded and captured before the first step
+        self.adam.state[self.flat] = {
+            "step": torch.zeros((), device=device),
+            "exp_avg": torch.zeros_like(self.flat),
+            "exp_avg_sq": torch.zeros_like(self.flat),
+        }
+
+    def _share(self) -> None:
+        offset = 0
+        for p in self.params:
+            p.data = self.flat.data[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
+
+    def __call__(self, loss: Tensor) -> None:
+        grads = torch.autograd.grad(loss, self.params, allow_unused=True, materialize_grads=True)
+        self.apply(torch.cat([g.reshape(-1) for g in grads]))
+
+    def apply(self, grad: Tensor) -> None:
+        """One step along `grad`, the flat gradient in the order of `params`."""
+        if self.max_grad_norm is not None:
+            grad = grad * (self.max_grad_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
+        self.flat.grad = grad
+        self.adam.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {**self.adam.state[self.flat], "learning_rate": self.learning_rate}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+
+def run_epochs(
+    batch: Tree, step: Callable[[Tree], Metrics | None], *, n_epochs: int, n_minibatches: int
+) -> tuple[Metrics, int]:
+    """Call `step` on every minibatch of `batch`, reshuffled each epoch; return the mean metrics and the steps taken.
+
+    batch: any NamedTuple of tensors of one length N on axis 0. Minibatches differ in size by at most one row.
+    step:  returns the minibatch's metrics, or None to end the update before its gradient step (a KL limit).
+    """
+    leaves: list[Tensor] = []
+    tree_map(leaves.append, batch)
+    n, device = leaves[0].shape[0], leaves[0].device
+    edges = [n * i // n_minibatches for i in range(n_minibatches + 1)]
+    slices = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+    history: list[Metrics] = []
+    stopped = False
+    for _ in range(n_epochs):
+        order = torch.randperm(n, device=device)
+        # one gather a field and epoch; the minibatches are then views
+        shuffled = tree_map(lambda x, order=order: x.index_select(0, order), batch)
+        for rows in slices:
+            metrics = step(tree_map(lambda x, rows=rows: x[rows], shuffled))
+            stopped = metrics is None
+            if metrics is None:
+                break
+            history.append(metrics)
+        if stopped:
+            break
+    names = history[0] if history else {}
+    return {name: torch.stack([m[name] for m in history]).mean() for name in names}, len(history)

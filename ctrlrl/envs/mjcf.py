@@ -1,0 +1,280 @@
+"""Gymnasium's MuJoCo robot tasks as torch functions of the physics state: observation, reward, termination, reset.
+
+Written once for every engine: `mujoco_cpu.py` and a GPU engine fill the same `Physics`. A task names the MjData fields it reads
+beyond positions and velocities in `needs`, so the planar robots pay for nothing. Everything is float64 SI units, batched over B.
+The rules and numbers are those of gymnasium/envs/mujoco/*_v5.py and *_v4.py (Gymnasium 1.x); names ending in -v4 follow the latter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Physics(NamedTuple):
+    """What a task may read. Fields have MuJoCo's layout and its lag: they belong to the last evaluation inside mj_step."""
+
+    qpos: Tensor  # [B, nq]
+    qvel: Tensor  # [B, nv]
+    control: Tensor  # [B, nu] what the actuators got, in control units
+    before: Tensor  # [B] task.progress of the state before the step, m
+    fields: dict[str, Tensor]  # what task.needs names, [B, ...] as in MjData
+    body_mass: Tensor  # [nbody] kg
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.square().sum(-1).sqrt()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A robot that is paid for moving along x; the base of all others.
+
+    `reset` takes uniform numbers in [0, 1) and standard normal ones, so that the caller owns the randomness.
+    """
+
+    name: str
+    model: str  # file in gymnasium/envs/mujoco/assets
+    obs_dim: int
+    action_dim: int
+    frame_skip: int
+    timestep: float  # s, of the model
+    noise: float  # half-width (or standard deviation) of the reset noise
+    normal_velocity: bool = False  # velocities of a reset are normal instead of uniform
+    episode_length: int = 1000
+    needs: tuple[str, ...] = ()
+    skip: int = 1  # leading positions the observation leaves out
+    forward_weight: float = 1.0
+    control_weight: float = 0.0
+    healthy_reward: float = 0.0
+    pay_unhealthy: bool = False  # v4 pays the healthy reward on the terminal step too
+
+    @property
+    def dt(self) -> float:
+        """Seconds of one control step."""
+        return self.timestep * self.frame_skip
+
+    def n_uniform(self, nq: int, nv: int) -> int:
+        return nq if self.normal_velocity else nq + nv
+
+    def n_normal(self, nv: int) -> int:
+        return nv if self.normal_velocity else 0
+
+    def progress(self, p: Physics) -> Tensor:
+        """[B] m; its change over a step is the forward velocity."""
+        return p.qpos[:, 0]
+
+    def observation(self, p: Physics) -> Tensor:
+        return torch.cat((p.qpos[:, self.skip :], p.qvel), 1)
+
+    def terminated(self, p: Physics) -> Tensor:
+        return torch.zeros_like(p.before, dtype=torch.bool)
+
+    def reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        forward = (self.progress(p) - p.before) * (self.forward_weight / self.dt)
+        reward = torch.sub(forward, p.control.square().sum(1), alpha=self.control_weight)
+        if self.healthy_reward == 0.0:
+            return reward
+        if self.pay_unhealthy:
+            return reward + self.healthy_reward
+        return torch.add(reward, ~terminated, alpha=self.healthy_reward)
+
+    def reset(self, uniform: Tensor, normal: Tensor, qpos0: Tensor, qvel0: Tensor) -> tuple[Tensor, Tensor]:
+        """uniform [n, n_uniform], normal [n, n_normal] -> positions [n, nq], velocities [n, nv] of new episodes."""
+        nq = qpos0.shape[0]
+        qpos = qpos0 + self.noise * (2.0 * uniform[:, :nq] - 1.0)
+        qvel = qvel0 + self.noise * (normal if self.normal_velocity else 2.0 * uniform[:, nq:] - 1.0)
+        return qpos, qvel
+
+
+@dataclass(frozen=True)
+class Planar(Task):
+    """Hopper and Walker2d: healthy while height, pitch and (Hopper) all other coordinates stay in an open range."""
+
+    height: tuple[float, float] = (-math.inf, math.inf)  # m
+    pitch: float = math.inf  # rad
+    state_bound: float = math.inf
+
+    def observation(self, p: Physics) -> Tensor:
+        return torch.cat((p.qpos[:, 1:], p.qvel.clamp(-10.0, 10.0)), 1)
+
+    def terminated(self, p: Physics) -> Tensor:
+        low, high = self.height
+        z = p.qpos[:, 1]
+        healthy = (z > low) & (p.qpos[:, 2].abs() < self.pitch)
+        if high < math.inf:
+            healthy &= z < high
+        if self.state_bound < math.inf:
+            largest = torch.maximum(p.qpos[:, 2:].abs().amax(1), p.qvel.abs().amax(1))  # amax keeps NaN: unhealthy
+            healthy &= largest < self.state_bound
+        return ~healthy
+
+
+@dataclass(frozen=True)
+class Ant(Task):
+    """v5 observes the contact forces of every body but the world, clipped to [-1, 1], and charges for them."""
+
+    height: tuple[float, float] = (0.2, 1.0)  # m, closed
+    contact_weight: float = 0.0
+
+    def progress(self, p: Physics) -> Tensor:
+        return p.fields["xpos"][:, 1, 0]  # the torso
+
+    def observation(self, p: Physics) -> Tensor:
+        if self.contact_weight == 0.0:
+            return super().observation(p)
+        forces = p.fields["cfrc_ext"][:, 1:].clamp(-1.0, 1.0).flatten(1)
+        return torch.cat((p.qpos[:, 2:], p.qvel, forces), 1)
+
+    def terminated(self, p: Physics) -> Tensor:
+        z = p.qpos[:, 2]
+        finite = torch.isfinite(p.qpos).all(1) & torch.isfinite(p.qvel).all(1)
+        return ~(finite & (z >= self.height[0]) & (z <= self.height[1]))
+
+    def reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        reward = super().reward(p, terminated)
+        if self.contact_weight == 0.0:
+            return reward
+        cost = p.fields["cfrc_ext"].clamp(-1.0, 1.0).square().sum((1, 2))
+        return torch.sub(reward, cost, alpha=self.contact_weight)
+
+
+@dataclass(frozen=True)
+class Humanoid(Task):
+    """v5 leaves out the always-zero rows of the world body and the root joint; v4 keeps them and pays no contact cost."""
+
+    height: tuple[float, float] = (1.0, 2.0)  # m, open
+    contact_weight: float = 5e-7
+    first_body: int = 1
+    first_force: int = 6
+
+    def progress(self, p: Physics) -> Tensor:
+        return p.fields["xipos"][:, :, 0] @ p.body_mass / p.body_mass.sum()  # centre of mass
+
+    def observation(self, p: Physics) -> Tensor:
+        f, first = p.fields, self.first_body
+        return torch.cat(
+            (
+                p.qpos[:, 2:],
+                p.qvel,
+                f["cinert"][:, first:].flatten(1),
+                f["cvel"][:, first:].flatten(1),
+                f["qfrc_actuator"][:, self.first_force :],
+                f["cfrc_ext"][:, first:].flatten(1),
+            ),
+            1,
+        )
+
+    def terminated(self, p: Physics) -> Tensor:
+        z = p.qpos[:, 2]
+        return ~((z > self.height[0]) & (z < self.height[1]))
+
+    def contact_cost(self, p: Physics) -> Tensor:
+        return (self.contact_weight * p.fields["cfrc_ext"].square().sum((1, 2))).clamp(max=10.0)
+
+    def reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        reward = super().reward(p, terminated)
+        return reward if self.contact_weight == 0.0 else reward - self.contact_cost(p)
+
+
+@dataclass(frozen=True)
+class HumanoidStandup(Humanoid):
+    """Paid for the height of the torso over the model's time step, as Gymnasium writes it, plus one."""
+
+    def progress(self, p: Physics) -> Tensor:
+        return p.qpos[:, 2]
+
+    def terminated(self, p: Physics) -> Tensor:
+        return torch.zeros_like(p.before, dtype=torch.bool)
+
+    def reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        up = p.qpos[:, 2] / self.timestep
+        return up - self.control_weight * p.control.square().sum(1) - self.contact_cost(p) + 1.0
+
+
+@dataclass(frozen=True)
+class Reacher(Task):
+    """Two links and a target that is drawn evenly from a disc of 0.2 m."""
+
+    def _offset(self, p: Physics) -> Tensor:
+        return p.fields["xpos"][:, 3] - p.fields["xpos"][:, 4]  # fingertip - target
+
+    def observation(self, p: Physics) -> Tensor:
+        angle = p.qpos[:, :2]
+        return torch.cat((angle.cos(), angle.sin(), p.qpos[:, 2:], p.qvel[:, :2], self._offset(p)[:, :2]), 1)
+
+    def reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        return -_norm(self._offset(p)) - self.control_weight * p.control.square().sum(1)
+
+    def reset(self, uniform: Tensor, normal: Tensor, qpos0: Tensor, qvel0: Tensor) -> tuple[Tensor, Tensor]:
+        qpos = qpos0 + 0.1 * (2.0 * uniform[:, :4] - 1.0)
+        qvel = qvel0 + 0.005 * (2.0 * uniform[:, 4:] - 1.0)
+        # the last two numbers of each row are free: the target's own are overwritten; polar form instead of rejection
+        radius, angle = 0.2 * uniform[:, 2].sqrt(), 2.0 * math.pi * uniform[:, 3]
+        qpos[:, 2], qpos[:, 3] = radius * angle.cos(), radius * angle.sin()
+        qvel[:, 2:] = 0.0
+        return qpos, qvel
+
+
+@dataclass(frozen=True)
+class Pusher(Task):
+    """A seven-joint arm pushes a cylinder to the goal; the cylinder starts at least 0.17 m from it."""
+
+    tries: int = 32  # a try is accepted with probability 0.62: all 32 fail in 3e-14 of the resets
+
+    def n_uniform(self, nq: int, nv: int) -> int:
+        return nv + 2 * self.tries
+
+    def observation(self, p: Physics) -> Tensor:
+        xpos = p.fields["xpos"]  # bodies 10, 11, 12: tips_arm, object, goal
+        return torch.cat((p.qpos[:, :7], p.qvel[:, :7], xpos[:, 10], xpos[:, 11], xpos[:, 12]), 1)
+
+    def reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        xpos = p.fields["xpos"]
+        near, far = _norm(xpos[:, 11] - xpos[:, 10]), _norm(xpos[:, 11] - xpos[:, 12])
+        return -far - 0.1 * p.control.square().sum(1) - 0.5 * near
+
+    def reset(self, uniform: Tensor, normal: Tensor, qpos0: Tensor, qvel0: Tensor) -> tuple[Tensor, Tensor]:
+        n, nv = uniform.shape[0], qvel0.shape[0]
+        tries = uniform[:, nv:].view(n, self.tries, 2)
+        spot = torch.stack((-0.3 + 0.3 * tries[..., 0], -0.2 + 0.4 * tries[..., 1]), -1)
+        first = (_norm(spot) > 0.17).to(torch.uint8).argmax(1)
+        qpos = qpos0.repeat(n, 1)
+        qpos[:, -4:-2] = spot[torch.arange(n, device=spot.device), first]
+        qpos[:, -2:] = 0.0
+        qvel = qvel0 + 0.005 * (2.0 * uniform[:, :nv] - 1.0)
+        qvel[:, -4:] = 0.0
+        return qpos, qvel
+
+
+@dataclass(frozen=True)
+class InvertedPendulum(Task):
+    def terminated(self, p: Physics) -> Tensor:
+        finite = torch.isfinite(p.qpos).all(1) & torch.isfinite(p.qvel).all(1)
+        return ~finite | (p.qpos[:, 1].abs() > 0.2)
+
+    def reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        return (~terminated).to(p.qpos.dtype)
+
+
+@dataclass(frozen=True)
+class InvertedDoublePendulum(Task):
+    """Observes sines and cosines, and the force that stops the cart at the end of its rail."""
+
+    def observation(self, p: Physics) -> Tensor:
+        angle = p.qpos[:, 1:]
+        force = p.fields["qfrc_constraint"][:, :1].clamp(-10.0, 10.0)
+        return torch.cat((p.qpos[:, :1], angle.sin(), angle.cos(), p.qvel.clamp(-10.0, 10.0), force), 1)
+
+    def terminated(self, p: Physics) -> Tensor:
+        return p.fields["site_xpos"][:, 0, 2] <= 1.0  # m, the tip
+
+    def reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        tip = p.fields["site_xpos"][:, 0]
+        distance = 0.01 * tip[:, 0].square() + (tip[:, 2] - 2.0).square()
+        speed = 1e-3 * p.qvel[:, 1].square() + 5e-3 * p.qvel[:, 2].square()
+        return self.healthy_reward * ~terminated - distance - speed

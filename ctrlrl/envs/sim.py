@@ -1,0 +1,237 @@
+"""Simulators as pure functions (`Sim`) and the vectorised environment made of one (`BatchedSim`).
+
+Inside a simulator the lanes are the LAST axis: a state is a NamedTuple of [B] (or [K, B]) tensors, one per physical
+quantity, so every operation runs over contiguous memory and a [B] mask broadcasts against any field. Observations are
+[B, O] as everywhere, but stored column by column: call .contiguous() where rows must be adjacent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrlrl.envs.lane_random import uniform
+from ctrlrl.types import EnvSpec, TimeStep, tree_map
+
+State = Any  # a NamedTuple of [B] or [K, B] tensors; every simulator has its own
+
+# Reset noise is drawn ahead, so many steps at once that a draw is about this large: below it a draw costs the dispatch of
+# its ~40 operations, whatever its size.
+_DRAW_SIZE = 16_384
+# Above this many lanes a CPU draws noise for the lanes that ended only: few did, and a host may look which.
+_SPARSE_LANES = 4096
+
+
+class Sim:
+    """A task as pure, batched, compilable functions; subclasses state its sizes and physics.
+
+    Actions reaching `step` lie in [-1, 1] ([B, A], the simulator scales them) or are int64 [B]: `BatchedSim` clamps.
+    """
+
+    obs_dim: int
+    action_dim: int = 0  # size of a continuous action; 0 for discrete actions
+    n_actions: int = 0  # number of discrete actions; 0 for continuous actions
+    episode_length: int  # time limit in steps; 0 = none
+    n_random: int  # uniform draws that one reset needs
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Sim:
+        """The same simulator with its parameter tensors, if any, on `device`; must not change `self`."""
+        return self
+
+    def init(self, noise: Tensor) -> State:
+        """First states of B episodes from noise [B, n_random], uniform in [0, 1); the state has the noise's dtype."""
+        raise NotImplementedError
+
+    def step(self, state: State, action: Tensor) -> tuple[State, Tensor, Tensor]:
+        """One control step: the next state, reward [B], terminated [B] bool."""
+        raise NotImplementedError
+
+    def observe(self, state: State) -> Tensor:
+        """[B, O]."""
+        raise NotImplementedError
+
+
+def columns(*values: Tensor) -> Tensor:
+    """[B] tensors to one [B, O] observation, stored column by column: the writes stay contiguous and vectorised."""
+    return torch.stack(values).T
+
+
+def advance(
+    sim: Sim, limit: int, state: State, clock: Tensor, action: Tensor, fresh: State | None, fresh_obs: Tensor | None
+) -> tuple[State, Tensor, TimeStep]:
+    """One step of B lanes with reset, as a pure function without host reads: the compile and graph unit.
+
+    clock: [B] int32, steps taken in the episode. fresh, fresh_obs: the state and observation [B, O] that a lane restarts
+    from if its episode ends in this step. Without them the ended lanes keep their last state and observation, for a
+    caller that overwrites them, and only their clocks restart.
+    """
+    if sim.action_dim:
+        action = action.clamp(-1.0, 1.0)
+    state, reward, terminated = sim.step(state, action)
+    final_obs = sim.observe(state)
+    clock = clock + 1
+    if limit:
+        ended = clock >= limit
+        truncated = ended > terminated  # ended and not terminated, in one operation
+        done = ended | terminated
+    else:
+        truncated, done = torch.zeros_like(terminated), terminated
+    clock = clock.masked_fill(done, 0)
+    obs = final_obs
+    if fresh is not None and fresh_obs is not None:
+        # torch.where, not arithmetic: a NaN of the old episode must not survive in the new one
+        state = tree_map(lambda new, old: torch.where(done, new, old), fresh, state)
+        obs = torch.where(done.unsqueeze(1), fresh_obs, final_obs)
+    return state, clock, TimeStep(obs, final_obs, reward, terminated, truncated, {})
+
+
+class BatchedSim:
+    """`n_envs` lanes of one `Sim` as a VecEnv: same-step auto-reset, true final observations, staggered time limits.
+
+    seed:     every reset is a hash of (seed, lane, vector step), so lane 3 does the same whatever `n_envs` is. None takes
+              one from torch's global generator.
+    stagger:  lanes start with clocks uniform in [0, limit); else all time limits fall into the same step.
+    compile:  fuse the step with torch.compile (some 10 s at the first step); its outputs are then buffers that the next
+              step overwrites. The speed for many lanes depends on it.
+
+    On a GPU a step reads nothing back and updates the state in place, so it can be captured in a CUDA graph; the seed is
+    a constant of that graph.
+    """
+
+    def __init__(
+        self,
+        sim: Sim,
+        n_envs: int,
+        *,
+        seed: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        stagger: bool = True,
+        episode_length: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        if n_envs < 1:
+            raise ValueError(f"BatchedSim needs n_envs >= 1, got {n_envs}")
+        limit = sim.episode_length if episode_length is None else episode_length
+        if limit < 0:
+            raise ValueError(f"episode_length must be >= 0 (0 = no limit), got {limit}")
+        self.device = torch.device(device)
+        self.sim, self.dtype, self.stagger, self.limit = sim.to(self.device, dtype), dtype, stagger, limit
+        self.spec = EnvSpec(sim.obs_dim, sim.action_dim, sim.n_actions, 1, n_envs, limit, self.device)
+        self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        self._sparse = self.device.type == "cpu" and n_envs > _SPARSE_LANES
+        # On a GPU one step ahead only: a captured graph has no host that could refill a block.
+        self._block = max(1, _DRAW_SIZE // n_envs) if self.device.type == "cpu" else 1
+        self._lane = torch.arange(n_envs, device=self.device)
+        self._tick = torch.zeros(1, dtype=torch.int64, device=self.device)  # index of the draw that the next step uses
+        self._clock = torch.zeros(n_envs, dtype=torch.int32, device=self.device)
+        self._state: State = None
+        self._step = self._compiled_step() if compile else self._eager_step
+        self._started = False
+
+    def reset(self, seed: int | None = None) -> Tensor:
+        """First observations [B, O]. A seed starts its random sequence anew, None goes on in the present one."""
+        if seed is not None:
+            self.seed = seed
+            self._tick.zero_()
+        noise = uniform(self.seed, self._lane, self._tick.expand(len(self._lane)), self.sim.n_random + 1)
+        if self.limit and self.stagger:
+            self._clock.copy_((noise[:, -1] * self.limit).long().clamp_(max=self.limit - 1))
+        else:
+            self._clock.zero_()
+        self._tick += 1
+        self._set_state(self._to_state(noise[:, :-1]))
+        return self.sim.observe(self._state)
+
+    def step(self, action: Tensor) -> TimeStep:
+        if not self._started:
+            raise RuntimeError("call reset() before step()")
+        with torch.no_grad():
+            out = self._sparse_step(action) if self._sparse else self._step(action, *self._next_fresh())
+            self._tick += 1
+        return out
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of everything that the next steps depend on; load it into an environment of the same task and size."""
+        fields = {f"state.{name}": value.clone() for name, value in self._state._asdict().items()}
+        seed = torch.tensor(self.seed, dtype=torch.int64)
+        return {"seed": seed, "tick": self._tick.clone(), "clock": self._clock.clone(), **fields}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state["clock"].shape != self._clock.shape:
+            raise ValueError(f"state of {len(state['clock'])} lanes cannot be loaded into {len(self._clock)}")
+        self.seed = int(state["seed"])
+        self._tick.copy_(state["tick"])
+        self._clock.copy_(state["clock"])
+        template = self.sim.init(torch.zeros(1, self.sim.n_random, dtype=torch.float64, device=self.device))
+        fields = {name: state[f"state.{name}"].to(self.device, self.dtype) for name in template._fields}
+        self._set_state(type(template)(**fields))
+
+    def close(self) -> None:
+        pass
+
+    def _to_state(self, noise: Tensor) -> State:
+        """In float64 and then rounded: the bounds of a reset hold in every dtype."""
+        return tree_map(lambda x: x.to(self.dtype), self.sim.init(noise))
+
+    def _set_state(self, state: State) -> None:
+        if self._state is None:
+            self._state = tree_map(torch.clone, state)
+        else:  # in place: a captured graph and the compiled step know the state by its address
+            tree_map(Tensor.copy_, self._state, state)
+        self._row = self._block  # what was drawn ahead belongs to the old sequence
+        self._started = True
+
+    def _next_fresh(self) -> tuple[State, Tensor]:
+        """The states and observations [B, O] that lanes ending in this step restart from."""
+        if self._row == self._block or self._block == 1:
+            n, k = len(self._lane), self._block
+            ticks = (self._tick + torch.arange(k, device=self.device)).repeat_interleave(n)
+            state = self._to_state(uniform(self.seed, self._lane.repeat(k), ticks, self.sim.n_random))
+            obs = self.sim.observe(state).T.unflatten(-1, (k, n)).unbind(-2)
+            fields = (x.unflatten(-1, (k, n)).unbind(-2) for x in state)
+            self._fresh = [(type(state)(*row), o.T) for *row, o in zip(*fields, obs, strict=True)]
+            self._row = 0
+        self._row += 1
+        return self._fresh[self._row - 1]
+
+    def _sparse_step(self, action: Tensor) -> TimeStep:
+        out = self._step(action, None, None)
+        lane = torch.nonzero(out.terminated | out.truncated).squeeze(1)
+        if len(lane) == 0:
+            return out
+        fresh = self._to_state(uniform(self.seed, lane, self._tick.expand(len(lane)), self.sim.n_random))
+        tree_map(lambda old, new: old.index_copy_(-1, lane, new), self._state, fresh)
+        obs = out.obs.T.clone() if out.obs is out.final_obs else out.obs.T
+        obs.index_copy_(1, lane, self.sim.observe(fresh).T)
+        return out._replace(obs=obs.T)
+
+    def _eager_step(self, action: Tensor, fresh: State | None, fresh_obs: Tensor | None) -> TimeStep:
+        state, clock, out = advance(self.sim, self.limit, self._state, self._clock, action, fresh, fresh_obs)
+        tree_map(Tensor.copy_, self._state, state)
+        self._clock.copy_(clock)
+        return out
+
+    def _compiled_step(self) -> Any:
+        n, o, sim, limit = self.spec.n_envs, self.spec.obs_dim, self.sim, self.limit
+        flag = torch.zeros(n, dtype=torch.bool, device=self.device)
+        row = torch.zeros(n, dtype=self.dtype, device=self.device)
+        obs = torch.zeros(o, n, dtype=self.dtype, device=self.device).T
+        # Outputs into the same buffers at every step: fresh blocks of megabytes cost more page faults than arithmetic.
+        buffers = TimeStep(obs, obs.clone(), row, flag, flag.clone(), {})
+
+        def step_into(out: TimeStep, state: State, clock: Tensor, action: Tensor, fresh: Any, fresh_obs: Any) -> None:
+            new_state, new_clock, new_out = advance(sim, limit, state, clock, action, fresh, fresh_obs)
+            tree_map(Tensor.copy_, state, new_state)
+            clock.copy_(new_clock)
+            tree_map(Tensor.copy_, out, new_out)
+
+        fused = torch.compile(step_into, dynamic=False, fullgraph=True)
+
+        def step(action: Tensor, fresh: State | None, fresh_obs: Tensor | None) -> TimeStep:
+            fused(buffers, self._state, self._clock, action, fresh, fresh_obs)
+            return buffers
+
+        return step

@@ -1,0 +1,47 @@
+"""The one place where losses are averaged, and statistics that ignore masked elements. mask: True = counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor | None = None, *, count: Tensor | float | None = None) -> Tensor:
+    """Sum of the counting elements over their number, 0-dim; 0 when nothing counts.
+
+    x:     any shape; what lies under a False mask may be NaN.
+    mask:  bool, expands to x.
+    count: the number to divide by instead, e.g. the tokens of the whole batch: then the sum over micro-batches or ranks
+           is the mean of the whole.
+    """
+    if mask is None:
+        return x.mean() if count is None else x.sum() / count
+    mask = mask.expand_as(x)
+    total = torch.where(mask, x, 0.0).sum()
+    return total / (mask.sum().clamp(min=1) if count is None else count)
+
+
+def masked_std(x: Tensor, mask: Tensor | None = None, *, unbiased: bool = True) -> Tensor:
+    """Standard deviation of the counting elements, 0-dim; 0, not NaN, when fewer than two count.
+
+    unbiased: divide by n - 1.
+    """
+    if mask is None:
+        return x.std(correction=int(unbiased)) if x.numel() > 1 else torch.zeros_like(x).sum()
+    mask = mask.expand_as(x)
+    deviation = torch.where(mask, x - masked_mean(x, mask), 0.0)
+    return (deviation.square().sum() / (mask.sum() - int(unbiased)).clamp(min=1)).sqrt()
+
+
+def standardize(x: Tensor, mask: Tensor | None = None, *, eps: float = 1e-8) -> Tensor:
+    """(x - mean) / (std + eps) over the counting elements, with the unbiased std; same shape as x.
+
+    Masked elements become 0, and so does a single element (its std is undefined).
+    """
+    if mask is None:
+        if x.numel() < 2:
+            return torch.zeros_like(x)
+        std, mean = torch.std_mean(x)
+        return (x - mean) / (std + eps)
+    scaled = (x - masked_mean(x, mask)) / (masked_std(x, mask) + eps)
+    return torch.where(mask, scaled, 0.0)

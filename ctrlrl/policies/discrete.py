@@ -1,0 +1,36 @@
+"""Categorical policy for discrete actions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ctrlrl.functional import distributions as dist
+from ctrlrl.nn.mlp import mlp
+from ctrlrl.types import Extras, PolicyOutput
+
+
+class CategoricalPolicy(nn.Module):
+    def __init__(
+        self, obs_dim: int, n_actions: int, hidden: Sequence[int], *, activation: str, orthogonal: bool = True
+    ):
+        super().__init__()
+        self.logits = mlp((obs_dim, *hidden, n_actions), activation=activation, output_gain=0.01, orthogonal=orthogonal)
+
+    def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
+        """obs [B, O] -> action [B] int64; log_prob is None for a deterministic action."""
+        logits = self.logits(obs)
+        if deterministic:
+            return PolicyOutput(logits.argmax(-1), None, {})
+        action = dist.categorical_sample(logits)
+        return PolicyOutput(action, dist.categorical_log_prob(logits, action), {"logits": logits})
+
+    def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
+        return dist.categorical_log_prob(self.logits(obs), action)
+
+    def evaluate(self, obs: Tensor, action: Tensor, old: Extras) -> tuple[Tensor, Tensor, Tensor | None]:
+        """log_prob [N], entropy [N], and KL(old || new) [N] when `old` holds the acting policy's logits."""
+        logits = self.logits(obs)
+        kl = dist.categorical_kl(old["logits"], logits.detach()) if "logits" in old else None
+        return dist.categorical_log_prob(logits, action), dist.categorical_entropy(logits), kl

@@ -1,0 +1,72 @@
+"""Lazy tables: a name to "module:Class". One line per name; nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+ALGORITHMS = {
+    "ppo": "ctrlrl.algos.ppo:PPOLearner",
+    "bpo": "ctrlrl.algos.bpo:BPOLearner",
+}
+
+SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
+    "cartpole": "ctrlrl.envs.classic:CartPole",
+    "pendulum": "ctrlrl.envs.classic:Pendulum",
+    "mountaincar": "ctrlrl.envs.classic:MountainCar",
+    "mountaincar_continuous": "ctrlrl.envs.classic:MountainCarContinuous",
+    "acrobot": "ctrlrl.envs.classic:Acrobot",
+    "pointmass": "ctrlrl.envs.classic:PointMass",
+    "lqr": "ctrlrl.envs.classic:LQR",
+}
+
+ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymnasium id of the same task
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "walker2d": "Walker2d-v5",
+    "ant": "Ant-v5",
+    "humanoid": "Humanoid-v5",
+    "humanoid_standup": "HumanoidStandup-v5",
+    "swimmer": "Swimmer-v5",
+    "reacher": "Reacher-v5",
+    "pusher": "Pusher-v5",
+    "inverted_pendulum": "InvertedPendulum-v5",
+    "inverted_double_pendulum": "InvertedDoublePendulum-v5",
+    "halfcheetah-v4": "HalfCheetah-v4",
+    "hopper-v4": "Hopper-v4",
+    "walker2d-v4": "Walker2d-v4",
+    "ant-v4": "Ant-v4",
+    "humanoid-v4": "Humanoid-v4",
+    "swimmer-v4": "Swimmer-v4",
+}
+
+GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and for ids given to the Python API
+    "cartpole": "CartPole-v1",
+    "pendulum": "Pendulum-v1",
+    "mountaincar": "MountainCar-v0",
+    "mountaincar_continuous": "MountainCarContinuous-v0",
+    "acrobot": "Acrobot-v1",
+    **ROBOTS,
+}
+
+ENVIRONMENTS = (*SIMULATORS, *ROBOTS, "gym")
+
+
+def load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def lookup(table: dict[str, str], name: str, kind: str) -> Any:
+    """The class behind a name; ValueError with the nearest names otherwise."""
+    if name not in table:
+        raise ValueError(unknown(kind, name, table))
+    return load(table[name])
+
+
+def unknown(kind: str, name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return f"unknown {kind} {name!r}; did you mean {', '.join(near)}?" if near else (
+        f"unknown {kind} {name!r}; known: {', '.join(known)}"
+    )

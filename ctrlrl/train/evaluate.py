@@ -1,0 +1,79 @@
+"""Evaluate a policy on whole episodes. Every environment contributes the same number, so short episodes weigh no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Iterator, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctrlrl.types import VecEnv
+
+
+class Evaluation(NamedTuple):
+    returns: Tensor  # [episodes] float64, undiscounted
+    lengths: Tensor  # [episodes] int64
+    success: Tensor | None  # [episodes] 0 or 1, where the environment reports it
+
+
+@contextmanager
+def forked_rng(seed: int) -> Iterator[None]:
+    """A generator of its own, so that evaluating more often never changes training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def evaluate(
+    act: Callable[[Tensor], Tensor],
+    env: VecEnv,
+    *,
+    episodes: int,
+    seed: int,
+    on_step: Callable[[], None] | None = None,
+    max_steps: int = 1_000_000,
+) -> Evaluation:
+    """Run `episodes` whole episodes from fresh resets; the environment must not stagger its clocks.
+
+    act: observations [B, O] to actions. episodes is split over the lanes as evenly as it goes.
+    on_step: called before every step, e.g. to record a frame.
+    """
+    n = env.spec.n_envs
+    quota = torch.tensor([(episodes + i) // n for i in range(n)])
+    finished = torch.zeros(n, dtype=torch.int64)
+    running, length = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)
+    rows: list[tuple[int, int, float, int, float]] = []  # lane, nth, return, length, success
+    with forked_rng(seed):
+        obs = env.reset(seed)
+        for _ in range(max_steps):
+            if on_step is not None:
+                on_step()
+            step = env.step(act(obs))
+            obs = step.obs
+            reward = step.reward.double().cpu()
+            valid = step.extras["mask"].cpu() if "mask" in step.extras else torch.ones(n, dtype=torch.bool)
+            running += reward if reward.ndim == 1 else reward.sum(-1)
+            length += valid
+            done = (step.terminated | step.truncated).cpu()
+            if not done.any():
+                continue
+            for lane in done.nonzero().squeeze(1).tolist():
+                if finished[lane] < quota[lane]:
+                    success = float(step.extras["success"][lane]) if "success" in step.extras else float("nan")
+                    rows.append((lane, int(finished[lane]), running[lane].item(), int(length[lane]), success))
+                finished[lane] += 1
+            running[done], length[done] = 0.0, 0
+            if bool((finished >= quota).all()):
+                break
+        else:
+            raise ValueError(f"evaluation: no lane finished {episodes} episodes within {max_steps} steps; set a time limit.")
+    rows.sort()
+    success = torch.tensor([row[4] for row in rows])
+    return Evaluation(
+        torch.tensor([row[2] for row in rows], dtype=torch.float64),
+        torch.tensor([row[3] for row in rows]),
+        None if success.isnan().all() else success,
+    )

@@ -1,0 +1,127 @@
+"""The run folder's files and the live progress line. Metrics reach the host here, once a log interval."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from ctrlrl.train.checkpoint import write_atomic
+
+FIRST = ("env_steps", "gradient_steps", "wall_seconds")
+
+
+class RunFolder:
+    """`progress.csv`, `result.json` and, when asked for, TensorBoard events of one run."""
+
+    def __init__(self, path: Path, *, tensorboard: bool = False):
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self.columns = list(FIRST)
+        self.rows: list[dict[str, float]] = []
+        self._writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError(
+                    "log.tensorboard needs the tensorboard package: pip install 'ctrlrl[logging]'"
+                ) from None
+            self._writer = SummaryWriter(str(path / "tensorboard"))
+
+    def resume(self, env_steps: int) -> None:
+        """Read the rows written so far and forget those after the checkpoint that training goes on from."""
+        file = self.path / "progress.csv"
+        if not file.exists():
+            return
+        with open(file, newline="") as f:
+            for row in csv.DictReader(f):
+                values = {k: float(v) for k, v in row.items() if v not in ("", None)}
+                if values.get("env_steps", math.inf) <= env_steps:
+                    self.rows.append(values)
+        self.columns = list(dict.fromkeys([*FIRST, *(k for row in self.rows for k in row)]))
+        self._rewrite()
+
+    def write_row(self, row: Mapping[str, float]) -> None:
+        self.rows.append(dict(row))
+        new = [k for k in row if k not in self.columns]
+        if new or len(self.rows) == 1:
+            self.columns += new
+            self._rewrite()
+        else:
+            with open(self.path / "progress.csv", "a", newline="") as f:
+                csv.DictWriter(f, self.columns).writerow(row)
+        if self._writer is not None:
+            for name, value in row.items():
+                if name not in FIRST:
+                    self._writer.add_scalar(name, value, int(row["env_steps"]))
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        write_atomic(self.path / "result.json", json.dumps(result, indent=2, default=str).encode())
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _rewrite(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomic(self.path / "progress.csv", text.getvalue().encode())
+
+
+class Progress:
+    """One live line: a bar, steps, steps/s, return, time left. Off a terminal: a plain line at each evaluation."""
+
+    def __init__(self, title: str, total: int, *, enabled: bool, console: Console | None = None):
+        self.title, self.total = title, total
+        self.console = console or Console(stderr=True)
+        self._live = Live(console=self.console, transient=True, auto_refresh=False) if self._shows(enabled) else None
+
+    def _shows(self, enabled: bool) -> bool:
+        return enabled and self.console.is_terminal
+
+    def __enter__(self) -> Progress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, done: int, row: Mapping[str, float]) -> None:
+        if self._live is None:
+            return
+        speed = row.get("time/steps_per_s", 0.0)
+        left = (self.total - done) / speed if speed else math.inf
+        line = Table.grid(padding=(0, 2))
+        line.add_row(
+            self.title,
+            ProgressBar(total=self.total, completed=min(done, self.total), width=28),
+            f"{done:,} / {self.total:,} steps",
+            f"{speed:,.0f} steps/s",
+            f"return {row['rollout/return']:.1f}" if "rollout/return" in row else "return –",
+            f"{_clock(left)} left",
+        )
+        self._live.update(line, refresh=True)
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "–"
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,100 @@
+"""The on-policy loop: collect a rollout, hand it to the learner, repeat. It knows no algorithm and no environment."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from ctrlrl.core.actor_critic import ActorCriticLearner
+from ctrlrl.train.rollout import Collector, EpisodeSums, EpisodeTracker
+from ctrlrl.types import Metrics, Rollout, VecEnv
+
+WINDOW = 100  # episodes the reported training return averages over
+
+
+class OnPolicyLoop:
+    """One `iterate` is one rollout and one update. Counters are plain integers; `state_dict` holds all tensors."""
+
+    def __init__(
+        self,
+        learner: ActorCriticLearner,
+        env: VecEnv,
+        *,
+        n_steps: int,
+        total_steps: int,
+        seed: int | None,
+        staggered: bool,
+        graph: bool = False,
+    ):
+        self.learner, self.env, self.total_steps = learner, env, total_steps
+        self.collector = Collector(env, learner, n_steps, graph=graph)
+        self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
+        self.recent: deque[EpisodeSums] = deque()
+        self.env_steps = 0
+        self.gradient_steps = 0
+        self.steps_per_iteration = n_steps * env.spec.n_envs
+        self.collector.reset(seed)
+
+    @property
+    def done(self) -> bool:
+        return self.env_steps >= self.total_steps
+
+    def iterate(self) -> Metrics:
+        self.learner.set_progress(self.env_steps / self.total_steps)
+        rollout = self.collector.collect()
+        self._check_finite(rollout)
+        self.recent.append(self.episodes.advance(rollout))
+        metrics = self.learner.update(rollout)
+        self.env_steps += self.steps_per_iteration
+        self.gradient_steps += int(metrics.pop("train/gradient_steps"))
+        return metrics
+
+    def episode_metrics(self) -> dict[str, float]:
+        """Mean return and length of the last WINDOW or more whole episodes; reads the device, so only at log points."""
+        counts = [int(sums.count) for sums in self.recent]
+        while len(counts) > 1 and sum(counts[1:]) >= WINDOW:
+            counts.pop(0)
+            self.recent.popleft()
+        n = sum(counts)
+        if n == 0:
+            return {}
+        returns = sum(float(sums.returns) for sums in self.recent)
+        lengths = sum(float(sums.lengths) for sums in self.recent)
+        return {"rollout/return": returns / n, "rollout/length": lengths / n, "rollout/episodes": float(n)}
+
+    def _check_finite(self, rollout: Rollout) -> None:
+        """Stop before a NaN or an infinity reaches the weights. On CUDA this is the rollout's one host read."""
+        finite = torch.isfinite(rollout.obs.sum() + rollout.reward.sum())
+        if bool(finite):
+            return
+        for name, tensor in (("observation", rollout.obs), ("reward", rollout.reward)):
+            bad = (~torch.isfinite(tensor)).nonzero()
+            if len(bad):
+                t, lane = bad[0, :2].tolist()
+                step = self.env_steps + t * self.env.spec.n_envs
+                raise ValueError(
+                    f"the environment gave a non-finite {name} ({tensor[tuple(bad[0])].item()}) in lane {lane} after about "
+                    f"{step} environment steps. Training stopped before it reached the policy; mend the environment's {name}."
+                )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {f"env/{k}": v for k, v in self.env.state_dict().items()}
+        assert self.collector.obs is not None
+        state["obs"] = self.collector.obs
+        state["episodes/running"], state["episodes/counts"] = self.episodes.running, self.episodes.counts
+        if self.recent:
+            state["episodes/recent"] = torch.tensor([[float(x) for x in sums] for sums in self.recent], dtype=torch.float64)
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        env_state = {k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")}
+        if not env_state:
+            return  # the environment cannot be restored: its episodes start anew, the learner goes on
+        self.env.load_state_dict(env_state)
+        assert self.collector.obs is not None
+        self.collector.obs.copy_(state["obs"])
+        self.episodes.running.copy_(state["episodes/running"])
+        self.episodes.counts.copy_(state["episodes/counts"])
+        self.recent = deque(EpisodeSums(*row) for row in state.get("episodes/recent", torch.empty(0, 3)))

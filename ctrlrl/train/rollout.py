@@ -1,0 +1,143 @@
+"""Collect rollouts: T vector steps into preallocated, time-major storage, and the returns of finished episodes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctrlrl.core.actor_critic import ActorCriticLearner
+from ctrlrl.core.compile import Graph
+from ctrlrl.functional.returns import discounted_sums
+from ctrlrl.types import Rollout, TimeStep, VecEnv
+
+
+class EpisodeSums(NamedTuple):
+    """Sums over the whole episodes that ended in one rollout; 0-dim tensors on the device."""
+
+    count: Tensor
+    returns: Tensor
+    lengths: Tensor
+
+
+class EpisodeTracker:
+    """Running return and length of every lane, advanced once a rollout.
+
+    With staggered start clocks a lane's first episode is cut short by design, so it does not count.
+    """
+
+    def __init__(self, n_envs: int, device: torch.device, *, skip_first: bool):
+        self.running = torch.zeros(2, n_envs, device=device)  # return and length of the episodes under way
+        self.counts = torch.full((n_envs,), not skip_first, device=device)
+
+    def advance(self, rollout: Rollout) -> EpisodeSums:
+        done = rollout.terminated | rollout.truncated
+        reward = rollout.reward if rollout.reward.ndim == 2 else rollout.reward.sum(-1)
+        mask = rollout.extras.get("mask")
+        steps = torch.ones_like(reward) if mask is None else mask.to(reward.dtype)
+        sums = discounted_sums(torch.stack((reward, steps), 1), done.unsqueeze(1), self.running, gamma=1.0)
+        counted = done & (self.counts | (done.cumsum(0) > 1))
+        self.running.copy_(sums[-1] * ~done[-1])
+        self.counts |= done.any(0)
+        returns, lengths = (sums.double() * counted.unsqueeze(1)).sum((0, 2))
+        return EpisodeSums(counted.sum(), returns, lengths)
+
+
+class Collector:
+    """Fills one Rollout after another. Values are computed once a rollout, in large batches, by the critic that acted."""
+
+    def __init__(self, env: VecEnv, learner: ActorCriticLearner, n_steps: int, *, graph: bool = False):
+        self.env, self.learner, self.n_steps, self.graph = env, learner, n_steps, graph
+        self.storage: Rollout | None = None
+        self.obs: Tensor | None = None
+        self._captured: Graph | None = None
+        # (time, lanes, final observations) of the truncations of this rollout; on CUDA the value is taken in the step
+        self._cut: list[tuple[int, Tensor, Tensor]] = []
+        self._on_cpu = env.spec.device.type == "cpu"
+
+    def reset(self, seed: int | None) -> None:
+        self.obs = self.env.reset(seed).clone()
+
+    @torch.no_grad()
+    def collect(self) -> Rollout:
+        assert self.obs is not None, "reset() comes first"
+        if self.storage is None:
+            self._allocate()
+        if self.graph:
+            if self._captured is None:
+                obs, env_state = self.obs.clone(), self.env.state_dict()
+
+                def undo() -> None:
+                    self.obs.copy_(obs)
+                    self.env.load_state_dict(env_state)
+
+                self._captured = Graph(self._steps, (), undo=undo)
+            self._captured()
+        else:
+            self._steps()
+        return self._with_values()
+
+    def _steps(self) -> None:
+        storage = self.storage
+        assert storage is not None
+        assert self.obs is not None
+        self._cut.clear()
+        for t in range(self.n_steps):
+            out = self.learner.act(self.obs)
+            step = self.env.step(out.action)
+            storage.obs[t] = self.obs
+            storage.action[t] = out.action
+            storage.log_prob[t] = out.log_prob
+            storage.reward[t] = step.reward
+            storage.terminated[t] = step.terminated
+            storage.truncated[t] = step.truncated
+            for name, tensor in {**out.extras, **step.extras}.items():
+                if name not in storage.extras:  # an environment may report a thing only from its first episode end on
+                    storage.extras[name] = self._room(*tensor.shape[1:], dtype=tensor.dtype)
+                storage.extras[name][t] = tensor
+            self._keep_final_values(t, step)
+            self.obs.copy_(step.obs)
+
+    def _keep_final_values(self, t: int, step: TimeStep) -> None:
+        assert self.storage is not None
+        if not self._on_cpu:
+            self.storage.next_value[t] = self.learner.value(step.final_obs)
+        elif step.truncated.any():
+            lanes = step.truncated.nonzero().squeeze(1)
+            self._cut.append((t, lanes, step.final_obs[lanes]))
+
+    def _with_values(self) -> Rollout:
+        """Add value and next_value. Where an episode terminated, next_value is arbitrary: no formula may read it."""
+        storage = self.storage
+        assert storage is not None
+        assert self.obs is not None
+        value, last = self.learner.value(storage.obs), self.learner.value(self.obs)
+        following = torch.cat((value[1:], last.unsqueeze(0)))
+        if not self._on_cpu:
+            following = torch.where(storage.truncated, storage.next_value, following)
+        elif self._cut:
+            times = torch.cat([torch.full_like(lanes, t) for t, lanes, _ in self._cut])
+            lanes = torch.cat([lanes for _, lanes, _ in self._cut])
+            following[times, lanes] = self.learner.value(torch.cat([obs for *_, obs in self._cut]))
+        return storage._replace(value=value, next_value=following)
+
+    def _room(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        spec = self.env.spec
+        return torch.zeros(self.n_steps, spec.n_envs, *shape, dtype=dtype, device=spec.device)
+
+    def _allocate(self) -> None:
+        assert self.obs is not None
+        spec, room = self.env.spec, self._room
+        discrete = spec.n_actions > 0
+        self.storage = Rollout(
+            obs=room(spec.obs_dim, dtype=self.obs.dtype),
+            action=room(dtype=torch.int64) if discrete else room(spec.action_dim),
+            log_prob=room(),
+            value=room(),
+            next_value=room(),
+            reward=room() if spec.reward_dim == 1 else room(spec.reward_dim),
+            terminated=room(dtype=torch.bool),
+            truncated=room(dtype=torch.bool),
+            extras={},
+        )

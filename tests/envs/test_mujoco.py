@@ -1,0 +1,345 @@
+"""The MuJoCo pool against Gymnasium's own environments, and the rules of a VecEnv."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ctrlrl.envs import mujoco_engine
+from ctrlrl.envs.mjcf_tasks import TASKS, get_task
+from ctrlrl.envs.mujoco_cpu import MujocoPool
+from ctrlrl.types import VecEnv
+
+mujoco = pytest.importorskip("mujoco")
+
+CLASSES = {
+    "halfcheetah": ("half_cheetah", "HalfCheetahEnv"),
+    "hopper": ("hopper", "HopperEnv"),
+    "walker2d": ("walker2d", "Walker2dEnv"),
+    "ant": ("ant", "AntEnv"),
+    "humanoid": ("humanoid", "HumanoidEnv"),
+    "humanoid_standup": ("humanoidstandup", "HumanoidStandupEnv"),
+    "swimmer": ("swimmer", "SwimmerEnv"),
+    "reacher": ("reacher", "ReacherEnv"),
+    "pusher": ("pusher", "PusherEnv"),
+    "inverted_pendulum": ("inverted_pendulum", "InvertedPendulumEnv"),
+    "inverted_double_pendulum": ("inverted_double_pendulum", "InvertedDoublePendulumEnv"),
+}
+SPEC_IDS = {
+    "halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d", "ant": "Ant", "humanoid": "Humanoid",
+    "humanoid_standup": "HumanoidStandup", "swimmer": "Swimmer", "reacher": "Reacher", "pusher": "Pusher",
+    "inverted_pendulum": "InvertedPendulum", "inverted_double_pendulum": "InvertedDoublePendulum",
+}  # fmt: skip
+CHEAP = [name for name, task in TASKS.items() if not task.needs]
+N = 6
+
+
+@pytest.fixture(autouse=True)
+def _quiet_model_load():
+    """Gymnasium's half_cheetah.xml prints a deprecation notice and leaves a log file; the reference loads it too."""
+    handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    yield
+    mujoco.set_mju_user_warning(handler)
+
+
+def gymnasium_env(name: str):
+    base, _, version = name.partition("-")
+    module, cls = CLASSES[base]
+    return getattr(importlib.import_module(f"gymnasium.envs.mujoco.{module}_{version or 'v5'}"), cls)()
+
+
+def actions(pool: MujocoPool, steps: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(steps, pool.spec.n_envs, pool.spec.action_dim, generator=g, dtype=torch.float64) * 2 - 1
+
+
+def controls(env, action: torch.Tensor) -> np.ndarray:
+    low, high = env.model.actuator_ctrlrange.T
+    return (low + high) / 2 + (high - low) / 2 * action.numpy()
+
+
+def pool_of(name: str, n: int = N, **kwargs) -> MujocoPool:
+    return MujocoPool(name, n, **{"seed": 0, "n_threads": 2, "dtype": torch.float64, **kwargs})
+
+
+def reference_reset(env, qpos: np.ndarray, qvel: np.ndarray, cold: bool) -> np.ndarray:
+    mujoco.mj_resetData(env.model, env.data)
+    env.set_state(qpos, qvel)
+    if cold:
+        env.data.qacc_warmstart[:] = 0.0
+    return env._get_obs()
+
+
+def random_states(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """States of N lanes after 1 to 30 random steps, at least some of them fallen or in contact."""
+    with_reset = pool_of(name, episode_length=0)
+    with_reset.reset()
+    qpos, qvel = [], []
+    for t, action in enumerate(actions(with_reset, 30, seed=1)):
+        with_reset.step(action)
+        if t % 10 == 9:
+            qpos.append(with_reset.physics.qpos.clone())
+            qvel.append(with_reset.physics.qvel.clone())
+    with_reset.close()
+    return torch.cat(qpos), torch.cat(qvel)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", TASKS)
+def test_one_step_from_random_states_equals_gymnasium(name, exact):
+    env, (qpos, qvel) = gymnasium_env(name), random_states(name)
+    pool = pool_of(name, qpos.shape[0], exact=exact, episode_length=0)
+    pool.reset()
+    obs = pool.set_state(qpos, qvel)
+    action = actions(pool, 1)[0]
+    assert pool.task.dt == pytest.approx(env.dt, abs=1e-15)
+    want = []
+    for i in range(qpos.shape[0]):
+        reset_obs = reference_reset(env, qpos[i].numpy(), qvel[i].numpy(), cold=not pool.exact)
+        np.testing.assert_allclose(obs[i].numpy(), reset_obs, rtol=0, atol=1e-9)
+        final, reward, terminated, _, _ = env.step(controls(env, action[i]))
+        want.append((final, reward, terminated, env.data.qpos.copy(), env.data.qvel.copy()))
+    physics = []
+    place = pool._engine.place  # the states before auto-reset
+    pool._engine.place = lambda *a: (physics.append((pool.physics.qpos.clone(), pool.physics.qvel.clone())), place(*a))
+    step = pool.step(action)
+    got_qpos, got_qvel = physics[0] if physics else (pool.physics.qpos, pool.physics.qvel)
+    for i, (final, reward, terminated, q, v) in enumerate(want):
+        assert np.array_equal(got_qpos[i].numpy(), q)
+        assert np.array_equal(got_qvel[i].numpy(), v)
+        np.testing.assert_allclose(step.final_obs[i].numpy(), final, rtol=0, atol=1e-9)
+        assert float(step.reward[i]) == pytest.approx(float(reward), rel=0, abs=1e-9)
+        assert bool(step.terminated[i]) == bool(terminated)
+    pool.close()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_exact_trajectory_of_200_steps_equals_gymnasiums_bit_for_bit(name):
+    env, pool = gymnasium_env(name), pool_of(name, 2, exact=True, stagger=False, episode_length=0)
+    pool.reset()
+    lane, episodes = 1, 1
+    reference_reset(env, pool.physics.qpos[lane].numpy(), pool.physics.qvel[lane].numpy(), cold=False)
+    for action in actions(pool, 200):
+        step = pool.step(action)
+        obs, reward, terminated, _, _ = env.step(controls(env, action[lane]))
+        np.testing.assert_allclose(step.final_obs[lane].numpy(), obs, rtol=0, atol=1e-9)
+        assert float(step.reward[lane]) == pytest.approx(float(reward), rel=0, abs=1e-9)
+        assert bool(step.terminated[lane]) == bool(terminated)
+        if terminated:
+            reference_reset(env, pool.physics.qpos[lane].numpy(), pool.physics.qvel[lane].numpy(), cold=False)
+            episodes += 1
+        assert np.array_equal(pool.physics.qpos[lane].numpy(), env.data.qpos)
+        assert np.array_equal(pool.physics.qvel[lane].numpy(), env.data.qvel)
+    assert episodes > 1 or name.split("-")[0] not in ("hopper", "walker2d", "humanoid", "inverted_pendulum")
+    pool.close()
+
+
+@pytest.mark.parametrize("name", SPEC_IDS)
+def test_dimensions_and_time_limits_are_gymnasiums(name):
+    import gymnasium
+
+    registered = gymnasium.spec(f"{SPEC_IDS[name]}-v5")
+    env, pool = gymnasium_env(name), pool_of(name, 2)
+    assert pool.spec.obs_dim == env.observation_space.shape[0] == pool.reset().shape[1]
+    assert pool.spec.action_dim == env.action_space.shape[0]
+    assert pool.spec.episode_length == registered.max_episode_steps
+    assert isinstance(pool, VecEnv)
+    pool.close()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_reset_noise_has_gymnasiums_range_and_spread(name):
+    """Means and standard deviations over 2 000 resets against the closed forms of Gymnasium's distributions."""
+    task, model = get_task(name), mujoco_engine.load_model(get_task(name).model)
+    from ctrlrl.envs import lane_random
+
+    n, lanes = 2000, torch.arange(2000)
+    uniform = lane_random.uniform(0, lanes, lanes * 0, task.n_uniform(model.nq, model.nv))
+    normal = lane_random.normal(0, lanes, lanes * 0, task.n_normal(model.nv))
+    qpos0 = torch.from_numpy(model.qpos0.copy())
+    qpos, qvel = task.reset(uniform, normal, qpos0, torch.zeros(model.nv, dtype=torch.float64))
+    base = name.split("-")[0]
+    if base == "reacher":
+        radius = qpos[:, 2:].norm(dim=1)
+        assert radius.max() < 0.2
+        assert float((radius < 0.1).double().mean()) == pytest.approx(0.25, abs=0.04)  # even over the disc
+        assert float((qpos[:, :2] - qpos0[:2]).abs().max()) == pytest.approx(0.1, rel=0.01)
+        assert float(qvel[:, :2].abs().max()) == pytest.approx(0.005, rel=0.01)
+        assert bool((qvel[:, 2:] == 0).all())
+        return
+    if base == "pusher":
+        spot = qpos[:, -4:-2]
+        assert bool((spot.norm(dim=1) > 0.17).all())
+        assert bool(((spot[:, 0] >= -0.3) & (spot[:, 0] <= 0) & (spot[:, 1].abs() <= 0.2)).all())
+        share = (0.04 - 0.0) * 1.0 / (0.12 - math.pi * 0.17**2 / 2)  # the strip x < -0.2 lies wholly outside the disc
+        assert float((spot[:, 0] < -0.2).double().mean()) == pytest.approx(share, abs=0.04)
+        assert torch.equal(qpos[:, :7], qpos0[:7].expand(n, 7))
+        assert bool((qpos[:, -2:] == 0).all())
+        assert bool((qvel[:, -4:] == 0).all())
+        assert float(qvel[:, :7].abs().max()) == pytest.approx(0.005, rel=0.01)
+        return
+    scale = {"halfcheetah": 0.1, "ant": 0.1, "swimmer": 0.1, "inverted_double_pendulum": 0.1, "hopper": 5e-3,
+             "walker2d": 5e-3}.get(base, 1e-2)  # fmt: skip
+    dq = qpos - qpos0
+    assert float(dq.abs().max()) <= scale
+    torch.testing.assert_close(dq.std(0), torch.full_like(dq[0], scale / math.sqrt(3)), rtol=0.06, atol=0)
+    assert float(dq.mean(0).abs().max()) < 0.06 * scale
+    gaussian = base in ("halfcheetah", "ant", "inverted_double_pendulum")
+    spread = scale if gaussian else scale / math.sqrt(3)
+    torch.testing.assert_close(qvel.std(0), torch.full_like(qvel[0], spread), rtol=0.08, atol=0)
+    assert (float(qvel.abs().max()) > scale) == gaussian
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_truncation_gives_the_true_last_observation_and_the_first_of_the_next_episode(exact):
+    cut, free = (pool_of("halfcheetah", 3, exact=exact, stagger=False, episode_length=e) for e in (5, 0))
+    assert torch.equal(cut.reset(), free.reset())
+    for t, action in enumerate(actions(cut, 7)):
+        a, b = cut.step(action), free.step(action)
+        if t < 4:
+            assert torch.equal(a.obs, a.final_obs)
+        if t <= 4:
+            assert torch.equal(a.final_obs, b.final_obs)  # cutting an episode changes nothing before the cut
+        assert bool((a.truncated == (t == 4)).all())
+        assert not a.terminated.any()
+        if t == 4:
+            assert float((a.obs[:, :8]).abs().max()) <= 0.1  # positions of a reset, none of the old episode's
+            fresh = pool_of("halfcheetah", 3, exact=exact, stagger=False, episode_length=5)
+            fresh.reset()
+            assert torch.equal(fresh.reset(), a.obs)  # the lanes' second episodes
+            moved = cut.physics.before
+            assert torch.equal(moved, cut.physics.qpos[:, 0])  # no velocity across the reset
+
+
+def test_a_lane_that_falls_at_the_limit_is_terminated_and_not_truncated():
+    pool = pool_of("hopper", 32, stagger=False, episode_length=25)
+    pool.reset()
+    seen = set()
+    for action in actions(pool, 25):
+        step = pool.step(action)
+        assert not bool((step.terminated & step.truncated).any())
+        seen |= {"terminated"} if step.terminated.any() else set()
+        seen |= {"truncated"} if step.truncated.any() else set()
+        done = step.terminated | step.truncated
+        assert torch.equal(step.obs[~done], step.final_obs[~done])
+        assert bool((step.obs[done] != step.final_obs[done]).any(1).all())
+    assert "terminated" in seen
+
+
+def test_first_clocks_are_spread_over_the_limit_and_later_ones_start_at_zero():
+    pool = pool_of("reacher", 200)
+    pool.reset()
+    clock = pool._clock.clone()
+    assert int(clock.min()) >= 0
+    assert int(clock.max()) < 50
+    assert float(clock.double().mean()) == pytest.approx(24.5, abs=4)
+    pool.reset()
+    assert int(pool._clock.max()) == 0
+    again = pool_of("reacher", 200, stagger=False)
+    again.reset()
+    assert int(again._clock.max()) == 0
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_lane_does_not_know_how_many_there_are_or_how_many_threads(exact):
+    few, many = (pool_of("hopper", n, exact=exact, n_threads=t, seed=7) for n, t in ((4, 1), (40, 2)))
+    assert torch.equal(few.reset(), many.reset()[:4])
+    for action in actions(many, 120):
+        a, b = few.step(action[:4]), many.step(action)
+        for x, y in zip(a[:5], b[:5], strict=True):
+            assert torch.equal(x, y[:4])
+    assert int(few._episode.min()) >= 1
+
+
+def test_a_seed_repeats_and_another_one_differs():
+    a, b = pool_of("halfcheetah", seed=1), pool_of("halfcheetah", seed=2)
+    first = a.reset()
+    assert not torch.equal(first, b.reset())
+    assert torch.equal(first, b.reset(seed=1))
+    assert not torch.equal(first, a.reset())
+    assert torch.equal(first, a.reset(seed=1))
+
+
+@pytest.mark.parametrize(("name", "exact"), [("hopper", False), ("hopper", True), ("ant", True), ("humanoid", True)])
+def test_a_state_dict_resumes_bit_for_bit(name, exact):
+    pool, other = pool_of(name, 4, exact=exact), pool_of(name, 4, exact=exact, seed=99)
+    pool.reset()
+    acts = actions(pool, 80)
+    for action in acts[:30]:
+        pool.step(action)
+    other.load_state_dict({k: v.clone() for k, v in pool.state_dict().items()})
+    ends = 0
+    for action in acts[30:]:
+        a, b = pool.step(action), other.step(action)
+        for x, y in zip(a[:5], b[:5], strict=True):
+            assert torch.equal(x, y)
+        ends += int((a.terminated | a.truncated).sum())
+    assert ends > 0 or name != "hopper"
+
+
+def test_a_state_of_another_size_is_refused():
+    pool = pool_of("hopper", 4)
+    pool.reset()
+    with pytest.raises(ValueError, match="4 lanes"):
+        pool_of("hopper", 3).load_state_dict(pool.state_dict())
+
+
+def test_actions_are_scaled_to_the_control_range_and_clipped():
+    for name, limit in (("humanoid", 0.4), ("pusher", 2.0), ("inverted_pendulum", 3.0), ("hopper", 1.0)):
+        pool = pool_of(name, 2, stagger=False)
+        pool.reset()
+        pool.step(torch.full((2, pool.spec.action_dim), 5.0))
+        torch.testing.assert_close(pool.physics.control, torch.full_like(pool.physics.control, limit), rtol=0, atol=1e-12)
+
+
+def test_what_leaves_the_pool_is_float32_by_default():
+    pool = MujocoPool("hopper", 2, seed=0)
+    assert pool.reset().dtype == torch.float32
+    step = pool.step(torch.zeros(2, 3))
+    assert (step.obs.dtype, step.reward.dtype, step.terminated.dtype) == (torch.float32, torch.float32, torch.bool)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_broken_simulation_shows_as_nan_and_the_lane_recovers(exact, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs the instability to a file
+    pool = pool_of("halfcheetah", 3, exact=exact, stagger=False)
+    pool.reset()
+    qpos, qvel = pool.physics.qpos.clone(), pool.physics.qvel.clone()
+    qvel[1, 3] = 1e12
+    pool.set_state(qpos, qvel)
+    step = pool.step(torch.zeros(3, 6))
+    broken = torch.tensor([False, True, False])
+    assert torch.equal(step.final_obs.isnan().any(1), broken)
+    assert torch.equal(step.reward.isnan(), broken)
+    assert torch.equal(step.truncated, broken)
+    assert bool(torch.isfinite(step.obs).all())
+    assert bool(torch.isfinite(pool.step(torch.zeros(3, 6)).reward).all())
+
+
+def test_a_frame_shows_something():
+    pool = pool_of("halfcheetah", 2)
+    pool.reset()
+    try:
+        frame = pool.render(1, height=120, width=160)
+    except RuntimeError as error:
+        pytest.skip(f"this machine cannot draw: {error}")
+    assert frame.shape == (120, 160, 3)
+    assert frame.dtype == np.uint8
+    assert frame.std() > 5
+    pool.close()
+
+
+def test_errors_name_the_remedy(monkeypatch):
+    with pytest.raises(ValueError, match="halfcheetah"):
+        MujocoPool("half_cheetah", 1)
+    with pytest.raises(RuntimeError, match=r"reset\(\)"):
+        pool_of("hopper").step(torch.zeros(N, 3))
+    monkeypatch.setitem(sys.modules, "mujoco", None)  # what an absent package looks like
+    with pytest.raises(ImportError, match=r"ctrlrl\[mujoco\]"):
+        MujocoPool("halfcheetah", 1)
