@@ -60,6 +60,8 @@ def make_env(
 
 def backend_of(cfg: EnvConfig) -> str:
     """The backend that `auto` stands for; ValueError where the named one does not have the task."""
+    if cfg.name == "gym" and not cfg.id:
+        raise ValueError("env=gym needs a Gymnasium id, e.g. env.id=LunarLander-v3")
     has = {"torch": cfg.name in SIMULATORS, "mujoco": cfg.name in ROBOTS}
     has["gymnasium"] = cfg.id is not None or cfg.name in GYMNASIUM_IDS
     if not any(has.values()):

@@ -20,8 +20,6 @@ class EnvConfig:
     def __post_init__(self) -> None:
         if self.backend not in ("auto", "torch", "mujoco", "gymnasium"):
             raise ValueError(f"env.backend must be auto, torch, mujoco or gymnasium, got {self.backend!r}")
-        if self.name == "gym" and not self.id:
-            raise ValueError("env=gym needs a Gymnasium id, e.g. env.id=LunarLander-v3")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"env.threads must be at least 1 or null, got {self.threads}")
 

@@ -137,6 +137,10 @@ class ActorCriticLearner(Learner):
         """The critic's loss per sample."""
         return (value - batch.target).square()
 
+    def after_epoch(self, rollout: Rollout, batch: Batch) -> Batch:
+        """What the next epoch learns from; by default the same batch."""
+        return batch
+
     # acting ----------------------------------------------------------------------------------------------------------
 
     def _sample(self, obs: Tensor) -> PolicyOutput:
@@ -169,7 +173,11 @@ class ActorCriticLearner(Learner):
             if self.cfg.normalize_advantage == "batch":
                 batch = batch._replace(advantage=standardize(batch.advantage))
         metrics, n_steps = run_epochs(
-            batch, self.step, n_epochs=self.cfg.n_epochs, n_minibatches=self.cfg.n_minibatches
+            batch,
+            self.step,
+            n_epochs=self.cfg.n_epochs,
+            n_minibatches=self.cfg.n_minibatches,
+            after_epoch=lambda batch: self.after_epoch(rollout, batch),
         )
         self.normalizer.merge(raw_obs)
         residual = (batch.target - batch.value).var(unbiased=False)

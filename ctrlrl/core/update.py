@@ -67,12 +67,18 @@ class GradStep:
 
 
 def run_epochs(
-    batch: Tree, step: Callable[[Tree], Metrics | None], *, n_epochs: int, n_minibatches: int
+    batch: Tree,
+    step: Callable[[Tree], Metrics | None],
+    *,
+    n_epochs: int,
+    n_minibatches: int,
+    after_epoch: Callable[[Tree], Tree] | None = None,
 ) -> tuple[Metrics, int]:
     """Call `step` on every minibatch of `batch`, reshuffled each epoch; return the mean metrics and the steps taken.
 
     batch: any NamedTuple of tensors of one length N on axis 0. Minibatches differ in size by at most one row.
     step:  returns the minibatch's metrics, or None to end the update before its gradient step (a KL limit).
+    after_epoch: gives the batch of the next epoch.
     """
     leaves: list[Tensor] = []
     tree_map(leaves.append, batch)
@@ -81,7 +87,9 @@ def run_epochs(
     slices = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
     history: list[Metrics] = []
     stopped = False
-    for _ in range(n_epochs):
+    for epoch in range(n_epochs):
+        if epoch and after_epoch is not None:
+            batch = after_epoch(batch)
         order = torch.randperm(n, device=device)
         # one gather a field and epoch; the minibatches are then views
         shuffled = tree_map(lambda x, order=order: x.index_select(0, order), batch)

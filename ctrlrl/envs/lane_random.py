@@ -1,7 +1,7 @@
-"""Random numbers of a lane and an episode, by counting instead of by state: lane 3 gets the same noise with 4 lanes or 400.
+"""Random numbers of a lane and an episode, by counting: lane 3 gets the same noise with 4 lanes or 400.
 
-SplitMix64 (Steele, Lea and Flood, 2014) used as a hash: seed, lane, episode and column are mixed in one after the other. Integer
-arithmetic wraps modulo 2^64 on every device, so CPU and GPU agree on the bits, and nothing is read by the host.
+SplitMix64 (Steele, Lea and Flood, 2014) used as a hash: seed, lane, episode and column are mixed in one after the other.
+Integer arithmetic wraps modulo 2^64 on every device, so CPU and GPU agree on the bits, and nothing is read by the host.
 """
 
 from __future__ import annotations

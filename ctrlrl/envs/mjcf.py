@@ -1,8 +1,8 @@
 """Gymnasium's MuJoCo robot tasks as torch functions of the physics state: observation, reward, termination, reset.
 
-Written once for every engine: `mujoco_cpu.py` and a GPU engine fill the same `Physics`. A task names the MjData fields it reads
-beyond positions and velocities in `needs`, so the planar robots pay for nothing. Everything is float64 SI units, batched over B.
-The rules and numbers are those of gymnasium/envs/mujoco/*_v5.py and *_v4.py (Gymnasium 1.x); names ending in -v4 follow the latter.
+Written once for every engine: `mujoco_cpu.py` and a GPU engine fill the same `Physics`. A task names the MjData fields it
+reads beyond positions and velocities in `needs`, so the planar robots pay for nothing. Everything is in SI units, batched
+over B. The rules and numbers are those of gymnasium/envs/mujoco/*_v5.py and *_v4.py (Gymnasium 1.x).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Physics(NamedTuple):
-    """What a task may read. Fields have MuJoCo's layout and its lag: they belong to the last evaluation inside mj_step."""
+    """What a task may read. Fields have MuJoCo's layout and lag: they belong to the last evaluation inside mj_step."""
 
     qpos: Tensor  # [B, nq]
     qvel: Tensor  # [B, nv]
@@ -109,8 +109,8 @@ class Planar(Task):
         if high < math.inf:
             healthy &= z < high
         if self.state_bound < math.inf:
-            largest = torch.maximum(p.qpos[:, 2:].abs().amax(1), p.qvel.abs().amax(1))  # amax keeps NaN: unhealthy
-            healthy &= largest < self.state_bound
+            state = torch.cat((p.qpos[:, 2:], p.qvel), 1)
+            healthy &= torch.linalg.vector_norm(state, math.inf, 1) < self.state_bound  # NaN stays NaN: unhealthy
         return ~healthy
 
 
@@ -145,7 +145,7 @@ class Ant(Task):
 
 @dataclass(frozen=True)
 class Humanoid(Task):
-    """v5 leaves out the always-zero rows of the world body and the root joint; v4 keeps them and pays no contact cost."""
+    """v5 leaves out the zero rows of the world body and the root joint; v4 keeps them and pays no contact cost."""
 
     height: tuple[float, float] = (1.0, 2.0)  # m, open
     contact_weight: float = 5e-7

@@ -15,12 +15,15 @@ from ctrlrl.envs.mujoco_engine import Engine, RolloutEngine, WorldEngine, import
 from ctrlrl.types import EnvSpec, TimeStep
 
 
+_DRAW_SIZE = 16_384  # numbers
+
+
 class MujocoPool:
     """B copies of one robot task; a lane's random numbers depend on (seed, lane, episode) alone, not on n_envs.
 
     task: a name of `mjcf_tasks.TASKS`, such as "halfcheetah" (Gymnasium's v5 rules) or "halfcheetah-v4".
     exact: keep the solver's warm start, so that trajectories equal Gymnasium's to the last bit; about a third slower on
-        the planar robots. Tasks that observe more than positions and velocities (Ant, Humanoid, Reacher, ...) always are.
+        the planar robots. Tasks that read more than positions and velocities (Ant, Humanoid, Reacher, ...) always are.
     stagger: start the first episodes' clocks at a random step, so that time limits do not end all lanes at once. A
         reset with a seed starts afresh; a reset without one goes on to each lane's next episode, its clock at zero.
     episode_length: steps until truncation; None is the task's own limit, 0 none.
@@ -45,9 +48,7 @@ class MujocoPool:
         if n_envs < 1:
             raise ValueError(f"MujocoPool: n_envs must be at least 1, got {n_envs}")
         limit = self.task.episode_length if episode_length is None else episode_length
-        self.spec = EnvSpec(
-            self.task.obs_dim, self.task.action_dim, 0, 1, n_envs, limit, torch.device("cpu")
-        )  # fmt: skip
+        self.spec = EnvSpec(self.task.obs_dim, self.task.action_dim, 0, 1, n_envs, limit, torch.device("cpu"))
         self.model = load_model(self.task.model)
         threads = min(n_envs, n_threads or os.cpu_count() or 1)
         self.exact = exact or bool(self.task.needs)
@@ -68,6 +69,10 @@ class MujocoPool:
         self._lanes = torch.arange(n_envs)
         self._clock = torch.zeros(n_envs, dtype=torch.int64)
         self._episode = torch.full((n_envs,), -1, dtype=torch.int64)
+        width = self.model.nq + self.model.nv
+        # beginnings of the next episodes, drawn ahead: a draw of a few lanes costs as much as one of thousands
+        self._ahead = torch.zeros(n_envs, max(1, _DRAW_SIZE // (n_envs * width)), width, dtype=torch.float64)
+        self._ahead_from = torch.zeros(n_envs, dtype=torch.int64)  # the episode that column 0 belongs to
         self._started = False
         self._renderer: Any = None
 
@@ -79,7 +84,9 @@ class MujocoPool:
             self._seed = int(torch.randint(2**62, ()))  # from the default generator, which the run seeds
         if fresh:
             self._episode.fill_(-1)
+            self._draw(self._episode + 1)
         self._begin(self._lanes)
+        self.physics.before.copy_(self.task.progress(self.physics))
         if fresh and self._stagger:
             u = lane_random.uniform(self._key(), self._lanes, torch.full_like(self._lanes, -1), 1)
             self._clock.copy_((u[:, 0] * self.spec.episode_length).long())
@@ -102,12 +109,12 @@ class MujocoPool:
         truncated = ~fine if self.spec.episode_length == 0 else (self._clock >= self.spec.episode_length) | ~fine
         done = terminated | truncated
         if done.any():  # a host check is free on the CPU
-            broken = ~fine
-            reward[broken], final_obs[broken], terminated = torch.nan, torch.nan, terminated & fine
+            if not fine.all():
+                reward[~fine], final_obs[~fine] = torch.nan, torch.nan
+                terminated = terminated & fine
             truncated = truncated & ~terminated
-            lanes = done.nonzero().squeeze(1)
-            self._begin(lanes)
-            obs = torch.where(done.unsqueeze(1), self._observe(), final_obs)
+            self._begin(done.nonzero().squeeze(1))
+            obs = self._observe()  # the other lanes have not moved
         p.before.copy_(task.progress(p))
         return TimeStep(obs, final_obs, reward, terminated, truncated, {})
 
@@ -115,7 +122,7 @@ class MujocoPool:
         """Put every lane into positions [B, nq] and velocities [B, nv]; clocks go on. Returns the observation."""
         if not self._started:
             self.reset()
-        self._engine.place(self._lanes, qpos.double(), qvel.double())
+        self._engine.place(self._lanes, torch.cat((qpos, qvel), 1).double())
         self.physics.before.copy_(self.task.progress(self.physics))
         return self._observe()
 
@@ -132,12 +139,13 @@ class MujocoPool:
             return
         rows = state["clock"].shape[0]
         if rows != self.spec.n_envs:
-            raise ValueError(f"MujocoPool.load_state_dict: the state is of {rows} lanes, this pool has {self.spec.n_envs}")
+            raise ValueError(f"MujocoPool: the state is of {rows} lanes, this pool has {self.spec.n_envs}")
         self._engine.load_state_dict(state)
         self.physics.before.copy_(state["before"])
         self._clock.copy_(state["clock"])
         self._episode.copy_(state["episode"])
         self._seed, self._started = int(state["seed"]), True
+        self._draw(self._episode + 1)
 
     def render(self, lane: int = 0, height: int = 480, width: int = 480) -> Any:
         """uint8 [height, width, 3], a numpy array, of one lane."""
@@ -148,7 +156,7 @@ class MujocoPool:
             try:
                 self._renderer = mujoco.Renderer(self.model, height, width)
             except Exception as error:
-                raise RuntimeError(f"MujocoPool.render: no renderer here ({error}); try MUJOCO_GL=egl or osmesa") from error
+                raise RuntimeError(f"MujocoPool.render: nothing to draw with ({error}); try MUJOCO_GL=egl") from error
         data = mujoco.MjData(self.model)
         data.qpos[:], data.qvel[:] = self.physics.qpos[lane].numpy(), self.physics.qvel[lane].numpy()
         mujoco.mj_forward(self.model, data)
@@ -172,8 +180,19 @@ class MujocoPool:
         """Start the next episode of some lanes."""
         self._episode[lanes] += 1
         self._clock[lanes] = 0
-        episode, nv = self._episode[lanes], self.model.nv
-        uniform = lane_random.uniform(self._key(), lanes, episode, self.task.n_uniform(self.model.nq, nv))
-        normal = lane_random.normal(self._key(), lanes, episode, self.task.n_normal(nv))
-        self._engine.place(lanes, *self.task.reset(uniform, normal, self._qpos0, self._qvel0))
-        self.physics.before[lanes] = self.task.progress(self.physics)[lanes]
+        column = (self._episode - self._ahead_from)[lanes]
+        if column.max() >= self._ahead.shape[1]:
+            self._draw(self._episode)
+            column = torch.zeros_like(column)
+        self._engine.place(lanes, self._ahead[lanes, column])
+
+    def _draw(self, first: Tensor) -> None:
+        """Draw each lane's beginnings of the episodes from `first` [B] on."""
+        n, ahead, _ = self._ahead.shape
+        lanes = self._lanes.repeat_interleave(ahead)
+        episodes = (first.unsqueeze(1) + torch.arange(ahead)).flatten()
+        uniform = lane_random.uniform(self._key(), lanes, episodes, self.task.n_uniform(self.model.nq, self.model.nv))
+        normal = lane_random.normal(self._key(), lanes, episodes, self.task.n_normal(self.model.nv))
+        rows = torch.cat(self.task.reset(uniform, normal, self._qpos0, self._qvel0), 1)
+        self._ahead.copy_(rows.view(n, ahead, -1))
+        self._ahead_from.copy_(first)

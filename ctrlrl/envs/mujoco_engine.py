@@ -1,8 +1,9 @@
 """Two ways to step B copies of a MuJoCo model on CPU threads, behind one face.
 
-`RolloutEngine` hands all worlds to mujoco.rollout's C threads: fastest, but every control step starts the constraint solver cold, and
-only positions and velocities come back. `WorldEngine` keeps one MjData a world and steps them on Python threads (mj_step drops the
-interpreter lock): the warm start is kept, so trajectories equal Gymnasium's to the last bit, and every MjData field can be read.
+`RolloutEngine` hands all worlds to mujoco.rollout's C threads: fastest, but every control step starts the constraint
+solver cold, and only positions and velocities come back. `WorldEngine` keeps one MjData a world and steps them on Python
+threads (mj_step drops the interpreter lock): the warm start is kept, so trajectories equal Gymnasium's to the last bit,
+and every MjData field can be read.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Engine(Protocol):
     fields: dict[str, Tensor]
 
     def advance(self) -> Tensor: ...  # [B] bool: False where the simulation broke down
-    def place(self, lanes: Tensor, qpos: Tensor, qvel: Tensor) -> None: ...  # new episodes, time zero
+    def place(self, lanes: Tensor, rows: Tensor) -> None: ...  # rows [n, nq + nv]: where new episodes begin
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
     def close(self) -> None: ...
@@ -64,43 +65,35 @@ class RolloutEngine:
         from mujoco import rollout
 
         size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
-        f64 = {"dtype": torch.float64}
-        self._state = torch.zeros(n_envs, size, **f64)  # time, qpos, qvel, and actuator states if any
-        self._out = torch.zeros(n_envs, frame_skip, size, **f64)
+        f64 = torch.float64
+        self._state = torch.zeros(n_envs, size, dtype=f64)  # time, qpos, qvel: none of the models has more
+        self._out = torch.zeros(n_envs, frame_skip, size, dtype=f64)
         self._last = self._out[:, -1]
-        self._controls = torch.zeros(n_envs, frame_skip, model.nu, **f64)
-        self.control = torch.zeros(n_envs, model.nu, **f64)
+        self._controls = torch.zeros(n_envs, frame_skip, model.nu, dtype=f64)
+        self.control = torch.zeros(n_envs, model.nu, dtype=f64)
         self._spread = self.control.unsqueeze(1).expand_as(self._controls)
         self.qpos = self._state[:, 1 : 1 + model.nq]
         self.qvel = self._state[:, 1 + model.nq : 1 + model.nq + model.nv]
         self.fields: dict[str, Tensor] = {}
         self._least_time = (frame_skip - 0.5) * model.opt.timestep
         self._rollout = rollout.Rollout(nthread=n_threads if n_threads > 1 else 0)  # 0: on the calling thread
-        sensors = torch.zeros(n_envs, frame_skip, model.nsensordata, **f64)
-        chunk = max(1, n_envs // (8 * n_threads))
-        # the native object without its Python wrapper; the order is that of rollout.Rollout.rollout
-        self._arguments = (
-            [model] * n_envs, [mujoco.MjData(model) for _ in range(n_threads)], frame_skip,
-            mujoco.mjtState.mjSTATE_CTRL.value, self._state.numpy(), None, self._controls.numpy(), self._out.numpy(),
-            sensors.numpy(), chunk,
-        )  # fmt: skip
+        sensors = torch.zeros(n_envs, frame_skip, model.nsensordata, dtype=f64)
+        self._arguments = ([model] * n_envs, [mujoco.MjData(model) for _ in range(n_threads)], self._state.numpy())
+        self._options = {
+            "control": self._controls.numpy(), "state": self._out.numpy(), "sensordata": sensors.numpy(),
+            "nstep": frame_skip, "skip_checks": True, "chunk_size": max(1, n_envs // (8 * n_threads)),
+        }  # fmt: skip
 
     def advance(self) -> Tensor:
         self._controls.copy_(self._spread)
-        model, data, n, spec, start, warm, control, out, sensors, chunk = self._arguments
-        self._rollout.rollout(model, data, start, control, control_spec=spec, skip_checks=True, nstep=n,
-                              initial_warmstart=warm, state=out, sensordata=sensors, chunk_size=chunk)  # fmt: skip
+        self._rollout.rollout(*self._arguments, **self._options)
         # an unstable world is put back to time zero by MuJoCo, or stops short
         fine = self._last[:, 0] - self._state[:, 0] > self._least_time
         self._state.copy_(self._last)
         return fine
 
-    def place(self, lanes: Tensor, qpos: Tensor, qvel: Tensor) -> None:
-        rows = qpos.new_zeros(lanes.shape[0], self._state.shape[1])
-        nq, nv = qpos.shape[1], qvel.shape[1]
-        rows[:, 1 : 1 + nq] = qpos
-        rows[:, 1 + nq : 1 + nq + nv] = qvel
-        self._state[lanes] = rows
+    def place(self, lanes: Tensor, rows: Tensor) -> None:
+        self._state[:, 1:][lanes] = rows  # time runs on: no model depends on it
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"physics": self._state.clone()}
@@ -155,11 +148,13 @@ class WorldEngine:
         self._gather()
         return torch.tensor([d.time - t > self._least_time for d, t in zip(self._datas, before, strict=True)])
 
-    def place(self, lanes: Tensor, qpos: Tensor, qvel: Tensor) -> None:
-        for i, q, v in zip(lanes.tolist(), qpos.numpy(), qvel.numpy(), strict=True):
+    def place(self, lanes: Tensor, rows: Tensor) -> None:
+        nq = self._model.nq
+        for i, row in zip(lanes.tolist(), rows.numpy(), strict=True):
             data = self._datas[i]
             self._mujoco.mj_resetData(self._model, data)
-            data.qpos[:], data.qvel[:] = q, v
+            data.qpos[:], data.qvel[:] = row[:nq], row[nq:]
+            data.time = 1.0  # not zero, so that MuJoCo's own reset of an unstable world shows even in the first step
             self._mujoco.mj_forward(self._model, data)
             for name, out in self._gathered.items():
                 out[i] = self._views[name][i]

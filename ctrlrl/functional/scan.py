@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -44,7 +42,9 @@ def _loop(decay: Tensor, x: Tensor) -> Tensor:
 def _two_levels(decay: Tensor, x: Tensor) -> Tensor:
     """All chunks in step, then a recurrence over the chunks' first elements, then that carry spread over each chunk."""
     steps = x.shape[0]
-    length = min(CHUNK, math.isqrt(steps - 1) + 1)  # the square root balances the levels while it is below CHUNK
+    length = 1  # the square root balances the levels while it is below CHUNK; counted, because isqrt does not trace
+    while length < CHUNK and length * length < steps:
+        length += 1
     n_chunks = -(-steps // length)
     # [n, L, ...] -> [L, n, ...]: the loop inside a chunk walks axis 0
     decay, x = (_chunked(a, n_chunks, length) for a in (decay, x))

@@ -19,7 +19,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_uniform_numbers_have_the_moments_of_the_unit_interval():
     u = uniform(3, LANES, ZERO, 4)
     assert u.dtype == torch.float64
-    assert 0.0 <= float(u.min())
+    assert float(u.min()) >= 0.0
     assert float(u.max()) < 1.0
     torch.testing.assert_close(u.mean(0), torch.full_like(u[0], 0.5), rtol=0, atol=5 * 0.289 / N**0.5)
     torch.testing.assert_close(u.var(0), torch.full_like(u[0], 1 / 12), rtol=0.03, atol=0)

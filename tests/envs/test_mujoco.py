@@ -295,7 +295,9 @@ def test_actions_are_scaled_to_the_control_range_and_clipped():
         pool = pool_of(name, 2, stagger=False)
         pool.reset()
         pool.step(torch.full((2, pool.spec.action_dim), 5.0))
-        torch.testing.assert_close(pool.physics.control, torch.full_like(pool.physics.control, limit), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            pool.physics.control, torch.full_like(pool.physics.control, limit), rtol=0, atol=1e-12
+        )
 
 
 def test_what_leaves_the_pool_is_float32_by_default():

@@ -1,0 +1,180 @@
+"""`ctrlrl <verb> [key=value ...]`: parse, build, run. Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Spinning OpenMP threads cost up to 100x as soon as another process runs; torch reads this once, when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+USAGE = """ctrlrl <verb> [key=value ...]
+
+  train    algo=ppo env=halfcheetah total_steps=1_000_000 seed=0 run.dir=runs/x    train; run.resume=runs/x goes on
+  eval     run=runs/x episodes=20 seed=100 video=out.mp4                           evaluate a run's policy
+  report   runs/a runs/b out=report.html                                           curves and tables of runs
+  bench    throughput|train|score env=pendulum n_envs=1024,65536 [vs=sb3|rsl_rl]   measure speed, peers interleaved
+  doctor                                                                           versions, devices, one timing each
+
+`ctrlrl train --help` lists algorithms, environments and presets; `--cfg job` prints the composed configuration."""
+
+
+@dataclass
+class EvalOptions:
+    run: str = ""  # run folder
+    episodes: int = 20
+    seed: int = 100
+    checkpoint: str = "last"  # or best
+    video: str | None = None  # file to write, .mp4 or .gif
+
+
+@dataclass
+class ReportOptions:
+    out: str = "report.html"
+
+
+def train(words: list[str]) -> int:
+    from ctrlrl import compose, registry
+
+    if "--help" in words or "-h" in words:
+        print(USAGE)
+        print(f"\nalgorithms (algo=):    {' '.join(registry.ALGORITHMS)}")
+        print(f"environments (env=):   {' '.join(registry.ENVIRONMENTS)}")
+        print(f"presets (experiment=): {' '.join(compose.presets())}")
+        return 0
+    if "--cfg" in words:
+        at = words.index("--cfg")
+        return _print_config(words[:at] + words[at + 2 :])
+    resumed = next((w.partition("=")[2] for w in words if w.startswith("run.resume=")), None)
+
+    from ctrlrl import runs
+
+    if resumed is not None:
+        folder = Path(resumed)
+        trainer = runs.resume(folder, [w for w in words if not w.startswith("run.resume=")])
+    else:
+        trainer, folder = runs.start(compose.train_config(words), words)
+    result = trainer.train()
+    print(_summary(result, folder))
+    if result["status"] == "interrupted":
+        print(f"interrupted; go on with: ctrlrl train run.resume={folder}", file=sys.stderr)
+        return 130
+    if compose.typed(compose.load_config(folder / "config.yaml")).run.report:
+        for note in runs.illustrate(folder):
+            print(note, file=sys.stderr)
+    return 0
+
+
+def evaluate(words: list[str]) -> int:
+    from ctrlrl import compose, runs
+
+    options = compose.command(EvalOptions, words)
+    if not options.run:
+        raise ValueError("eval needs run=FOLDER, e.g. ctrlrl eval run=runs/x")
+    video = Path(options.video) if options.video else None
+    try:
+        result = runs.evaluate_run(
+            Path(options.run),
+            episodes=options.episodes,
+            seed=options.seed,
+            checkpoint=options.checkpoint,
+            video=video,
+        )
+    except RuntimeError as error:  # the numbers are written; only the film is missing
+        print(error, file=sys.stderr)
+        return 1
+    keys = ("algo", "env", "episodes", "return_mean", "return_std", "return_min", "return_max", "length_mean")
+    print(_table({k: result[k] for k in keys} | {"success_rate": result["success_rate"]}))
+    return 0
+
+
+def report(words: list[str]) -> int:
+    from ctrlrl import compose
+    from ctrlrl.report.page import write_page
+
+    folders = [Path(w) for w in words if "=" not in w]
+    options = compose.command(ReportOptions, [w for w in words if "=" in w])
+    if not folders:
+        raise ValueError("report needs run folders, e.g. ctrlrl report runs/a runs/b out=report.html")
+    write_page(folders, Path(options.out))
+    print(options.out)
+    return 0
+
+
+def bench(words: list[str]) -> int:
+    from ctrlrl.bench.run import main as run_bench
+
+    return run_bench(words)
+
+
+def doctor(words: list[str]) -> int:
+    from ctrlrl.bench.doctor import report as examine
+
+    print(examine())
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "report": report,
+    "bench": bench,
+    "doctor": doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = words[0] if words else "--help"
+    if verb in ("--help", "-h", "help"):
+        print(USAGE)
+        raise SystemExit(0)
+    try:
+        if verb == "--version":
+            from importlib.metadata import version
+
+            print(version("ctrlrl"))
+            raise SystemExit(0)
+        if verb not in VERBS:
+            from ctrlrl.registry import unknown
+
+            raise ValueError(unknown("verb", verb, VERBS))
+        raise SystemExit(VERBS[verb](words[1:]))
+    except (ValueError, TypeError) as error:
+        if os.environ.get("CTRLRL_TRACEBACK"):
+            raise
+        print(f"ctrlrl {verb}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        print(f"ctrlrl {verb}: {error.filename or 'file'}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"ctrlrl {verb}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _print_config(words: list[str]) -> int:
+    from omegaconf import OmegaConf
+
+    from ctrlrl import compose
+
+    raw = compose.train_config(words)
+    compose.typed(raw)
+    print(OmegaConf.to_yaml(raw), end="")
+    return 0
+
+
+def _summary(result: dict[str, Any], folder: Path) -> str:
+    keys = ("algo", "env", "seed", "status", "env_steps", "final_return_mean", "final_return_std", "best_return_mean")
+    more = ("train_seconds", "wall_seconds", "steps_per_second")
+    return _table({k: result[k] for k in keys + more} | {"folder": str(folder)})
+
+
+def _table(values: dict[str, Any]) -> str:
+    width = max(len(k) for k in values)
+    shown = {k: f"{v:,.2f}" if isinstance(v, float) else str(v) for k, v in values.items() if v is not None}
+    return "\n".join(f"{k:<{width}}  {v}" for k, v in shown.items())

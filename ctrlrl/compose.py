@@ -1,0 +1,131 @@
+"""Typed configurations from `key=value` words, with Hydra. What a user mistypes comes back as one line with the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ctrlrl.config import EnvConfig, TrainConfig
+from ctrlrl.registry import ALGORITHMS, ENVIRONMENTS, lookup, unknown
+
+Command = TypeVar("Command")
+_PACKED = Path(__file__).parent / "configs"  # in an installed wheel
+CONFIG_DIR = _PACKED if _PACKED.is_dir() else Path(__file__).parent.parent / "configs"
+GROUPS = {"algo": tuple(ALGORITHMS), "env": ENVIRONMENTS}
+
+
+def presets() -> list[str]:
+    """Names that `experiment=` takes, e.g. "ppo/halfcheetah"."""
+    root = CONFIG_DIR / "experiment"
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def train_config(words: Sequence[str]) -> DictConfig:
+    """The composed `ctrlrl train` configuration; ValueError for what does not fit.
+
+    experiment=auto (the default) takes the preset experiment/<algo>/<env> where there is one.
+    """
+    chosen = _split(words)
+    experiment = chosen.pop("experiment", "auto")
+    for group, options in GROUPS.items():
+        if group in chosen and chosen[group] not in options:
+            raise ValueError(unknown(group, chosen[group], options))
+    if experiment not in ("auto", "none") and experiment not in presets():
+        raise ValueError(unknown("experiment", experiment, presets()))
+    if experiment == "auto":
+        guess = f"{chosen.get('algo', 'ppo')}/{chosen.get('env', 'pendulum')}"
+        experiment = guess if guess in presets() else "none"
+    overrides = [word for word in words if not word.startswith("experiment=")]
+    if experiment != "none":
+        overrides.append(f"+experiment={experiment}")
+    _register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+            cfg = compose("train", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error, words)) from None
+    cfg.experiment = experiment
+    return cfg
+
+
+def typed(cfg: DictConfig) -> TrainConfig:
+    """Real dataclasses; their range checks run here."""
+    try:
+        return OmegaConf.to_object(cfg)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a run folder's config.yaml holds, changed by `words`."""
+    try:
+        saved = OmegaConf.load(path)
+    except OSError:
+        raise ValueError(f"{path}: no such file. A run folder holds config.yaml; name one with run=... or run.resume=...") from None
+    except Exception as error:
+        raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    name = OmegaConf.select(saved, "algo.name", default=None)
+    algo = lookup(ALGORITHMS, str(name), "algorithm").config
+    schema = OmegaConf.structured(TrainConfig(algo=algo()))
+    try:
+        return OmegaConf.merge(schema, saved, OmegaConf.from_dotlist(list(words)))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {_explain(error, words)}") from None
+
+
+def command(kind: type[Command], words: Sequence[str]) -> Command:
+    """The options of a verb as its dataclass, from `key=value` words."""
+    for word in words:
+        if "=" not in word:
+            raise ValueError(f"expected key=value, got {word!r}; keys: {', '.join(f.name for f in fields(kind))}")  # type: ignore[arg-type]
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(list(words)))
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ValueError(_explain(error, words)) from None
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=TrainConfig)
+    for name in ALGORITHMS:
+        store.store(group="algo", name=name, node=lookup(ALGORITHMS, name, "algorithm").config)
+    for name in ENVIRONMENTS:
+        store.store(group="env", name=name, node=EnvConfig(name=name))
+
+
+def _split(words: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise ValueError(f"expected key=value, got {word!r}")
+        pairs[key.lstrip("+~")] = value
+    return pairs
+
+
+def _explain(error: Exception, words: Sequence[str]) -> str:
+    """One line: the word that does not fit and the nearest keys."""
+    cause = error.__cause__ or error
+    full_key = getattr(cause, "full_key", None)
+    parent = getattr(cause, "parent_node", None)
+    text = str(cause).splitlines()[0]
+    word = next((w for w in words if full_key and w.lstrip("+~").startswith(f"{full_key}=")), None)
+    if "not in" in text or "does not exist" in text:
+        keys = list(parent.keys()) if parent is not None and hasattr(parent, "keys") else []
+        key = str(getattr(cause, "key", full_key))
+        prefix = full_key.rpartition(".")[0] if full_key else ""
+        near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys
+        return f"unknown key {full_key or key}; did you mean {', '.join(f'{prefix}.{k}' if prefix else str(k) for k in near)}?"
+    return f"{word}: {text}" if word else text

@@ -1,0 +1,142 @@
+"""Result dicts (result.json) as tables: one row a seed, and a pooled row where there are seeds enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ctrlrl.report.published import published
+from ctrlrl.report.stats import MIN_SEEDS, bootstrap_interval, iqm
+
+Result = Mapping[str, Any]
+
+
+class Table(NamedTuple):
+    """Text cells. `rows` is [rows][columns]; numeric columns align to the right."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[bool, ...]
+
+
+def number(x: Any, digits: int | None = None) -> str:
+    """A number for people: thousands separated, about four digits, an en dash for None and NaN."""
+    if x is None or (isinstance(x, float) and math.isnan(x)):
+        return "–"
+    if isinstance(x, bool) or not isinstance(x, int | float):
+        return str(x)
+    if digits is None:
+        digits = 0 if isinstance(x, int) or abs(x) >= 1000 else 1 if abs(x) >= 10 else 3 if abs(x) < 1 else 2
+    return f"{x:,.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as "48 s", "3 min 05 s" or "2 h 07 min"."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def results_table(results: Iterable[Result]) -> Table:
+    """Last and best return of every seed, beside what is published; columns nobody filled are left out."""
+    entries = [_row(r) for r in expand(results)]
+    names = list(dict.fromkeys(name for entry in entries for name in entry))
+    used = [name for name in names if any(entry[name] != "–" for entry in entries)]
+    rows = tuple(tuple(entry[name] for name in used) for entry in entries)
+    text = {"algo", "env", "data", "seed", "status", "published"}
+    return Table(tuple(used), rows, tuple(name not in text for name in used))
+
+
+def pooled_table(results: Iterable[Result], *, metric: str = "final_return_mean") -> Table:
+    """Per algorithm and task over seeds: mean and IQM with 95 % bootstrap intervals, from MIN_SEEDS seeds on.
+
+    With fewer, the seeds' own values are listed and nothing is pooled.
+    """
+    rows = []
+    for (algo, env), group in grouped(results).items():
+        values = [float(r[metric]) for r in group if _measured(r.get(metric))]
+        if len(values) < MIN_SEEDS:
+            listed = ", ".join(number(v) for v in values) or "–"
+            rows.append((algo, env, str(len(values)), listed, f"n<{MIN_SEEDS}: no interval"))
+            continue
+        mean = sum(values) / len(values)
+        mean_low, mean_high = bootstrap_interval(values, lambda x: float(x.mean()))
+        low, high = bootstrap_interval(values)
+        rows.append(
+            (algo, env, str(len(values)), _interval(mean, mean_low, mean_high), _interval(iqm(values), low, high))
+        )
+    columns = ("algo", "env", "seeds", "last return: mean [95 %], or each seed", "IQM [95 %]")
+    return Table(columns, tuple(rows), (False, False, True, True, True))
+
+
+def grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Results by (algorithm, task, with its data set where there is one), in order of appearance."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for r in expand(results):
+        task = f"{r['env']} · {r['data']}" if r.get("data") else str(r["env"])
+        groups.setdefault((str(r["algo"]), task), []).append(r)
+    return groups
+
+
+def expand(results: Iterable[Result]) -> list[Result]:
+    """Stacked runs hold one entry a seed under "seeds": make each a result of its own."""
+    return [{**r, **one} if isinstance(one, Mapping) else r for r in results for one in r.get("seeds") or [r]]
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table."""
+    rule = ["---:" if right else "---" for right in table.numeric]
+    lines = [table.columns, rule, *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def text(table: Table) -> str:
+    """Aligned columns for a terminal."""
+    lines: Sequence[Sequence[str]] = [table.columns, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    rule = ["─" * width for width in widths]
+
+    def join(line: Sequence[str]) -> str:
+        cells = zip(line, widths, table.numeric, strict=True)
+        return "  ".join(cell.rjust(w) if right else cell.ljust(w) for cell, w, right in cells).rstrip()
+
+    return "\n".join(join(line) for line in [lines[0], rule, *lines[1:]]) + "\n"
+
+
+def _row(r: Result) -> dict[str, str]:
+    references = published(str(r["algo"]), str(r["env"]))
+    success = r.get("success_rate")
+    offline = not r.get("env_steps") and r.get("gradient_steps")
+    return {
+        "algo": str(r["algo"]),
+        "env": str(r["env"]),
+        "data": str(r.get("data") or "–"),
+        "seed": str(r["seed"]),
+        "status": str(r.get("status") or "–"),
+        "steps": number(r.get("gradient_steps") if offline else r.get("env_steps")),
+        "last return": plus_minus(r.get("final_return_mean"), r.get("final_return_std")),
+        "best return": number(r.get("best_return_mean")),
+        "score": number(r.get("normalized_score"), 1),
+        "success": "–" if success is None else f"{100 * success:.0f} %",
+        "wall time": duration(r.get("wall_seconds")),
+        "steps/s": number(r.get("updates_per_second" if offline else "steps_per_second"), 0),
+        "published": " · ".join(f"{number(p.value, 0)} ({p.source})" for p in references) or "–",
+    }
+
+
+def plus_minus(mean: Any, std: Any) -> str:
+    if not _measured(mean):
+        return "–"
+    return f"{number(mean)} ± {number(std)}" if _measured(std) else number(mean)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def _measured(x: Any) -> bool:
+    return isinstance(x, int | float) and math.isfinite(x)

@@ -1,0 +1,121 @@
+"""What the commands do with run folders: start, resume, evaluate, film, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ctrlrl.build import acting, backend_of, build, make_env, make_learner, resolve_device, run_folder, set_threads
+from ctrlrl.compose import load_config, typed
+from ctrlrl.config import EnvConfig, TrainConfig
+from ctrlrl.core.learner import Learner
+from ctrlrl.registry import GYMNASIUM_IDS
+from ctrlrl.train.checkpoint import read_folder, write_atomic
+from ctrlrl.train.evaluate import evaluate
+from ctrlrl.train.trainer import Trainer
+
+
+def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
+    """A new run: its folder with config.yaml and overrides.txt, and the trainer."""
+    cfg = typed(raw)
+    folder = run_folder(cfg)
+    trainer = build(cfg, folder)
+    raw.run.dir = str(folder)
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw).encode())
+    write_atomic(folder / "overrides.txt", ("\n".join(words) + "\n").encode())
+    return trainer, folder
+
+
+def resume(folder: Path, words: Sequence[str]) -> Trainer:
+    """The trainer of an interrupted run, standing at its last checkpoint."""
+    cfg = typed(load_config(folder / "config.yaml", words))
+    return build(cfg, folder, resume=True)
+
+
+def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learner]:
+    """The configuration of a run and its learner with the weights of checkpoints/<checkpoint>."""
+    cfg = typed(load_config(folder / "config.yaml"))
+    set_threads(cfg, resolve_device(cfg.device))
+    env = make_env(cfg.env, 1, stagger=False)
+    learner = make_learner(cfg.algo, env.spec)
+    env.close()
+    try:
+        learner.load_model_state(read_folder(folder / "checkpoints" / checkpoint).model)
+    except (RuntimeError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{folder}/checkpoints/{checkpoint} does not fit {folder}/config.yaml: {first}") from None
+    return cfg, learner
+
+
+def evaluate_run(
+    folder: Path, *, episodes: int, seed: int, checkpoint: str = "last", video: Path | None = None
+) -> dict[str, Any]:
+    """Returns, lengths and success of a run's deterministic policy; also written to the folder's eval.json."""
+    cfg, learner = load_run(folder, checkpoint)
+    env = make_env(cfg.env, min(episodes, 64), stagger=False)
+    returns, lengths, success = evaluate(acting(learner), env, episodes=episodes, seed=seed)
+    env.close()
+    result = {
+        "algo": cfg.algo.name,
+        "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
+        "checkpoint": checkpoint,
+        "episodes": episodes,
+        "seed": seed,
+        "return_mean": returns.mean().item(),
+        "return_std": returns.std(unbiased=False).item(),
+        "return_min": returns.min().item(),
+        "return_max": returns.max().item(),
+        "length_mean": lengths.double().mean().item(),
+        "success_rate": None if success is None else success.nanmean().item(),
+        "normalized_score": None,
+        "returns": returns.tolist(),
+        "lengths": lengths.tolist(),
+    }
+    write_atomic(folder / "eval.json", json.dumps(result, indent=2).encode())
+    if video is not None:
+        film(cfg, learner, video, seed=seed)
+    return result
+
+
+def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
+    """One episode as a video; RuntimeError with one line where this machine or task cannot draw."""
+    from ctrlrl.train.video import record
+
+    env_cfg = cfg.env
+    if backend_of(env_cfg) == "torch":  # tensors have no picture: the same task is drawn by Gymnasium
+        if env_cfg.name not in GYMNASIUM_IDS:
+            raise RuntimeError(f"env={env_cfg.name} has no renderer; no video was made")
+        env_cfg = EnvConfig(name=env_cfg.name, backend="gymnasium")
+    try:
+        env = make_env(env_cfg, 1, stagger=False, render=True)
+        fps = getattr(env, "frames_per_second", 30.0)
+        record(acting(learner), env, out, seed=seed, fps=fps)
+        env.close()
+    except RuntimeError:
+        raise
+    except Exception as error:  # a renderer fails in as many ways as there are drivers
+        raise RuntimeError(f"no video: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+
+
+def illustrate(folder: Path) -> list[str]:
+    """Write curve.png, video.mp4 and report.html into a run folder; returns a line for each that could not be made."""
+    from ctrlrl.report.page import write_curve, write_page
+
+    notes = []
+    cfg, learner = load_run(folder)
+    with torch.random.fork_rng():
+        try:
+            film(cfg, learner, folder / "video.mp4", seed=cfg.eval.seed)
+        except RuntimeError as error:
+            notes.append(str(error))
+    try:
+        write_curve(folder, folder / "curve.png")
+        write_page([folder], folder / "report.html")
+    except ImportError as error:
+        notes.append(f"no report: {error}")
+    return notes

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from ctrlrl.functional.masked import masked_mean, masked_std, standardize
+
+F64 = torch.float64
+
+
+def sample(shape=(6, 7)):
+    torch.manual_seed(0)
+    return torch.randn(shape, dtype=F64), torch.rand(shape) < 0.6
+
+
+def test_mean_and_std_are_those_of_the_elements_that_count():
+    x, mask = sample()
+    torch.testing.assert_close(masked_mean(x, mask), x[mask].mean(), rtol=0, atol=1e-12)
+    for unbiased in (True, False):
+        expected = x[mask].std(correction=int(unbiased))
+        torch.testing.assert_close(masked_std(x, mask, unbiased=unbiased), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            masked_std(x, unbiased=unbiased), x.std(correction=int(unbiased)), rtol=0, atol=1e-12
+        )
+
+
+def test_a_full_mask_equals_no_mask():
+    x, _ = sample()
+    full = torch.ones_like(x, dtype=torch.bool)
+    for f in (masked_mean, masked_std, standardize):
+        torch.testing.assert_close(f(x, full), f(x), rtol=0, atol=1e-12)
+
+
+def test_a_nan_that_does_not_count_reaches_neither_value_nor_gradient():
+    x, mask = sample()
+    x[~mask] = float("nan")
+    x.requires_grad_()
+    mean = masked_mean(x, mask)
+    (gradient,) = torch.autograd.grad(mean, x)
+    assert mean.isfinite()
+    torch.testing.assert_close(gradient, mask / mask.sum().to(F64), rtol=0, atol=1e-12)
+    assert masked_std(x.detach(), mask).isfinite()
+    assert standardize(x.detach(), mask).isfinite().all()
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_micro_batches_with_the_global_count_sum_to_the_mean_of_the_whole(with_mask):
+    x, mask = sample()
+    count = mask.sum() if with_mask else x.numel()
+    parts = [masked_mean(x[i], mask[i] if with_mask else None, count=count) for i in (slice(0, 1), slice(1, 6))]
+    torch.testing.assert_close(sum(parts), masked_mean(x, mask if with_mask else None), rtol=0, atol=1e-12)
+
+
+def test_a_mask_expands_over_leading_axes():
+    x, mask = sample()
+    heads = torch.stack([x, 3.0 * x])
+    torch.testing.assert_close(masked_mean(heads, mask), 2.0 * masked_mean(x, mask), rtol=0, atol=1e-12)
+
+
+def test_an_empty_mask_gives_zeros():
+    x, mask = sample()
+    nothing = torch.zeros_like(mask)
+    assert masked_mean(x, nothing) == 0
+    assert masked_std(x, nothing) == 0
+    assert not standardize(x, nothing).any()
+
+
+def test_results_are_zero_dimensional():
+    x, mask = sample()
+    for m in (None, mask):
+        assert masked_mean(x, m).shape == masked_std(x, m).shape == ()
+
+
+def test_standardized_elements_have_mean_zero_and_unit_unbiased_std():
+    x, mask = sample()
+    for m in (None, mask):
+        z = standardize(5.0 + 3.0 * x, m, eps=0.0)
+        inside = z if m is None else z[m]
+        assert inside.mean().abs() < 1e-12
+        torch.testing.assert_close(inside.std(), torch.ones((), dtype=F64), rtol=0, atol=1e-12)
+    assert not standardize(x, mask)[~mask].any()
+
+
+def test_standardize_ignores_shift_and_positive_scale():
+    x, mask = sample()
+    torch.testing.assert_close(standardize(7.0 * x + 2.0, mask), standardize(x, mask), rtol=0, atol=1e-7)  # eps
+
+
+def test_a_single_element_standardizes_to_zero_not_nan():
+    assert standardize(torch.tensor([3.0])) == 0
+    assert masked_std(torch.tensor([3.0])) == 0
+    mask = torch.tensor([False, True, False])
+    assert not standardize(torch.tensor([1.0, 3.0, 5.0]), mask).any()
+    assert masked_std(torch.tensor([1.0, 3.0, 5.0]), mask) == 0
+
+
+def test_equal_elements_standardize_to_zero():
+    assert not standardize(torch.full((5,), 2.0)).any()
