@@ -20,12 +20,16 @@ from torch import Tensor
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
+from ctrlrl.envs.spaces import Spaces
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
+from ctrlrl.train.checkpoint import Checkpoint, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import RunFolder
 from ctrlrl.train.on_policy import OnPolicyLoop
 from ctrlrl.train.trainer import Trainer
 from ctrlrl.types import EnvSpec, VecEnv
+
+__all__ = ["Spaces", "evaluate", "read_zip", "write_zip"]  # what the faces take from here besides what stands below
 
 
 def make_env(
@@ -91,9 +95,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def evaluator(
-    learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int
-) -> Callable[[], Evaluation]:
+def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
     """A function that evaluates the deterministic policy on fresh episodes of the training task."""
     device = resolve_device(cfg.device) if backend_of(cfg.env) == "torch" else torch.device("cpu")
     env: VecEnv | None = None
@@ -125,10 +127,9 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, overrides: st
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
     learner = make_learner(cfg.algo, env.spec)
     learner.set_compile(mode)
-    loop = OnPolicyLoop(
-        learner,  # type: ignore[arg-type]
+    loop = on_policy_loop(
+        learner,
         env,
-        n_steps=cfg.algo.n_steps,
         total_steps=cfg.total_steps,
         seed=cfg.seed,
         staggered=cfg.env.stagger and backend_of(cfg.env) != "gymnasium",
@@ -204,6 +205,55 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip()
+
+
+def on_policy_loop(
+    learner: Learner, env: VecEnv, *, total_steps: int, seed: int | None, staggered: bool, graph: bool = False
+) -> OnPolicyLoop:
+    return OnPolicyLoop(
+        learner,  # type: ignore[arg-type]
+        env,
+        n_steps=learner.cfg.n_steps,  # type: ignore[attr-defined]
+        total_steps=total_steps,
+        seed=seed,
+        staggered=staggered,
+        graph=graph,
+    )
+
+
+def as_vec_env(env: Any, *, seed: int | None = None) -> VecEnv:
+    """A ctrlrl VecEnv as it is; a Gymnasium environment or vector environment behind the adapter."""
+    if isinstance(env, VecEnv):
+        return env
+    from ctrlrl.envs.gymnasium import GymnasiumEnv
+
+    return GymnasiumEnv(env, seed=seed)
+
+
+def spaces(cfg: EnvConfig, spec: EnvSpec) -> Spaces:
+    """Observation and action space of a named task, in the units its users know."""
+    gym_id = cfg.id or GYMNASIUM_IDS.get(cfg.name)
+    return Spaces.of_id(gym_id) if gym_id else Spaces.of_spec(spec)
+
+
+def spaces_of(env: Any, spec: EnvSpec) -> Spaces:
+    """Of an environment object."""
+    for prefix in ("single_", ""):
+        if hasattr(env, f"{prefix}action_space"):
+            return Spaces(getattr(env, f"{prefix}observation_space"), getattr(env, f"{prefix}action_space"))
+    return Spaces.of_spec(spec)
+
+
+def agent_checkpoint(learner: Learner, facts: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(learner.model_state(), learner.training_state(), facts)
+
+
+def restore_agent(learner: Learner, checkpoint: Checkpoint, where: str) -> None:
+    try:
+        learner.load_model_state(checkpoint.model)
+        learner.load_training_state(checkpoint.training)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{where}: the weights do not fit the saved configuration ({str(error).splitlines()[0]})") from None
 
 
 def run_folder(cfg: TrainConfig) -> Path:

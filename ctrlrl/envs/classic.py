@@ -1,4 +1,4 @@
-"""Classic control as batched tensor functions: the physics, rewards and terminations of Gymnasium 1.x, and two linear tasks.
+"""Classic control as batched tensor functions: physics, rewards and terminations of Gymnasium 1.x; two linear tasks.
 
 Angles in rad, lengths in m, times in s. Lanes are the last axis of a state field (see sim.py). Several sums are written
 with `alpha=` and `addcmul`: one operation instead of two, which is what a step of a few hundred lanes costs.

@@ -1,6 +1,6 @@
 """Random numbers of a lane and an episode, by counting: lane 3 gets the same noise with 4 lanes or 400.
 
-SplitMix64 (Steele, Lea and Flood, 2014) used as a hash: seed, lane, episode and column are mixed in one after the other.
+SplitMix64 (Steele, Lea and Flood, 2014) used as a hash: seed, lane, episode and column are mixed in one by one.
 Integer arithmetic wraps modulo 2^64 on every device, so CPU and GPU agree on the bits, and nothing is read by the host.
 """
 

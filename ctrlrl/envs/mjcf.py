@@ -1,8 +1,8 @@
 """Gymnasium's MuJoCo robot tasks as torch functions of the physics state: observation, reward, termination, reset.
 
-Written once for every engine: `mujoco_cpu.py` and a GPU engine fill the same `Physics`. A task names the MjData fields it
-reads beyond positions and velocities in `needs`, so the planar robots pay for nothing. Everything is in SI units, batched
-over B. The rules and numbers are those of gymnasium/envs/mujoco/*_v5.py and *_v4.py (Gymnasium 1.x).
+Written once for every engine: `mujoco_cpu.py` and a GPU engine fill the same `Physics`. A task names the MjData fields
+it reads beyond positions and velocities in `needs`, so the planar robots pay for nothing. Everything is in SI units,
+batched over B. The rules and numbers are those of gymnasium/envs/mujoco/*_v5.py and *_v4.py (Gymnasium 1.x).
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from ctrlrl.envs.mjcf_tasks import get_task
 from ctrlrl.envs.mujoco_engine import Engine, RolloutEngine, WorldEngine, import_mujoco, load_model
 from ctrlrl.types import EnvSpec, TimeStep
 
-
 _DRAW_SIZE = 16_384  # numbers
 
 

@@ -1,9 +1,9 @@
 """Two ways to step B copies of a MuJoCo model on CPU threads, behind one face.
 
 `RolloutEngine` hands all worlds to mujoco.rollout's C threads: fastest, but every control step starts the constraint
-solver cold, and only positions and velocities come back. `WorldEngine` keeps one MjData a world and steps them on Python
-threads (mj_step drops the interpreter lock): the warm start is kept, so trajectories equal Gymnasium's to the last bit,
-and every MjData field can be read.
+solver cold, and only positions and velocities come back. `WorldEngine` keeps one MjData a world and steps them on
+Python threads (mj_step drops the interpreter lock): the warm start is kept, so trajectories equal Gymnasium's to the
+last bit, and every MjData field can be read.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ quantity, so every operation runs over contiguous memory and a [B] mask broadcas
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from ctrlrl.types import EnvSpec, TimeStep, tree_map
 
 State = Any  # a NamedTuple of [B] or [K, B] tensors; every simulator has its own
 
-# Reset noise is drawn ahead, so many steps at once that a draw is about this large: below it a draw costs the dispatch of
-# its ~40 operations, whatever its size.
+# Reset noise is drawn ahead, so many steps at once that a draw has about this many rows: a smaller one costs the
+# dispatch of its 60 operations (100 us), whatever its size.
 _DRAW_SIZE = 16_384
 # Above this many lanes a CPU draws noise for the lanes that ended only: few did, and a host may look which.
 _SPARSE_LANES = 2048
@@ -63,8 +64,8 @@ def advance(
 ) -> tuple[State, Tensor, TimeStep]:
     """One step of B lanes with reset, as a pure function without host reads: the compile and graph unit.
 
-    clock: [B] int32, steps taken in the episode. fresh, fresh_obs: the state and observation [B, O] that a lane restarts
-    from if its episode ends in this step. Without them the ended lanes keep their last state and observation, for a
+    clock: [B] int32, steps taken in the episode. fresh, fresh_obs: the state and observation [B, O] from which a lane
+    restarts if its episode ends in this step. Without them the ended lanes keep their last state and observation, for a
     caller that overwrites them, and only their clocks restart.
     """
     if sim.action_dim:
@@ -90,14 +91,14 @@ def advance(
 class BatchedSim:
     """`n_envs` lanes of one `Sim` as a VecEnv: same-step auto-reset, true final observations, staggered time limits.
 
-    seed:     every reset is a hash of (seed, lane, vector step), so lane 3 does the same whatever `n_envs` is. None takes
-              one from torch's global generator.
+    seed:     every reset is a hash of (seed, lane, vector step), so lane 3 does the same whatever `n_envs` is. None
+              takes one from torch's global generator.
     stagger:  lanes start with clocks uniform in [0, limit); else all time limits fall into the same step.
     compile:  fuse the step with torch.compile (some 10 s at the first step); its outputs are then buffers that the next
               step overwrites. The speed for many lanes depends on it.
 
-    On a GPU a step reads nothing back and updates the state in place, so it can be captured in a CUDA graph; the seed is
-    a constant of that graph.
+    On a GPU a step reads nothing back and updates the state in place, so it can be captured in a CUDA graph; the seed
+    is a constant of that graph.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class BatchedSim:
             self._clock.zero_()
         self._tick += 1
         self._set_state(self._to_state(noise[:, :-1]))
-        return self.sim.observe(self._state)
+        return self.sim.observe(self._state).clone()  # not a view of the state, which changes in place
 
     def step(self, action: Tensor) -> TimeStep:
         if not self._started:
@@ -229,13 +230,16 @@ class BatchedSim:
                 value = torch.where(value, 1.0, 0.0).to(torch.uint8)
             buffer.copy_(value)
 
-        def step_into(state: State, clock: Tensor, action: Tensor, fresh: State | None, fresh_obs: Tensor | None) -> None:
+        def step_into(state: State, clock: Tensor, action: Tensor, fresh: State, fresh_obs: Tensor | None) -> None:
             new_state, new_clock, new_out = advance(sim, limit, state, clock, action, fresh, fresh_obs)
             tree_map(write, state, new_state)
             clock.copy_(new_clock)
             tree_map(write, out, new_out)
 
-        fused = torch.compile(step_into, dynamic=False, fullgraph=True)
+        # torch.compile allows 8 compilations of a code object, counting all environments: give each its own object
+        code = step_into.__code__.replace()
+        own = FunctionType(code, step_into.__globals__, code.co_name, None, step_into.__closure__)
+        fused = torch.compile(own, dynamic=False, fullgraph=True)
 
         def step(action: Tensor, fresh: State | None, fresh_obs: Tensor | None) -> TimeStep:
             fused(self._state, self._clock, action, fresh, fresh_obs)

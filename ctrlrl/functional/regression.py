@@ -59,9 +59,8 @@ def soft_quantile_loss(error: Tensor, *, tau: float, temperature: float = 1.0) -
     """
     in_range("soft_quantile_loss", low=0.0, high=1.0, open_ends=True, tau=tau)
     x = error / temperature
-    return (
-        -F.logsigmoid(-(x + math.log(tau / (1.0 - tau)))) - tau * x
-    )  # -logsigmoid(-z) is softplus without a threshold
+    shifted = x + math.log(tau / (1.0 - tau))
+    return -F.logsigmoid(-shifted) - tau * x  # softplus(z) = -logsigmoid(-z), but F.softplus is inexact above z = 20
 
 
 def expectile(error: Tensor, *, tau: float) -> Tensor:

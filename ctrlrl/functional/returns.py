@@ -158,7 +158,7 @@ def _same_axes(where: str, **tensors: Tensor) -> None:
 def discounted_sums(reward: Tensor, done: Tensor, initial: Tensor, *, gamma: float) -> Tensor:
     """Running sums forward in time: G[t] = reward[t] + gamma * G[t-1], started anew after each episode end.
 
-    reward: [T, ...]; done: bool, broadcastable to it; initial: [...], G before the first step (0 where an episode ended).
+    reward: [T, ...]; done: bool, broadcastable to it; initial: [...], G before the first step (0 after an episode end).
     Returns G, [T, ...], taken before an episode end sets it to 0: with gamma = 1 the episode's return so far.
     """
     goes_on = (~done).to(reward.dtype).expand_as(reward)

@@ -1,4 +1,4 @@
-"""Published returns to read ours against, each with its source. Reference points, not targets: rules and budgets differ."""
+"""Published returns to read ours against, each with its source. Rules and budgets differ."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Published(NamedTuple):
 
 
 SOURCES = {
-    "SB3 zoo": "DLR-RM/rl-trained-agents @ cd35bde610f4045bf2e0731c8f4c88d22df8fc85, evaluations.npz: last evaluation of "
-    "one trained agent, mean and standard deviation over its episodes; MuJoCo v3 rules",
-    "BPO paper": "Ao et al., Bounded Ratio Reinforcement Learning, arXiv:2604.18578: final value, mean over seeds, read off "
-    "the released figures to about 3 %; MuJoCo v4 rules",
+    "SB3 zoo": "DLR-RM/rl-trained-agents @ cd35bde610f4045bf2e0731c8f4c88d22df8fc85, evaluations.npz: last "
+    "evaluation of one trained agent, mean and standard deviation over its episodes; MuJoCo v3 rules",
+    "BPO paper": "Ao et al., Bounded Ratio Reinforcement Learning, arXiv:2604.18578: final value, mean over seeds, "
+    "read off the released figures to about 3 %; MuJoCo v4 rules",
 }
 
 # algo, task, mean, std, environment steps, episodes
@@ -74,7 +74,7 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 def task_key(env: str) -> str:
-    """One key for "halfcheetah", "halfcheetah-v4", "HalfCheetah-v5" and "ns/HalfCheetah-v3": rules are not told apart."""
+    """One key for "halfcheetah", "halfcheetah-v4", "HalfCheetah-v5" and "ns/HalfCheetah-v3"."""
     return re.sub(r"-v\d+$", "", env.rpartition("/")[2]).replace("_", "").lower()
 
 

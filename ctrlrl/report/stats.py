@@ -1,4 +1,4 @@
-"""Interquartile means and bootstrap intervals over seeds, as rliable (Agarwal et al. 2021, arXiv:2108.13264) defines them."""
+"""Interquartile means and bootstrap intervals over seeds, as rliable defines them (arXiv:2108.13264)."""
 
 from __future__ import annotations
 

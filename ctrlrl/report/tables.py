@@ -10,6 +10,7 @@ from ctrlrl.report.published import published
 from ctrlrl.report.stats import MIN_SEEDS, bootstrap_interval, iqm
 
 Result = Mapping[str, Any]
+NONE = "\u2013"  # not measured
 
 
 class Table(NamedTuple):
@@ -20,21 +21,24 @@ class Table(NamedTuple):
     numeric: tuple[bool, ...]
 
 
+def _digits(x: float) -> int:
+    """Decimals that leave about four digits."""
+    return 0 if isinstance(x, int) or abs(x) >= 1000 else 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3
+
+
 def number(x: Any, digits: int | None = None) -> str:
     """A number for people: thousands separated, about four digits, an en dash for None and NaN."""
     if x is None or (isinstance(x, float) and math.isnan(x)):
-        return "–"
+        return NONE
     if isinstance(x, bool) or not isinstance(x, int | float):
         return str(x)
-    if digits is None:
-        digits = 0 if isinstance(x, int) or abs(x) >= 1000 else 1 if abs(x) >= 10 else 3 if abs(x) < 1 else 2
-    return f"{x:,.{digits}f}".replace("-", "−")
+    return f"{x:,.{_digits(x) if digits is None else digits}f}"
 
 
 def duration(seconds: float | None) -> str:
     """Seconds as "48 s", "3 min 05 s" or "2 h 07 min"."""
     if seconds is None:
-        return "–"
+        return NONE
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -45,22 +49,24 @@ def results_table(results: Iterable[Result]) -> Table:
     """Last and best return of every seed, beside what is published; columns nobody filled are left out."""
     entries = [_row(r) for r in expand(results)]
     names = list(dict.fromkeys(name for entry in entries for name in entry))
-    used = [name for name in names if any(entry[name] != "–" for entry in entries)]
+    usual = {name: (NONE, "finished") if name == "status" else (NONE,) for name in names}  # says nothing new
+    used = [name for name in names if any(entry[name] not in usual[name] for entry in entries)]
     rows = tuple(tuple(entry[name] for name in used) for entry in entries)
-    text = {"algo", "env", "data", "seed", "status", "published"}
-    return Table(tuple(used), rows, tuple(name not in text for name in used))
+    words = {"algo", "env", "data", "seed", "status", "published"}
+    return Table(tuple(used), rows, tuple(name not in words for name in used))
 
 
 def pooled_table(results: Iterable[Result], *, metric: str = "final_return_mean") -> Table:
-    """Per algorithm and task over seeds: mean and IQM with 95 % bootstrap intervals, from MIN_SEEDS seeds on.
+    """Per algorithm and task over finished seeds: mean and IQM with 95 % bootstrap intervals, from MIN_SEEDS seeds on.
 
     With fewer, the seeds' own values are listed and nothing is pooled.
     """
     rows = []
     for (algo, env), group in grouped(results).items():
-        values = [float(r[metric]) for r in group if _measured(r.get(metric))]
+        finished = [r for r in group if r.get("status", "finished") == "finished"]  # half a run is no sample of a whole
+        values = [float(r[metric]) for r in finished if _measured(r.get(metric))]
         if len(values) < MIN_SEEDS:
-            listed = ", ".join(number(v) for v in values) or "–"
+            listed = ", ".join(number(v) for v in values) or NONE
             rows.append((algo, env, str(len(values)), listed, f"n<{MIN_SEEDS}: no interval"))
             continue
         mean = sum(values) / len(values)
@@ -70,7 +76,7 @@ def pooled_table(results: Iterable[Result], *, metric: str = "final_return_mean"
             (algo, env, str(len(values)), _interval(mean, mean_low, mean_high), _interval(iqm(values), low, high))
         )
     columns = ("algo", "env", "seeds", "last return: mean [95 %], or each seed", "IQM [95 %]")
-    return Table(columns, tuple(rows), (False, False, True, True, True))
+    return Table(columns, tuple(rows), (False, False, True, False, False))
 
 
 def grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
@@ -114,28 +120,28 @@ def _row(r: Result) -> dict[str, str]:
     return {
         "algo": str(r["algo"]),
         "env": str(r["env"]),
-        "data": str(r.get("data") or "–"),
+        "data": str(r.get("data") or NONE),
         "seed": str(r["seed"]),
-        "status": str(r.get("status") or "–"),
+        "status": str(r.get("status") or NONE),
         "steps": number(r.get("gradient_steps") if offline else r.get("env_steps")),
         "last return": plus_minus(r.get("final_return_mean"), r.get("final_return_std")),
         "best return": number(r.get("best_return_mean")),
         "score": number(r.get("normalized_score"), 1),
-        "success": "–" if success is None else f"{100 * success:.0f} %",
+        "success": NONE if success is None else f"{100 * success:.0f} %",
         "wall time": duration(r.get("wall_seconds")),
         "steps/s": number(r.get("updates_per_second" if offline else "steps_per_second"), 0),
-        "published": " · ".join(f"{number(p.value, 0)} ({p.source})" for p in references) or "–",
+        "published": " · ".join(f"{number(p.value)} {p.source}" for p in references) or NONE,
     }
 
 
 def plus_minus(mean: Any, std: Any) -> str:
     if not _measured(mean):
-        return "–"
-    return f"{number(mean)} ± {number(std)}" if _measured(std) else number(mean)
+        return NONE
+    return f"{number(mean)} ± {number(std, _digits(mean))}" if _measured(std) else number(mean)
 
 
 def _interval(value: float, low: float, high: float) -> str:
-    return f"{number(value)} [{number(low)}, {number(high)}]"
+    return f"{number(value)} [{number(low, _digits(value))}, {number(high, _digits(value))}]"
 
 
 def _measured(x: Any) -> bool:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ctrlrl.functional.returns import discounted_returns, egae, gae, lambda_returns, n_step, next_valid
+from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
 
 F64 = torch.float64
 
@@ -235,6 +235,19 @@ def test_a_forgotten_value_axis_is_refused_instead_of_broadcast():
     three, four = torch.zeros(3, 4, 3), torch.zeros(3, 4, 4)
     with pytest.raises(ValueError, match=r"gae: shapes must match"):
         gae(three, four, four, never, never, gamma=0.9, gae_lambda=0.9)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100])
+def test_running_sums_are_a_forward_loop_that_starts_anew_after_each_end(steps):
+    torch.manual_seed(0)
+    reward, done = torch.randn(steps, 5, dtype=F64), torch.rand(steps, 5) < 0.2
+    initial, expected = torch.randn(5, dtype=F64), torch.zeros(steps, 5, dtype=F64)
+    running = initial
+    for t in range(steps):
+        running = reward[t] + 0.9 * running
+        expected[t] = running
+        running = torch.where(done[t], 0.0, running)
+    close(discounted_sums(reward, done, initial, gamma=0.9), expected)
 
 
 def test_flags_are_left_alone():

@@ -1,0 +1,190 @@
+"""Reports of run folders written by hand: what stands on the page, and what is said of a damaged folder."""
+
+import builtins
+import html.parser
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from ctrlrl.report.curves import steps
+from ctrlrl.report.page import write_curve, write_page
+from ctrlrl.report.runs import read_run
+
+HEADER = "env_steps,gradient_steps,wall_seconds,rollout/return,eval/return_mean,eval/return_std\n"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def folder(path, *, seed=0, algo="ppo", env="halfcheetah", rows=None, config="n_envs: 64\n", **facts):
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(config)
+    (path / "overrides.txt").write_text(f"algo={algo}\nseed={seed}\n")
+    if rows is None:
+        rows = [f"{1000 * i},{i},{i}.5,{10 * i + seed},{11 * i if i % 3 == 0 else ''},{2 if i % 3 == 0 else ''}"
+                for i in range(1, 10)]  # fmt: skip
+    (path / "progress.csv").write_text(HEADER + "".join(f"{row}\n" for row in rows))
+    result = {
+        "algo": algo, "env": env, "seed": seed, "status": "finished", "env_steps": 9000, "gradient_steps": 9,
+        "final_return_mean": 99.0 + seed, "final_return_std": 2.0, "best_return_mean": 101.0, "wall_seconds": 61.0,
+        "train_seconds": 59.0, "steps_per_second": 150.0, "device": "cpu", "versions": {"torch": "2.13.0"}, **facts,
+    }  # fmt: skip
+    (path / "result.json").write_text(json.dumps(result))
+    return path
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, their links and the text; an unclosed or crossed tag is an error."""
+
+    VOID = {"meta", "img", "source", "br", "link"}  # noqa: RUF012
+
+    def __init__(self, content):
+        super().__init__()
+        self.open, self.tags, self.links, self.words = [], [], [], []
+        self.feed(content)
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def page_of(runs, tmp_path):
+    write_page(runs, tmp_path / "out" / "report.html")
+    return Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_single_run_shows_its_facts_curve_settings_and_video(tmp_path):
+    run = folder(tmp_path / "run")
+    (run / "video.mp4").write_bytes(b"not really a video")
+    page = page_of([run], tmp_path)
+    for words in ("PPO on halfcheetah", "finished", "99.0 ± 2.0", "101.0", "9,000", "1 min 01 s", "n_envs: 64",
+                  "algo=ppo seed=0", "torch 2.13.0", "5,728 ± 712", "DLR-RM/rl-trained-agents"):  # fmt: skip
+        assert words in page.text, words
+    assert page.tags.count("video") == 1
+    assert len(page.links) == 3  # light and dark picture, video
+    assert all(link.startswith("data:") for link in page.links)  # nothing is loaded from outside
+
+
+def test_text_from_the_run_is_escaped(tmp_path):
+    bad = "<script>alert(1)</script>"
+    run = folder(tmp_path / "run", config=f"note: {bad}\n", env=f"x{bad}", status=bad, commit=bad)
+    page = page_of([run, folder(tmp_path / "other", algo=bad)], tmp_path)
+    assert "script" not in page.tags
+    assert f"note: {bad}" in page.text
+    page = page_of([run], tmp_path)
+    assert "script" not in page.tags
+
+
+def test_several_runs_are_listed_by_seed_and_not_pooled_below_five(tmp_path):
+    runs = [folder(tmp_path / f"s{seed}", seed=seed) for seed in range(3)]
+    page = page_of(runs, tmp_path)
+    assert "3 runs, 3 finished" in page.text
+    assert "99.0, 100.0, 101.0 n<5: no interval" in page.text
+    assert "video" not in page.tags
+    runs += [folder(tmp_path / f"s{seed}", seed=seed) for seed in (3, 4)]
+    page = page_of(runs, tmp_path)
+    assert "101.0 [99.8, 102.2]" in page.text  # mean of 99 ... 103
+    assert "no interval" not in page.text
+
+
+def test_curve_is_a_picture_of_the_data(tmp_path):
+    write_curve(folder(tmp_path / "a"), tmp_path / "a.png")
+    write_curve(folder(tmp_path / "b"), tmp_path / "b.png")
+    rising = (tmp_path / "a.png").read_bytes()
+    assert rising.startswith(PNG)
+    assert rising == (tmp_path / "b.png").read_bytes()
+    flat = folder(tmp_path / "c", rows=[f"{1000 * i},{i},{i},50,," for i in range(1, 10)])
+    write_curve(flat, tmp_path / "c.png")
+    image = pytest.importorskip("matplotlib.image").imread(tmp_path / "c.png")
+    blue = (image[..., 2] > 0.8) & (image[..., 0] < 0.3)
+    rows = np.flatnonzero(blue.sum(1) > image.shape[1] // 2)
+    assert 0 < len(rows) < 12  # one thin horizontal line
+
+
+@pytest.mark.parametrize(
+    "rows", [[], ["1000,1,1.0,,,"], ["0,5,1.0,,3.0,1.0", "0,9,2.0,,4.0,1.0"], ["9,1,1,nan,nan,nan"]]
+)
+def test_short_and_offline_runs_draw_too(tmp_path, rows):
+    runs = [folder(tmp_path / "one", rows=rows), folder(tmp_path / "two"), folder(tmp_path / "three", env="swimmer")]
+    assert page_of(runs[:1], tmp_path).tags.count("img") == 1
+    assert page_of(runs, tmp_path).tags.count("img") == 1
+
+
+def test_offline_runs_count_gradient_steps_and_unmeasured_rows_are_left_out(tmp_path):
+    run = read_run(folder(tmp_path / "run", rows=["0,5,1.0,,3.0,1.0", "0,7,1.5,,,", "0,9,2.0,,4.0,1.0"]))
+    x, y = run.curve("eval/return_mean")
+    assert (x.tolist(), y.tolist()) == ([5.0, 9.0], [3.0, 4.0])
+    assert run.curve("no/such")[0].size == 0
+
+
+def test_a_row_still_being_written_is_left_out(tmp_path):
+    run = folder(tmp_path / "run")
+    with open(run / "progress.csv", "a") as file:
+        file.write("10000,10,1")
+    assert read_run(run).progress["env_steps"][-1] == 9000
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "progress.csv", "result.json"])
+def test_missing_files_are_named(tmp_path, name):
+    run = folder(tmp_path / "run")
+    (run / name).unlink()
+    with pytest.raises(ValueError, match=f"run/{name}: cannot be read") as raised:
+        write_page([run], tmp_path / "report.html")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("result.json", b'{"algo": "ppo",', r"result.json: damaged, not JSON \(line 1"),
+        ("result.json", b'{"algo": "ppo"}', "result.json: damaged, env, seed missing"),
+        ("result.json", b"[]", "result.json: damaged, algo, env, seed missing"),
+        ("config.yaml", b"\xff\xfe\x00", "config.yaml: damaged, not UTF-8"),
+        ("progress.csv", b"", "progress.csv: damaged, column env_steps missing"),
+        ("progress.csv", HEADER.encode() + b"1,1,1,1,1\n", "progress.csv: damaged, line 2 has 5 cells, the header 6"),
+        ("progress.csv", HEADER.encode() + b"1,1,1,1,x,\n", "line 2, column eval/return_mean: 'x' is no number"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, said):
+    run = folder(tmp_path / "run")
+    (run / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said) as raised:
+        write_page([run], tmp_path / "report.html")
+    assert "\n" not in str(raised.value)
+
+
+def test_no_run_folder(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: no such run folder"):
+        write_page([tmp_path / "nowhere"], tmp_path / "report.html")
+    with pytest.raises(ValueError, match="no run folder given"):
+        write_page([], tmp_path / "report.html")
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    genuine = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return genuine(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'ctrlrl\[report\]'"):
+        write_curve(folder(tmp_path / "run"), tmp_path / "curve.png")
+
+
+def test_steps_for_people():
+    assert [steps(x) for x in (0, 500, 250_000, 1_500_000, 2e9)] == ["0", "500", "250k", "1.5M", "2B"]
