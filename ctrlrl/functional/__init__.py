@@ -1,0 +1,67 @@
+"""Public, pure functions of tensors: every formula of the library, once. Files inside ctrlrl import the modules."""
+
+from ctrlrl.functional.distributions import (
+    adapt_learning_rate,
+    approx_kl,
+    categorical_entropy,
+    categorical_kl,
+    categorical_log_prob,
+    categorical_sample,
+    gaussian_entropy,
+    gaussian_kl,
+    gaussian_log_prob,
+    gaussian_sample,
+    tanh_gaussian_log_prob,
+    tanh_gaussian_sample,
+)
+from ctrlrl.functional.masked import masked_mean, masked_std, standardize
+from ctrlrl.functional.regression import (
+    clipped_value,
+    expectile,
+    huber,
+    quantile_huber,
+    soft_median_loss,
+    soft_quantile_loss,
+    td_target,
+)
+from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
+from ctrlrl.functional.scan import linear_recurrence
+from ctrlrl.functional.surrogate import bpo, bpo_target, ppo_clip
+from ctrlrl.functional.weights import awr_weight
+
+__all__ = [
+    "adapt_learning_rate",
+    "approx_kl",
+    "awr_weight",
+    "bpo",
+    "bpo_target",
+    "categorical_entropy",
+    "categorical_kl",
+    "categorical_log_prob",
+    "categorical_sample",
+    "clipped_value",
+    "discounted_returns",
+    "discounted_sums",
+    "egae",
+    "expectile",
+    "gae",
+    "gaussian_entropy",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "gaussian_sample",
+    "huber",
+    "lambda_returns",
+    "linear_recurrence",
+    "masked_mean",
+    "masked_std",
+    "n_step",
+    "next_valid",
+    "ppo_clip",
+    "quantile_huber",
+    "soft_median_loss",
+    "soft_quantile_loss",
+    "standardize",
+    "tanh_gaussian_log_prob",
+    "tanh_gaussian_sample",
+    "td_target",
+]

@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: train test test-slow clean
+
+train: $(VENV)/.train  ## PPO on HalfCheetah-v5, one million steps; curve, table and video in runs/first/report.html
+	@rm -rf runs/first
+	$(BIN)/ctrlrl train algo=ppo env=halfcheetah seed=0 run.dir=runs/first
+	@echo "open runs/first/report.html"
+
+test: $(VENV)/.test  ## the whole default suite, ruff and mypy included
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test  ## the minutes-long checks: learning on robots, peers
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "ctrlrl needs Python >= 3.11; set PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: asked for alone and pinned, pip takes the build that the constraints name and nothing newer
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) --editable '.[mujoco,report]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) --editable '.[all,dev]'
+	@touch $@ $(VENV)/.train

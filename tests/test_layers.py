@@ -1,0 +1,83 @@
+"""The import rules of the house: a file may import only from the floors below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "ctrlrl"
+GROUND = {"types", "config", "registry", "functional"}
+MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its own folder
+    "functional": set(),
+    "types": set(),
+    "config": set(),
+    "registry": set(),
+    "nn": set(),
+    "policies": {"functional", "nn", "types"},
+    "core": {"functional", "types"},
+    "envs": {"types"},
+    "data": {"types", "functional"},
+    "algos": {"functional", "nn", "policies", "core", "types"},
+    "llm": {"functional", "core", "types"},
+    "train": {"functional", "core", "data", "types"},
+    "report": {"functional", "types"},
+    "compose": {"config", "registry"},
+    "build": GROUND | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"},
+    "runs": GROUND | {"core", "train", "report", "build", "compose"},
+    "bench": GROUND | {"core", "envs", "train", "build", "compose", "runs", "api"},
+    "api": {"build", "config", "registry", "train"},
+    "cli": {"build", "compose", "config", "registry", "runs", "bench", "report"},
+    "__init__": {"api"},
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def place(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names below ctrlrl that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ctrlrl":
+            assert node.level == 0
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "ctrlrl" else [node.module]
+            found |= {n.removeprefix("ctrlrl.") for n in names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("ctrlrl.") for a in node.names if a.name.split(".")[0] == "ctrlrl"}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downwards(path):
+    here = place(path)
+    allowed = MAY_IMPORT[here] | {here}
+    for name in imports(path):
+        assert name.split(".")[0] in allowed, f"{path.relative_to(ROOT)} imports ctrlrl.{name}"
+        assert not (ROOT / Path(*name.split("."))).is_dir(), f"{path}: import from the module, not from {name}/__init__"
+
+
+def test_files_of_one_folder_import_each_other_without_a_circle():
+    edges = {
+        str(p.relative_to(ROOT).with_suffix("")).replace("/", "."): {n for n in imports(p) if n.split(".")[0] == place(p)}
+        for p in FILES
+    }
+
+    def reaches(start: str, goal: str, seen: set[str]) -> bool:
+        return any(n == goal or (n not in seen and reaches(n, goal, seen | {n})) for n in edges.get(start, ()))
+
+    for name in edges:
+        assert not reaches(name, name, {name}), f"import circle through {name}"
+
+
+def test_algorithms_do_not_import_each_other():
+    for path in (ROOT / "algos").glob("*.py"):
+        assert not [n for n in imports(path) if n.startswith("algos")]
+
+
+def test_no_file_is_called_utils():
+    assert not [p for p in FILES if "util" in p.stem]
