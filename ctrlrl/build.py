@@ -103,7 +103,8 @@ def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -
     def run() -> Evaluation:
         nonlocal env
         if env is None:
-            env = make_env(cfg.env, min(episodes, 64), device=device, stagger=False)
+            # a seed, because an environment without one would take it from the generator that training uses
+            env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
         return evaluate(acting(learner), env, episodes=episodes, seed=seed)
 
     return run
@@ -156,7 +157,7 @@ def set_threads(cfg: TrainConfig, device: torch.device) -> None:
     """One torch thread for small networks on a CPU: spinning OpenMP threads cost more than they bring."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    elif device.type == "cpu" and max(cfg.algo.hidden) < 256:
+    elif device.type == "cpu" and max(cfg.algo.hidden, default=0) < 256:
         torch.set_num_threads(1)
 
 

@@ -58,7 +58,10 @@ def train(words: list[str]) -> int:
         trainer = runs.resume(folder, [w for w in words if not w.startswith("run.resume=")])
     else:
         trainer, folder = runs.start(compose.train_config(words), words)
-    result = trainer.train()
+    try:
+        result = trainer.train()
+    except ValueError as error:  # what was typed was right: the run failed
+        raise RuntimeError(str(error)) from error
     print(_summary(result, folder))
     if result["status"] == "interrupted":
         print(f"interrupted; go on with: ctrlrl train run.resume={folder}", file=sys.stderr)
@@ -150,7 +153,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"ctrlrl {verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        print(f"ctrlrl {verb}: {error.filename or 'file'}: {error.strerror}", file=sys.stderr)
+        if os.environ.get("CTRLRL_TRACEBACK"):
+            raise
+        print(f"ctrlrl {verb}: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except RuntimeError as error:
+        if os.environ.get("CTRLRL_TRACEBACK"):
+            raise
+        print(f"ctrlrl {verb}: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+        print("CTRLRL_TRACEBACK=1 shows where it was raised", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"ctrlrl {verb}: interrupted", file=sys.stderr)

@@ -44,7 +44,11 @@ class BPOConfig(ActorCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range("BPOConfig", low=0.0, high=1.0, open_ends=True, clip_range=self.clip_range)
+        if self.clip_range_high is not None:
+            in_range("BPOConfig", low=0.0, high=float("inf"), open_ends=True, clip_range_high=self.clip_range_high)
         in_range("BPOConfig", low=0.0, high=float("inf"), temperature=self.temperature)
+        if self.median == "learned" and not (self.hidden if self.vf_hidden is None else self.vf_hidden):
+            raise ValueError("BPOConfig.hidden needs at least one layer for median=learned; or use median=value")
         for name, allowed in (("median", ("learned", "value")), ("weight", ("online", "batch"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"BPOConfig.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -59,7 +63,7 @@ class BPOLearner(ActorCriticLearner):
     def __init__(self, cfg: BPOConfig, spec: EnvSpec):
         kwargs = {"activation": cfg.activation, "orthogonal": cfg.orthogonal_init}
         policy = standard_policy(spec, cfg.hidden, log_std_init=cfg.log_std_init, **kwargs)
-        hidden = cfg.vf_hidden or cfg.hidden
+        hidden = cfg.hidden if cfg.vf_hidden is None else cfg.vf_hidden
         critic: ValueCritic | ValueMedianCritic
         if cfg.median == "learned":
             critic = ValueMedianCritic(spec.obs_dim, hidden, cfg.hidden, shared=cfg.median_shared, **kwargs)

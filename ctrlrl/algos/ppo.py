@@ -27,6 +27,8 @@ class PPOConfig(ActorCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range("PPOConfig", low=0.0, high=1.0, open_ends=True, clip_range=self.clip_range)
+        if self.clip_range_high is not None:
+            in_range("PPOConfig", low=0.0, high=float("inf"), open_ends=True, clip_range_high=self.clip_range_high)
 
 
 class PPOLearner(ActorCriticLearner):
@@ -41,9 +43,8 @@ class PPOLearner(ActorCriticLearner):
             log_std_init=cfg.log_std_init,
             orthogonal=cfg.orthogonal_init,
         )
-        critic = ValueCritic(
-            spec.obs_dim, cfg.vf_hidden or cfg.hidden, activation=cfg.activation, orthogonal=cfg.orthogonal_init
-        )
+        hidden = cfg.hidden if cfg.vf_hidden is None else cfg.vf_hidden
+        critic = ValueCritic(spec.obs_dim, hidden, activation=cfg.activation, orthogonal=cfg.orthogonal_init)
         super().__init__(
             cfg,
             policy=policy.to(spec.device),

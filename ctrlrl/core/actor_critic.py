@@ -56,7 +56,10 @@ class ActorCriticConfig:
         where = type(self).__name__
         in_range(where, low=0.0, high=1.0, gamma=self.gamma, gae_lambda=self.gae_lambda)
         in_range(where, low=0.0, high=float("inf"), learning_rate=self.learning_rate, vf_coef=self.vf_coef)
-        in_range(where, low=0.0, high=float("inf"), max_grad_norm=self.max_grad_norm)
+        in_range(where, low=0.0, high=float("inf"), max_grad_norm=self.max_grad_norm, adam_eps=self.adam_eps)
+        for name in ("hidden", "vf_hidden"):
+            if any(width < 1 for width in getattr(self, name) or ()):
+                raise ValueError(f"{where}.{name} must hold layer widths of at least 1, got {getattr(self, name)}")
         for name in ("n_steps", "n_minibatches", "n_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
@@ -195,7 +198,8 @@ class ActorCriticLearner(Learner):
             self.discounted_return = torch.zeros_like(rollout.reward[0])
         sums = discounted_sums(rollout.reward, done, self.discounted_return, gamma=self.cfg.gamma)
         self.discounted_return.copy_(sums[-1] * ~done[-1])
-        self.reward_scaler.merge(sums.reshape(-1))
+        mask = rollout.extras.get("mask")
+        self.reward_scaler.merge(sums.reshape(-1) if mask is None else sums[mask])
         return self.reward_scaler(rollout.reward)
 
     def _flatten(self, rollout: Rollout, advantage: Tensor, target: Tensor) -> tuple[Tensor, Batch]:

@@ -88,6 +88,20 @@ def advance(
     return state, clock, TimeStep(obs, final_obs, reward, terminated, truncated, {})
 
 
+def draw(sim: Sim, dtype: torch.dtype, seed: int, lane: Tensor, tick: Tensor) -> tuple[State, Tensor]:
+    """First states of episodes and their observations [N, O], by lane [N] and index of the vector step [N], int64."""
+    # in float64 and then rounded: the bounds of a reset hold in every dtype
+    state = tree_map(lambda x: x.to(dtype), sim.init(uniform(seed, lane, tick, sim.n_random)))
+    return state, sim.observe(state)
+
+
+def _compile(f: Any) -> Any:
+    # torch.compile allows 8 compilations of a code object, counting all environments: give each its own object
+    code = f.__code__.replace()
+    own = FunctionType(code, f.__globals__, code.co_name, None, f.__closure__)
+    return torch.compile(own, dynamic=False, fullgraph=True)
+
+
 class BatchedSim:
     """`n_envs` lanes of one `Sim` as a VecEnv: same-step auto-reset, true final observations, staggered time limits.
 
@@ -130,6 +144,8 @@ class BatchedSim:
         self._clock = torch.zeros(n_envs, dtype=torch.int32, device=self.device)
         self._state: State = None
         self._step = self._compiled_step() if compile else self._eager_step
+        # worth a compilation where it runs for all lanes at every step: on a GPU
+        self._draw = _compile(draw) if compile and self._block == 1 and not self._sparse else draw
         self._started = False
 
     def reset(self, seed: int | None = None) -> Tensor:
@@ -143,7 +159,7 @@ class BatchedSim:
         else:
             self._clock.zero_()
         self._tick += 1
-        self._set_state(self._to_state(noise[:, :-1]))
+        self._set_state(tree_map(lambda x: x.to(self.dtype), self.sim.init(noise[:, :-1])))
         return self.sim.observe(self._state).clone()  # not a view of the state, which changes in place
 
     def step(self, action: Tensor) -> TimeStep:
@@ -173,10 +189,6 @@ class BatchedSim:
     def close(self) -> None:
         pass
 
-    def _to_state(self, noise: Tensor) -> State:
-        """In float64 and then rounded: the bounds of a reset hold in every dtype."""
-        return tree_map(lambda x: x.to(self.dtype), self.sim.init(noise))
-
     def _set_state(self, state: State) -> None:
         if self._state is None:
             self._state = tree_map(torch.clone, state)
@@ -190,8 +202,8 @@ class BatchedSim:
         if self._row == self._block or self._block == 1:
             n, k = len(self._lane), self._block
             ticks = (self._tick + torch.arange(k, device=self.device)).repeat_interleave(n)
-            state = self._to_state(uniform(self.seed, self._lane.repeat(k), ticks, self.sim.n_random))
-            obs = self.sim.observe(state).T.unflatten(-1, (k, n)).unbind(-2)
+            state, first_obs = self._draw(self.sim, self.dtype, self.seed, self._lane.repeat(k), ticks)
+            obs = first_obs.T.unflatten(-1, (k, n)).unbind(-2)
             fields = (x.unflatten(-1, (k, n)).unbind(-2) for x in state)
             self._fresh = [(type(state)(*row), o.T) for *row, o in zip(*fields, obs, strict=True)]
             self._row = 0
@@ -204,10 +216,10 @@ class BatchedSim:
         lane = torch.nonzero((out.terminated | out.truncated).int()).squeeze(1)
         if len(lane) == 0:
             return out
-        fresh = self._to_state(uniform(self.seed, lane, self._tick.expand(len(lane)), self.sim.n_random))
+        fresh, fresh_obs = self._draw(self.sim, self.dtype, self.seed, lane, self._tick.expand(len(lane)))
         tree_map(lambda old, new: old.index_copy_(-1, lane, new), self._state, fresh)
         obs = out.obs.T.clone() if out.obs is out.final_obs else out.obs.T
-        obs.index_copy_(1, lane, self.sim.observe(fresh).T)
+        obs.index_copy_(1, lane, fresh_obs.T)
         return out._replace(obs=obs.T)
 
     def _eager_step(self, action: Tensor, fresh: State | None, fresh_obs: Tensor | None) -> TimeStep:
@@ -236,10 +248,7 @@ class BatchedSim:
             clock.copy_(new_clock)
             tree_map(write, out, new_out)
 
-        # torch.compile allows 8 compilations of a code object, counting all environments: give each its own object
-        code = step_into.__code__.replace()
-        own = FunctionType(code, step_into.__globals__, code.co_name, None, step_into.__closure__)
-        fused = torch.compile(own, dynamic=False, fullgraph=True)
+        fused = _compile(step_into)
 
         def step(action: Tensor, fresh: State | None, fresh_obs: Tensor | None) -> TimeStep:
             fused(self._state, self._clock, action, fresh, fresh_obs)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -33,10 +34,18 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
     def packed(tensors: dict[str, Tensor]) -> bytes:
         return save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()})
 
+    model, training = packed(checkpoint.model), packed(checkpoint.training)
     state = {"format": FORMAT, **checkpoint.state}
-    return dict(
-        zip(FILES, (packed(checkpoint.model), packed(checkpoint.training), json.dumps(state).encode()), strict=True)
-    )
+    state["checksum"] = _checksum(model, training, state)
+    return dict(zip(FILES, (model, training, json.dumps(state).encode()), strict=True))
+
+
+def _checksum(model: bytes, training: bytes, state: dict[str, Any]) -> str:
+    """Of all three files: a flipped byte in a weight would otherwise load without a word."""
+    digest = hashlib.sha256(model)
+    digest.update(training)
+    digest.update(json.dumps(state).encode())
+    return digest.hexdigest()
 
 
 def _decode(files: dict[str, bytes], where: str) -> Checkpoint:
@@ -45,7 +54,10 @@ def _decode(files: dict[str, bytes], where: str) -> Checkpoint:
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             found = state.get("format") if isinstance(state, dict) else None
             raise ValueError(f"{where}: state.json has format {found}, this version reads {FORMAT}.")
-        return Checkpoint(load(files["model.safetensors"]), load(files["optimizer.safetensors"]), state)
+        model, training = files["model.safetensors"], files["optimizer.safetensors"]
+        if state.pop("checksum", None) != _checksum(model, training, state):
+            raise ValueError("its checksum does not match")
+        return Checkpoint(load(model), load(training), state)
     except ValueError as error:
         if str(error).startswith(where):
             raise
@@ -55,10 +67,13 @@ def _decode(files: dict[str, bytes], where: str) -> Checkpoint:
 
 
 def _write_flushed(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk does not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -66,7 +66,7 @@ class OnPolicyLoop:
 
     def _check_finite(self, rollout: Rollout) -> None:
         """Stop before a NaN or an infinity reaches the weights. On CUDA this is the rollout's one host read."""
-        finite = torch.isfinite(rollout.obs.sum() + rollout.reward.sum())
+        finite = torch.isfinite(rollout.obs.sum() + rollout.reward.sum() + rollout.next_value.sum())
         if bool(finite):
             return
         for name, tensor in (("observation", rollout.obs), ("reward", rollout.reward)):
@@ -78,6 +78,13 @@ class OnPolicyLoop:
                     f"the environment gave a non-finite {name} ({tensor[tuple(bad[0])].item()}) in lane {lane} after about "
                     f"{step} environment steps. Training stopped before it reached the policy; mend the environment's {name}."
                 )
+        cut = rollout.truncated & ~torch.isfinite(rollout.next_value) & torch.isfinite(rollout.value)
+        if bool(cut.any()):
+            lane = int(cut.nonzero()[0, 1])
+            raise ValueError(
+                f"the environment gave a non-finite final observation in lane {lane} after about {self.env_steps} environment "
+                "steps. Training stopped before it reached the policy; mend what the environment returns at a truncation."
+            )
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"env/{k}": v for k, v in self.env.state_dict().items()}
@@ -89,6 +96,7 @@ class OnPolicyLoop:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.recent = deque(EpisodeSums(*row) for row in state.get("episodes/recent", torch.empty(0, 3)))
         env_state = {k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")}
         if not env_state:
             return  # the environment cannot be restored: its episodes start anew, the learner goes on
@@ -97,4 +105,3 @@ class OnPolicyLoop:
         self.collector.obs.copy_(state["obs"])
         self.episodes.running.copy_(state["episodes/running"])
         self.episodes.counts.copy_(state["episodes/counts"])
-        self.recent = deque(EpisodeSums(*row) for row in state.get("episodes/recent", torch.empty(0, 3)))

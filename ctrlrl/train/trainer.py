@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ class Trainer:
         """Run to the end of the budget, or to the iteration in which Ctrl-C arrived; returns the result."""
         loop, metrics = self.loop, {}
         logged = saved = time.perf_counter()
-        steps_logged, seconds_logged = loop.env_steps, self.train_seconds
+        steps_logged, seconds_logged = loop.env_steps, self.train_seconds  # at the last row
         status = "running"
         restore = self._catch_signals()
         try:
@@ -83,8 +84,8 @@ class Trainer:
                     metrics = loop.iterate()
                     now = time.perf_counter()
                     self.train_seconds += now - begin
-                    due = self.eval_every > 0 and loop.env_steps >= self.next_eval and not loop.done
-                    if due or now - logged >= self.log_every:
+                    due = self.eval_every > 0 and loop.env_steps >= self.next_eval
+                    if not loop.done and (due or now - logged >= self.log_every):  # the last row stands below
                         speed = (loop.env_steps - steps_logged) / max(self.train_seconds - seconds_logged, 1e-9)
                         row = self._row(metrics, speed)
                         if due:
@@ -98,15 +99,16 @@ class Trainer:
                         saved = time.perf_counter()
                 status = "finished" if loop.done else "interrupted"
                 self.save("last")
-                speed = loop.env_steps / max(self.train_seconds, 1e-9)
-                row = self._row(metrics, speed) if metrics else {}
+                new = loop.env_steps > steps_logged
+                row = self._row(metrics, loop.env_steps / max(self.train_seconds, 1e-9)) if new else {}
                 if loop.done:
                     row |= self._evaluate(status)
                     self.save("last")  # with the final evaluation and the clock that includes it
-                if metrics:
+                if new:
                     self.folder.write_row(row)
-        except BaseException:
-            self.folder.write_result(self.result("failed"))
+        except BaseException as error:
+            with suppress(OSError):  # a full disk: the first error is the one to report
+                self.folder.write_result(self.result("interrupted" if isinstance(error, KeyboardInterrupt) else "failed"))
             raise
         finally:
             restore()
@@ -190,12 +192,16 @@ class Trainer:
     def resume(self) -> None:
         """Go on bit for bit from checkpoints/last."""
         model, training, state = read_folder(self.checkpoints / "last")
-        self.learner.load_model_state(model)
         parts: dict[str, dict[str, Tensor]] = {"learner": {}, "loop": {}, "rng": {}}
         for key, tensor in training.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
-        self.learner.load_training_state(parts["learner"])
+        try:
+            self.learner.load_model_state(model)
+            self.learner.load_training_state(parts["learner"])
+        except (RuntimeError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(f"{self.checkpoints}/last does not fit this configuration ({first}).") from None
         self.loop.env_steps, self.loop.gradient_steps = state["env_steps"], state["gradient_steps"]
         self.loop.load_state_dict(parts["loop"])
         self.train_seconds, self.wall_before = state["train_seconds"], state["wall_seconds"]

@@ -119,7 +119,7 @@ def test_observation_equals_gymnasium(name: str) -> None:
     assert (sim.n_actions, sim.action_dim) == ((space.n, 0) if hasattr(space, "n") else (0, space.shape[0]))
 
 
-def test_float32_episode_follows_gymnasium() -> None:
+def test_pendulum_episode_follows_gymnasium() -> None:
     """200 steps of pendulum, actions outside the bounds included, through BatchedSim."""
     env: Any = gymnasium.make("Pendulum-v1", disable_env_checker=True).unwrapped
     sim = BatchedSim(CLASSIC["pendulum"](), 3, seed=0, dtype=F64, stagger=False)

@@ -257,11 +257,13 @@ def test_actions_are_clamped() -> None:
 
 # torch.compile itself defines script methods when it is imported
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("n", [64, 3000], ids=["where", "sparse"])
-def test_compiled_equals_eager(n: int) -> None:
-    """Without a single recompilation, neither by later steps nor because another environment was compiled before."""
+@pytest.mark.parametrize(("n", "draw_size"), [(64, 16_384), (65, 1), (3000, 16_384)], ids=["where", "gpu", "sparse"])
+def test_compiled_equals_eager(n: int, draw_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a recompilation, by later steps or by environments compiled before; in the GPU's way of drawing, too."""
+    monkeypatch.setattr(sim_module, "_DRAW_SIZE", draw_size)
     make = partial(BatchedSim, Pendulum(), n, seed=4, dtype=torch.float64, episode_length=LIMIT)
     eager, fused = make(), make(compile=True)
+    assert (fused._draw is sim_module.draw) == (draw_size > 1)
     actions = actions_for(eager, 3 * LIMIT)
     with torch._dynamo.config.patch(recompile_limit=1):
         torch.testing.assert_close(eager.reset(), fused.reset(), rtol=0, atol=0)
@@ -271,8 +273,8 @@ def test_compiled_equals_eager(n: int) -> None:
         assert int(b.truncated.sum()) == 3 * n
         fused.load_state_dict(eager.state_dict())
         assert_equal(run(eager, actions[:30]), run(fused, actions[:30]), atol=1e-9)
-        assert torch.equal(eager.reset(seed=1), fused.reset(seed=1))
-        assert_equal(run(eager, actions[:30]), run(fused, actions[:30]), atol=1e-9)
+    assert torch.equal(eager.reset(seed=1), fused.reset(seed=1))  # a constant of a compiled draw: compiles it again
+    assert_equal(run(eager, actions[:30]), run(fused, actions[:30]), atol=1e-9)
 
 
 def test_refuses() -> None:

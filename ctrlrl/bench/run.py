@@ -1,0 +1,170 @@
+"""`ctrlrl bench <kind> [key=value ...]`: measure, print a table, then one JSON line a row; `out=FILE` appends them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctrlrl import compose
+from ctrlrl.bench import peers
+from ctrlrl.bench.ours import Stepping, ToScore, Training
+from ctrlrl.bench.rows import append, compare, identity
+from ctrlrl.build import backend_of, make_env, resolve_device
+from ctrlrl.config import EnvConfig, TrainConfig
+from ctrlrl.registry import unknown
+
+KINDS = ("throughput", "train", "score", "memory")
+TARGETS = {"cartpole": 475.0, "pendulum": -200.0, "halfcheetah": 4500.0}
+OWN = ("vs", "pairs", "seconds", "target", "eval_seconds", "out", "env_threads", "peer_budget", "iterations")
+
+
+@dataclass
+class BenchOptions:
+    """Keys of `bench` itself; every other key is one of `ctrlrl train`, e.g. n_envs=1024,65536 or compile=compile."""
+
+    vs: str | None = None  # throughput: gymnasium | mj_step; train: sb3 | rsl_rl; score: sb3
+    pairs: int = 5
+    seconds: float = 5.0  # of one lap
+    target: float | None = None  # score: mean return of 10 deterministic episodes
+    eval_seconds: float = 0.2  # score: training time between two looks at the policy
+    peer_budget: int = 0  # score: environment steps the peer may take; 0 = its tuned budget
+    iterations: int = 8  # memory: rollouts and updates before the peak is read
+    env_threads: int | None = None  # physics threads
+    out: str | None = None
+    n_envs: list[int] = field(default_factory=list)
+
+
+def main(words: list[str]) -> int:
+    kind = words[0] if words else ""
+    if kind not in KINDS:
+        raise ValueError(unknown("bench", kind, KINDS))
+    own = [w for w in words[1:] if w.partition("=")[0] in OWN]
+    sizes = [w for w in words[1:] if w.startswith("n_envs=")]
+    rest = [w for w in words[1:] if w not in own and w not in sizes]
+    options = compose.command(BenchOptions, own)
+    if options.env_threads is not None:
+        rest.append(f"env.threads={options.env_threads}")
+    if not any(w.startswith("threads=") for w in rest):
+        rest.append("threads=1")
+    counts = sizes[0].partition("=")[2].split(",") if sizes else [""]
+    rows = []
+    for count in counts:
+        cfg = compose.typed(compose.train_config(rest + ([f"n_envs={count}"] if count else [])))
+        torch.set_num_threads(cfg.threads or 1)
+        note(f"{kind} {cfg.env.name} n_envs={cfg.n_envs}" + (f" against {options.vs}" if options.vs else ""))
+        rows.append(measure(kind, cfg, options))
+    print(table(rows))
+    for row in rows:
+        print(json.dumps(row))
+    if options.out:
+        append(rows, Path(options.out))
+    return 0
+
+
+def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
+    device = resolve_device(cfg.device)
+    if backend_of(cfg.env) != "torch":
+        device = torch.device("cpu")
+    row: dict[str, Any] = {
+        "kind": kind,
+        "env": cfg.env.name,
+        "algo": None if kind == "throughput" else cfg.algo.name,
+        "n_envs": cfg.n_envs,
+        "threads": torch.get_num_threads(),
+        "env_threads": (cfg.env.threads or os.cpu_count()) if backend_of(cfg.env) == "mujoco" else 1,
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "dtype": cfg.dtype,
+        "compile": cfg.compile,
+        "unit": {"score": "seconds to target", "memory": "MiB peak"}.get(kind, "env_steps/s"),
+    }
+    measured = {"throughput": _throughput, "train": _train, "score": _score, "memory": _memory}[kind]
+    return row | measured(cfg, options, device) | identity()
+
+
+def _throughput(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    ours = Stepping(cfg.env, cfg.n_envs, device, compile=cfg.compile == "compile", seconds=options.seconds)
+    peer: Any = None
+    if options.vs == "gymnasium":
+        peer = peers.GymnasiumStepping(cfg.env.name, cfg.n_envs, options.seconds)
+    elif options.vs == "mj_step":
+        peer = peers.RawMujoco(cfg.env.name, cfg.env.threads or os.cpu_count() or 1, options.seconds)
+    elif options.vs is not None:
+        raise ValueError(f"throughput compares with vs=gymnasium or vs=mj_step, got {options.vs}")
+    return compare(ours, peer, options.pairs, note=note)
+
+
+def _train(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    ours = Training(cfg, options.seconds)
+    peer: Any = None
+    if options.vs == "sb3":
+        peer = peers.SB3Training(cfg.env.name, options.seconds)
+    elif options.vs == "rsl_rl":
+        compiled = cfg.compile == "compile"
+        env = make_env(EnvConfig(name=cfg.env.name), cfg.n_envs, seed=0, device=device, compile=compiled)
+        peer = peers.RslRlTraining(env, cfg.algo, options.seconds)
+    elif options.vs is not None:
+        raise ValueError(f"train compares with vs=sb3 or vs=rsl_rl, got {options.vs}")
+    return compare(ours, peer, options.pairs, note=note)
+
+
+def _score(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    target = TARGETS.get(cfg.env.name) if options.target is None else options.target
+    if target is None:
+        raise ValueError(f"bench score needs target=RETURN for env={cfg.env.name}")
+    ours = ToScore(cfg, target, options.eval_seconds)
+    peer: Any = None
+    if options.vs == "sb3":
+        peer = peers.SB3ToScore(cfg.env.name, target, options.eval_seconds, cfg.seed, options.peer_budget)
+    elif options.vs is not None:
+        raise ValueError(f"score compares with vs=sb3, got {options.vs}")
+    fields = compare(ours, peer, options.pairs, note=note)
+    if fields["ratio"] is not None:
+        fields["ratio"] = 1.0 / fields["ratio"] if fields["ratio"] else math.inf  # how many times faster, as elsewhere
+    history = {"target": target, "runs": ours.history}
+    return fields | history | ({"peer_runs": peer.history} if peer is not None else {})
+
+
+def _memory(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    """Peak memory of the process (or of the GPU) over some iterations of training, and what it learned meanwhile."""
+    from ctrlrl.bench.ours import training_loop
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    loop = training_loop(cfg, cfg.seed)
+    returns = []
+    for _ in range(options.iterations):
+        loop.iterate()
+        returns.append(loop.episode_metrics().get("rollout/return"))
+        note(f"  {loop.env_steps:,} steps, return {returns[-1]}")
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    none = dict.fromkeys(("spread", "peer", "peer_value", "ratio", "cpu_seconds", "wall_seconds"))
+    return none | {"value": round(peak, 1), "pairs": 1, "env_steps": loop.env_steps, "returns": returns}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'env':<14}{'n_envs':>9}  {'ctrlrl':>16}  {'peer':>16}  {'ratio':>7}  unit; peer"]
+    for row in rows:
+        peer = "–" if row["peer_value"] is None else f"{row['peer_value']:,.1f}"
+        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+        name = f"; {row['peer']}" if row["peer"] else ""
+        lines.append(
+            f"{row['env']:<14}{row['n_envs']:>9}  {row['value']:>16,.1f}  {peer:>16}  {ratio:>7}  {row['unit']}{name}"
+        )
+        if row.get("disturbed"):
+            lines.append("  the machine was busy: the peer's wall time exceeds its CPU time by more than 1.3; run again when idle")
+    return "\n".join(lines)
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
