@@ -20,6 +20,7 @@ from torch import Tensor
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
+from ctrlrl.core.process import keep_memory, set_threads
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.train.checkpoint import Checkpoint, read_zip, write_zip
@@ -80,6 +81,7 @@ def backend_of(cfg: EnvConfig) -> str:
 
 def make_learner(algo: Any, spec: EnvSpec) -> Learner:
     """The learner of an algorithm's config (its `name` is the registry key) for an environment's spec."""
+    keep_memory()
     return lookup(ALGORITHMS, algo.name, "algorithm")(algo, spec)
 
 
@@ -122,7 +124,7 @@ def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor]
 def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, overrides: str = "") -> Trainer:
     """The trainer of a run; with `resume`, standing where the run folder's last checkpoint left it."""
     device = resolve_device(cfg.device)
-    set_threads(cfg, device)
+    set_threads(cfg.threads, max(cfg.algo.hidden), device)
     torch.manual_seed(cfg.seed)
     mode = resolve(cfg.compile, device, cfg.total_steps)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
@@ -151,14 +153,6 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, overrides: st
     if resume:
         trainer.resume()
     return trainer
-
-
-def set_threads(cfg: TrainConfig, device: torch.device) -> None:
-    """One torch thread for small networks on a CPU: spinning OpenMP threads cost more than they bring."""
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    elif device.type == "cpu" and max(cfg.algo.hidden, default=0) < 256:
-        torch.set_num_threads(1)
 
 
 def facts(cfg: TrainConfig, device: torch.device) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ctrlrl.build import acting, backend_of, build, make_env, make_learner, resolve_device, run_folder, set_threads
+from ctrlrl.build import acting, backend_of, build, make_env, make_learner, resolve_device, run_folder
 from ctrlrl.compose import load_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
+from ctrlrl.core.process import set_threads
 from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.train.checkpoint import read_folder, write_atomic
 from ctrlrl.train.evaluate import evaluate
@@ -40,7 +41,7 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
 def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learner]:
     """The configuration of a run and its learner with the weights of checkpoints/<checkpoint>."""
     cfg = typed(load_config(folder / "config.yaml"))
-    set_threads(cfg, resolve_device(cfg.device))
+    set_threads(cfg.threads, max(cfg.algo.hidden), resolve_device(cfg.device))
     env = make_env(cfg.env, 1, stagger=False)
     learner = make_learner(cfg.algo, env.spec)
     env.close()

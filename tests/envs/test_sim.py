@@ -257,7 +257,14 @@ def test_actions_are_clamped() -> None:
 
 # torch.compile itself defines script methods when it is imported
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize(("n", "draw_size"), [(64, 16_384), (65, 1), (3000, 16_384)], ids=["where", "gpu", "sparse"])
+@pytest.mark.parametrize(
+    ("n", "draw_size"),
+    [
+        pytest.param(64, 16_384, id="where"),
+        pytest.param(65, 1, id="gpu", marks=pytest.mark.slow),  # compiles three times
+        pytest.param(3000, 16_384, id="sparse"),
+    ],
+)
 def test_compiled_equals_eager(n: int, draw_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a recompilation, by later steps or by environments compiled before; in the GPU's way of drawing, too."""
     monkeypatch.setattr(sim_module, "_DRAW_SIZE", draw_size)
