@@ -153,8 +153,7 @@ def test_the_adapted_rate_persists_and_stays_in_its_bounds():
     for _ in range(4):
         learner.update(collector.collect())
     rate = learner.opt["actor_critic"].learning_rate
-    assert 1e-5 <= float(rate) < 1e-2 / 1.5**3
-    assert float(make("ppo", learning_rate=1e-2, desired_kl=1e9).opt["actor_critic"].learning_rate) <= 1e-2 + 1e-9
+    assert float(rate) == pytest.approx(1e-5)  # 17 divisions by 1.5 would go below
 
 
 def test_the_linear_schedule_falls_from_the_rate_to_zero_over_the_runs_steps():
@@ -258,8 +257,8 @@ def test_ppos_loss_is_the_formula(take_max):
     critic = (torch.maximum(*errors) if take_max else errors[1]).mean()
     entropy = 2 * 0.5 * math.log(2 * math.pi * math.e)
     total, metrics = learner.loss(batch)
-    assert float(total) == pytest.approx(float(policy + 0.7 * critic) - 0.01 * entropy, rel=1e-5)
-    assert float(metrics["policy/kl"]) == pytest.approx(float(((rho - 1) - rho.log()).mean()), rel=1e-4)
+    assert total.item() == pytest.approx((policy + 0.7 * critic).item() - 0.01 * entropy, rel=1e-5)
+    assert float(metrics["policy/kl"]) == pytest.approx(((rho - 1) - rho.log()).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("weight", ["online", "batch"])
@@ -275,7 +274,7 @@ def test_bpos_loss_is_algorithm_1(median, weight):
     soft_median = F.softplus(-error.abs()) + error.abs() / 2
     expected = ((rho - target).abs() * size).mean() + 0.7 * (value - batch.target).square().mean()
     expected = expected + (0.3 * soft_median.mean() if median == "learned" else 0.0)
-    assert float(learner.loss(batch)[0]) == pytest.approx(float(expected), rel=1e-5)
+    assert learner.loss(batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def policy_gradient(learner: Any, batch: Batch) -> Tensor:
@@ -339,10 +338,10 @@ def test_the_policys_loss_sends_no_gradient_into_the_value_networks():
 
 def test_the_learned_median_goes_to_the_median_and_the_value_to_the_mean():
     """Returns 0 (three in four) and 8: soft median near 0, mean 2. The distribution stays the same under any policy."""
-    learner = make("bpo", median_temperature=0.05, learning_rate=0.01, median_coef=0.5, max_grad_norm=10.0)
-    obs = torch.zeros(64, 3)
+    learner = make("bpo", median_temperature=0.05, learning_rate=3e-3, median_coef=0.5, max_grad_norm=1e9)
+    obs = torch.ones(64, 3)
     target = torch.tensor([0.0, 0.0, 0.0, 8.0]).repeat(16)
-    for _ in range(300):
+    for _ in range(600):
         learner.step(random_batch(64, obs=obs, target=target))
     value, median = learner.critic(obs[:1])[0].tolist()
     assert value == pytest.approx(2.0, abs=0.1)

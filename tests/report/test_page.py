@@ -122,6 +122,12 @@ def test_short_and_offline_runs_draw_too(tmp_path, rows):
     assert page_of(runs, tmp_path).tags.count("img") == 1
 
 
+def test_seeds_without_a_common_range_have_no_mean(tmp_path):
+    early = folder(tmp_path / "early", rows=["1000,1,1,5,,", "2000,2,2,6,,"])
+    late = folder(tmp_path / "late", seed=1, rows=["3000,1,1,5,,", "4000,2,2,6,,"])
+    assert page_of([early, late], tmp_path).tags.count("img") == 1
+
+
 def test_offline_runs_count_gradient_steps_and_unmeasured_rows_are_left_out(tmp_path):
     run = read_run(folder(tmp_path / "run", rows=["0,5,1.0,,3.0,1.0", "0,7,1.5,,,", "0,9,2.0,,4.0,1.0"]))
     x, y = run.curve("eval/return_mean")

@@ -1,0 +1,93 @@
+"""Eager, compile and graph give the same numbers; what `auto` means; clear words where a mode cannot be had."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ctrlrl.algos.ppo import PPOConfig, PPOLearner
+from ctrlrl.core.compile import Graph, compiled, resolve, undoing
+from ctrlrl.envs.classic import Pendulum
+from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.train.rollout import Collector
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_auto_is_a_graph_on_cuda_and_compiles_on_a_cpu_only_for_long_runs():
+    assert resolve("auto", CUDA, 1) == "graph"
+    assert resolve("auto", CPU, 1_000_000) == "eager"
+    assert resolve("auto", CPU, 100_000_000) == "compile"
+    assert resolve("eager", CUDA, 10**9) == "eager"
+
+
+def test_a_graph_on_a_cpu_is_refused_with_the_mend():
+    with pytest.raises(ValueError, match=r"compile=graph needs a CUDA device.*Use compile=compile or compile=eager"):
+        resolve("graph", CPU, 1)
+    with pytest.raises(ValueError, match="compile must be auto, eager, compile or graph, got 'fast'"):
+        resolve("fast", CPU, 1)
+
+
+def test_eager_is_the_function_itself():
+    assert compiled(resolve, "eager") is resolve
+
+
+def test_undoing_puts_back_values_in_place():
+    x = torch.arange(3.0)
+    undo = undoing([x])
+    address = x.data_ptr()
+    x.mul_(7.0)
+    undo()
+    assert torch.equal(x, torch.arange(3.0))
+    assert x.data_ptr() == address
+
+
+def test_a_kl_stop_and_a_graph_exclude_each_other():
+    learner = PPOLearner(PPOConfig(target_kl=0.01), BatchedSim(Pendulum(), 2, seed=0).spec)
+    with pytest.raises(ValueError, match="target_kl"):
+        learner.set_compile("graph")
+
+
+def updated(mode: str, device: torch.device) -> torch.Tensor:
+    """Weights after two updates on the same two rollouts."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"n_steps": 8, "n_minibatches": 2, "n_epochs": 2, "hidden": [8], "normalize_obs": True}
+    env = BatchedSim(Pendulum(), 4, seed=0, device=device)
+    learner = PPOLearner(PPOConfig(**settings), env.spec)
+    collector = Collector(env, learner, 8)
+    collector.reset(0)
+    rollouts = []
+    for _ in range(2):
+        rollout = collector.collect()
+        rollouts.append(rollout._replace(**{k: v.clone() for k, v in rollout._asdict().items() if k != "extras"}))
+    learner.set_compile(mode)
+    for rollout in rollouts:
+        torch.manual_seed(1)
+        learner.update(rollout)
+    learner.act(env.reset(0))  # the compiled sampler runs as well
+    return learner.opt["actor_critic"].flat.detach().cpu()
+
+
+@pytest.mark.filterwarnings("default")  # the compiler's own
+def test_compile_gives_the_eager_update():
+    assert torch.allclose(updated("eager", CPU), updated("compile", CPU), atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_graph_gives_the_eager_update():
+    assert torch.allclose(updated("eager", CUDA), updated("graph", CUDA), atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_graph_leaves_no_trace_of_its_capture():
+    x = torch.zeros(3, device=CUDA)
+    one = torch.ones(3, device=CUDA)
+
+    def add(y: torch.Tensor) -> torch.Tensor:
+        return x.add_(y)
+
+    graph = Graph(add, (one,), undo=undoing([x]))
+    assert not x.any()
+    graph(one)
+    graph(2 * one)
+    assert torch.equal(x, 3 * one)
