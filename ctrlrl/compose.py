@@ -128,4 +128,5 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
         prefix = full_key.rpartition(".")[0] if full_key else ""
         near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys
         return f"unknown key {full_key or key}; did you mean {', '.join(f'{prefix}.{k}' if prefix else str(k) for k in near)}?"
+    word = word or getattr(cause, "override", None)  # what Hydra's parser could not read
     return f"{word}: {text}" if word else text

@@ -39,14 +39,17 @@ def place(path: Path) -> str:
     return parts[0]
 
 
+def is_package(module: str) -> bool:
+    return (ROOT.parent / Path(*module.split("."))).is_dir()
+
+
 def imports(path: Path) -> set[str]:
-    """Dotted names below ctrlrl that a file imports, wherever in the file."""
+    """Dotted names below ctrlrl that a file imports, wherever in the file; `from package import module` is the module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ctrlrl":
             assert node.level == 0
-            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "ctrlrl" else [node.module]
-            found |= {n.removeprefix("ctrlrl.") for n in names}
+            found |= {(f"{node.module}.{a.name}" if is_package(node.module) else node.module)[7:] for a in node.names}
         elif isinstance(node, ast.Import):
             found |= {a.name.removeprefix("ctrlrl.") for a in node.names if a.name.split(".")[0] == "ctrlrl"}
     return found
@@ -58,7 +61,7 @@ def test_imports_point_downwards(path):
     allowed = MAY_IMPORT[here] | {here}
     for name in imports(path):
         assert name.split(".")[0] in allowed, f"{path.relative_to(ROOT)} imports ctrlrl.{name}"
-        assert not (ROOT / Path(*name.split("."))).is_dir(), f"{path}: import from the module, not from {name}/__init__"
+        assert (ROOT / Path(*name.split("."))).with_suffix(".py").is_file(), f"{path}: {name} is no module; name the file"
 
 
 def test_files_of_one_folder_import_each_other_without_a_circle():

@@ -271,5 +271,7 @@ class ActorCriticLearner(Learner):
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         super().load_training_state(state)
+        if self.cfg.desired_kl is None:  # else the rule has moved the rate, and the moved one goes on
+            self.opt["actor_critic"].learning_rate.fill_(self.cfg.learning_rate)
         if "discounted_return" in state:
             self.discounted_return = state["discounted_return"].clone()

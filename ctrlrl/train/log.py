@@ -45,7 +45,7 @@ class RunFolder:
             return
         with open(file, newline="") as f:
             for row in csv.DictReader(f):
-                values = {k: float(v) for k, v in row.items() if v not in ("", None)}
+                values = {k: float(v) if set(v) - set("0123456789") else int(v) for k, v in row.items() if v}
                 if values.get("env_steps", math.inf) <= env_steps:
                     self.rows.append(values)
         self.columns = list(dict.fromkeys([*FIRST, *(k for row in self.rows for k in row)]))

@@ -1,0 +1,154 @@
+"""What every environment promises: the rules of types.TimeStep, whatever backend steps it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctrlrl.build import make_env
+from ctrlrl.config import EnvConfig
+from ctrlrl.registry import SIMULATORS
+from ctrlrl.types import EnvSpec, VecEnv
+
+N = 5
+ROBOTS = ("halfcheetah", "hopper", "inverted_pendulum", "reacher", "hopper-v4")
+TASKS = {
+    **{name: EnvConfig(name=name) for name in (*SIMULATORS, *ROBOTS)},
+    "gym:CartPole-v1": EnvConfig(name="gym", id="CartPole-v1"),
+    "gym:Pendulum-v1": EnvConfig(name="pendulum", backend="gymnasium"),
+}
+EXACT_STATE = [name for name in TASKS if not name.startswith("gym")]
+Make = Callable[..., VecEnv]
+
+
+@pytest.fixture(params=TASKS)
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param in ROBOTS:
+        pytest.importorskip("mujoco")
+    return lambda seed=3, n=N, stagger=True: make_env(TASKS[request.param], n, seed=seed, stagger=stagger)
+
+
+def actions(spec: EnvSpec, n_steps: int, *, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    if spec.n_actions:
+        return torch.randint(spec.n_actions, (n_steps, spec.n_envs), generator=g)
+    return torch.rand(n_steps, spec.n_envs, spec.action_dim, generator=g) * 2.4 - 1.2  # beyond the bounds: it clips
+
+
+def test_shapes_dtypes_and_flags_are_those_of_the_spec(make):
+    env = make()
+    spec = env.spec
+    assert isinstance(env, VecEnv)
+    assert (spec.action_dim > 0) != (spec.n_actions > 0)
+    obs = env.reset(3)
+    assert (obs.shape, obs.dtype) == ((N, spec.obs_dim), torch.float32)
+    for action in actions(spec, 30):
+        step = env.step(action)
+        assert (step.obs.shape, step.obs.dtype) == ((N, spec.obs_dim), torch.float32)
+        assert (step.final_obs.shape, step.final_obs.dtype) == ((N, spec.obs_dim), torch.float32)
+        assert (step.reward.shape, step.reward.dtype) == ((N,), torch.float32)
+        assert (step.terminated.shape, step.terminated.dtype) == ((N,), torch.bool)
+        assert (step.truncated.shape, step.truncated.dtype) == ((N,), torch.bool)
+        assert torch.isfinite(step.obs).all()
+        assert torch.isfinite(step.reward).all()
+    env.close()
+
+
+def walk(env: VecEnv, n_steps: int, seed: int | None = 3) -> Tensor:
+    """Everything that happens, [T, B, 2 O + 3]."""
+    env.reset(seed)
+    rows = []
+    for action in actions(env.spec, n_steps):
+        s = env.step(action)
+        flags = (s.reward, s.terminated.float(), s.truncated.float())
+        rows.append(torch.cat((s.obs, s.final_obs, torch.stack(flags, 1)), 1).clone())
+    return torch.stack(rows)
+
+
+def test_a_seed_fixes_everything_and_another_seed_changes_it(make):
+    first, again, other = walk(make(), 25), walk(make(), 25), walk(make(seed=4), 25, seed=4)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    env = make()
+    walk(env, 7, seed=9)
+    assert torch.equal(walk(env, 25), first), "a seeded reset forgets what was before"
+
+
+def test_lanes_differ_from_each_other(make):
+    obs = make().reset(3)
+    assert len({tuple(row) for row in obs.tolist()}) == N
+
+
+def test_an_episode_end_shows_its_own_last_observation_and_a_fresh_start(make):
+    """The two flags exclude each other; obs = final_obs except where an episode has ended; fresh starts look like resets."""
+    env = make(stagger=True)
+    env.reset(3)
+    # where the reset of a thousand episodes lies
+    starts = torch.cat([make(seed=s).reset(s) for s in range(60)])
+    low, high = starts.amin(0) - 0.05, starts.amax(0) + 0.05
+    spread = (high - low).clamp(min=0.3)
+    limit = env.spec.episode_length
+    n_ends, length = 0, torch.full((N,), limit)
+    for action in actions(env.spec, min(limit + 5, 260)):
+        step = env.step(action)
+        length += 1
+        assert not (step.terminated & step.truncated).any()
+        done = step.terminated | step.truncated
+        assert torch.equal(step.obs[~done], step.final_obs[~done])
+        assert not done.any() or not torch.equal(step.obs[done], step.final_obs[done])
+        fresh = step.obs[done]
+        assert bool(((fresh > low - spread) & (fresh < high + spread)).all())
+        n_ends += int(done.sum())
+    assert n_ends > 0 or limit > 500, "the test must have seen an end"
+
+
+def test_time_limits_truncate_after_exactly_the_limit(make):
+    env = make(n=2, stagger=False)
+    limit = env.spec.episode_length
+    if limit > 250:
+        pytest.skip("long episodes")
+    env.reset(3)
+    still = torch.zeros(2, dtype=torch.int64) if env.spec.n_actions else torch.zeros(2, env.spec.action_dim)
+    clock = torch.zeros(2)
+    for _ in range(2 * limit):
+        step = env.step(still)
+        clock += 1
+        assert torch.equal(step.truncated, (clock == limit) & ~step.terminated)
+        clock[step.terminated | step.truncated] = 0
+
+
+@pytest.mark.parametrize("name", EXACT_STATE)
+def test_a_restored_state_continues_bit_for_bit(name):
+    if name in ROBOTS:
+        pytest.importorskip("mujoco")
+
+    def fresh() -> VecEnv:
+        return make_env(TASKS[name], N, seed=3)
+
+    env = fresh()
+    env.reset(3)
+    for action in actions(env.spec, 12):
+        env.step(action)
+    state = {k: v.clone() for k, v in env.state_dict().items()}
+    copy = fresh()
+    copy.reset(8)
+    copy.load_state_dict(state)
+    for action in actions(env.spec, 40, seed=1):
+        a, b = env.step(action), copy.step(action)
+        assert torch.equal(a.obs, b.obs)
+        assert torch.equal(a.reward, b.reward)
+        assert torch.equal(a.truncated, b.truncated)
+
+
+def test_evaluation_and_training_environments_do_not_share_state(make):
+    env = make()
+    expected = walk(env, 10)
+    first, second = make(), make()
+    first.reset(3)
+    walk(second, 5, seed=77)
+    rows = []
+    for action in actions(first.spec, 10):
+        rows.append(first.step(action).obs.clone())
+        second.step(action)
+    assert torch.equal(torch.stack(rows), expected[:, :, : first.spec.obs_dim])

@@ -1,0 +1,168 @@
+"""What every registered learner promises. A new line in registry.ALGORITHMS is tested here without a change."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ctrlrl.build import build, make_learner
+from ctrlrl.compose import load_config, typed
+from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
+from ctrlrl.core.learner import Learner
+from ctrlrl.envs.classic import CartPole, Pendulum
+from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.train.checkpoint import read_folder
+from ctrlrl.train.rollout import Collector
+from ctrlrl.types import Rollout, tree_map
+
+SMALL = {"n_steps": 8, "n_minibatches": 2, "n_epochs": 2, "hidden": [8]}
+TASKS = {"pendulum": Pendulum, "cartpole": CartPole}
+
+pytestmark = pytest.mark.parametrize("algo", ALGORITHMS)
+
+
+def settings(algo: str, **changes: Any) -> Any:
+    return lookup(ALGORITHMS, algo, "algorithm").config(**{**SMALL, **changes})
+
+
+def learner_and_rollout(algo: str, task: str = "pendulum", **changes: Any) -> tuple[Learner, Rollout]:
+    torch.manual_seed(0)
+    env = BatchedSim(TASKS[task](), 4, seed=0, episode_length=6)
+    learner = make_learner(settings(algo, **changes), env.spec)
+    collector = Collector(env, learner, 8)  # type: ignore[arg-type]
+    collector.reset(0)
+    return learner, tree_map(torch.clone, collector.collect())
+
+
+def state(learner: Learner) -> dict[str, torch.Tensor]:
+    both = {**learner.model_state(), **learner.training_state()}
+    return {k: v.detach().clone() for k, v in both.items()}
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def test_the_class_declares_its_loop_and_config(algo):
+    kind = lookup(ALGORITHMS, algo, "algorithm")
+    assert kind.loop in ("on_policy", "off_policy", "hybrid", "tokens")
+    assert kind.config().name == algo, "the config's name is the registry key"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_metrics_are_finite_0_dim_tensors_and_the_weights_move(algo, task):
+    learner, rollout = learner_and_rollout(algo, task, normalize_obs=True, normalize_reward=True)
+    before = state(learner)
+    metrics = learner.update(rollout)
+    for name, value in metrics.items():
+        assert value.ndim == 0, name
+        assert torch.isfinite(value), name
+        assert "/" in name
+    assert any(not torch.equal(before[k], v) for k, v in state(learner).items() if "policy" in k)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_state_round_trip_continues_bit_for_bit(algo, task):
+    learner, rollout = learner_and_rollout(algo, task, normalize_obs=True, normalize_reward=True, desired_kl=0.01)
+    learner.update(rollout)
+    model, training = ({k: v.clone() for k, v in part.items()} for part in (learner.model_state(), learner.training_state()))
+    copy, _ = learner_and_rollout(algo, task, normalize_obs=True, normalize_reward=True, desired_kl=0.01)
+    copy.load_model_state(model)
+    copy.load_training_state(training)
+    assert_equal(state(learner), state(copy))
+    for one in (learner, copy):
+        torch.manual_seed(4)
+        one.update(rollout)
+    assert_equal(state(learner), state(copy))
+
+
+def test_acting_is_deterministic_on_request_and_random_otherwise(algo):
+    learner, rollout = learner_and_rollout(algo)
+    obs = rollout.obs[0]
+    assert torch.equal(learner.act(obs, deterministic=True).action, learner.act(obs, deterministic=True).action)
+    assert not torch.equal(learner.act(obs).action, learner.act(obs).action)
+    assert not learner.act(obs).action.requires_grad
+
+
+def test_model_state_alone_restores_the_acting_policy(algo):
+    learner, rollout = learner_and_rollout(algo, normalize_obs=True)
+    learner.update(rollout)
+    torch.manual_seed(9)
+    other = make_learner(settings(algo, normalize_obs=True), BatchedSim(Pendulum(), 4, seed=0).spec)
+    other.load_model_state(learner.model_state())
+    obs = rollout.obs[0]
+    assert torch.equal(learner.act(obs, deterministic=True).action, other.act(obs, deterministic=True).action)
+
+
+def test_learning_is_deterministic_given_the_seed_and_differs_between_seeds(algo):
+    results = []
+    for seed in (0, 0, 1):
+        learner, rollout = learner_and_rollout(algo)
+        torch.manual_seed(seed)
+        learner.update(rollout)
+        results.append(state(learner))
+    assert_equal(results[0], results[1])
+    assert any(not torch.equal(results[0][k], results[2][k]) for k in results[0])
+
+
+def test_the_config_survives_yaml_with_every_field(algo, tmp_path: Path):
+    cfg = TrainConfig(algo=settings(algo, gamma=0.123, target_kl=0.5), env=EnvConfig(name="pendulum"), seed=7)
+    file = tmp_path / "config.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    back = typed(load_config(file))
+    assert type(back.algo) is type(cfg.algo)
+    assert dataclasses.asdict(back) == dataclasses.asdict(cfg)
+
+
+def run(algo: str, folder: Path, *, total: int, resume: bool = False) -> None:
+    cfg = TrainConfig(
+        algo=settings(algo, normalize_obs=True, normalize_reward=True),
+        env=EnvConfig(name="pendulum"),
+        n_envs=4,
+        total_steps=128,
+        device="cpu",
+        eval=EvalConfig(every=0, episodes=1),
+        log=LogConfig(progress=False),
+        checkpoint=CheckpointConfig(every=0.0),
+    )
+    trainer = build(cfg, folder, resume=resume)
+    if total < 128:
+        inner = trainer.loop.iterate
+
+        def iterate() -> Any:
+            trainer._stop = trainer.loop.env_steps + 32 >= total
+            return inner()
+
+        trainer.loop.iterate = iterate  # type: ignore[method-assign]
+    trainer.train()
+
+
+def test_resumed_equals_uninterrupted(algo, tmp_path: Path):
+    run(algo, tmp_path / "whole", total=128)
+    run(algo, tmp_path / "parts", total=64)
+    run(algo, tmp_path / "parts", total=128, resume=True)
+    whole, parts = (read_folder(tmp_path / name / "checkpoints" / "last") for name in ("whole", "parts"))
+    assert_equal(whole.model, parts.model)
+    assert_equal(whole.training, parts.training)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", TASKS)
+def test_an_update_does_not_read_the_device(algo, task):
+    """Between two log points the host waits for nothing; CUDA's sync debug mode raises where it would."""
+    env = BatchedSim(TASKS[task](), 64, seed=0, device="cuda")
+    learner = make_learner(settings(algo), env.spec)
+    collector = Collector(env, learner, 8)  # type: ignore[arg-type]
+    collector.reset(0)
+    learner.update(collector.collect())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner.update(collector.collect())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

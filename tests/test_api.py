@@ -1,0 +1,243 @@
+"""The SB3-style face: construct, learn, predict, save, load, evaluate."""
+
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import ctrlrl
+from ctrlrl import BPO, PPO, evaluate_policy, load, make_env
+from ctrlrl.api import Agent
+
+SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}, "seed": 0}
+
+
+def small(kind: type[Agent] = PPO, env: Any = "Pendulum-v1", **changes: Any) -> Agent:
+    return kind("MlpPolicy", env, **{**SMALL, **changes})
+
+
+def observations(n: int = 7, dim: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["torch", "gymnasium", "mujoco"])
+def test_importing_ctrlrl_imports_nothing_heavy(name):
+    code = f"import sys, ctrlrl, ctrlrl.cli; ctrlrl.__version__; dir(ctrlrl); assert {name!r} not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_every_public_name_can_be_had_and_others_cannot():
+    for name in ctrlrl.__all__:
+        assert getattr(ctrlrl, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'PPPO'"):
+        ctrlrl.PPPO  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [PPO, BPO])
+def test_construct_learn_predict_evaluate(kind):
+    model = small(kind, n_envs=4)
+    before = torch.cat([p.detach().reshape(-1).clone() for p in model.learner.policy.parameters()])
+    assert model.learn(200) is model
+    assert model.num_timesteps == 256  # whole rollouts of 32 x 4
+    after = torch.cat([p.detach().reshape(-1) for p in model.learner.policy.parameters()])
+    assert not torch.equal(before, after)
+    mean, std = evaluate_policy(model, "Pendulum-v1", n_eval_episodes=4)
+    assert -3000 < mean < 0 < std
+    returns, lengths = evaluate_policy(model, "Pendulum-v1", n_eval_episodes=4, return_episode_rewards=True)
+    assert mean == pytest.approx(np.mean(returns))
+    assert lengths == [200] * 4
+
+
+def test_defaults_are_those_of_stable_baselines3():
+    model = PPO("MlpPolicy", "CartPole-v1")
+    cfg = model.cfg
+    assert (cfg.learning_rate, cfg.n_steps, cfg.n_epochs, cfg.gamma, cfg.gae_lambda) == (3e-4, 2048, 10, 0.99, 0.95)
+    assert (cfg.clip_range, cfg.ent_coef, cfg.vf_coef, cfg.max_grad_norm) == (0.2, 0.0, 0.5, 0.5)
+    assert (model.batch_size, cfg.n_minibatches, model.n_envs) == (64, 32, 1)
+    assert (cfg.hidden, cfg.activation, cfg.target_kl, cfg.clip_range_vf) == ([64, 64], "tanh", None, None)
+
+
+def test_batch_size_becomes_equal_minibatches():
+    assert small(n_envs=4, batch_size=64).cfg.n_minibatches == 2
+    assert small(n_envs=1, batch_size=30).cfg.n_minibatches == 2
+    assert small(n_envs=1, batch_size=1000).cfg.n_minibatches == 1
+
+
+def test_learning_twice_adds_without_reset_and_starts_anew_with_it():
+    model = small(learning_rate=1e-3)
+    model.learn(64)
+    model.learn(64, reset_num_timesteps=False)
+    assert model.num_timesteps == 128
+    model.learn(64)
+    assert model.num_timesteps == 64
+
+
+def test_two_models_with_one_seed_are_one():
+    a, b, c = small().learn(96), small().learn(96), small(seed=1).learn(96)
+    obs = observations()
+    assert np.array_equal(a.predict(obs, deterministic=True)[0], b.predict(obs, deterministic=True)[0])
+    assert not np.array_equal(a.predict(obs, deterministic=True)[0], c.predict(obs, deterministic=True)[0])
+
+
+# predict -------------------------------------------------------------------------------------------------------------
+
+
+def test_predict_takes_one_observation_or_a_batch_in_the_environments_units():
+    model = small()
+    batch = observations()
+    actions, state = model.predict(batch, deterministic=True)
+    assert state is None
+    assert (actions.shape, actions.dtype) == ((7, 1), np.float32)
+    one, _ = model.predict(batch[2], deterministic=True)
+    assert one.shape == (1,)
+    assert one == pytest.approx(actions[2], abs=1e-6)
+    with torch.no_grad():
+        mean = model.learner.policy.mean(torch.from_numpy(batch)).clamp(-1, 1)
+    assert actions == pytest.approx(2.0 * mean.numpy(), abs=1e-6)  # Pendulum's torque lies in [-2, 2]
+
+
+def test_predicted_actions_are_clipped_to_the_space_and_random_unless_deterministic():
+    model = small(policy_kwargs={"net_arch": [8], "log_std_init": 0.5})
+    actions, _ = model.predict(np.zeros((500, 3), np.float32))
+    assert np.abs(actions).max() == 2.0
+    assert np.unique(actions).size > 100
+    assert np.unique(model.predict(np.zeros((500, 3), np.float32), deterministic=True)[0]).size == 1
+
+
+def test_discrete_actions_are_integers_of_the_space():
+    model = small(env="CartPole-v1")
+    actions, _ = model.predict(observations(dim=4))
+    assert actions.shape == (7,)
+    assert np.issubdtype(actions.dtype, np.integer)
+    one, _ = model.predict(observations(dim=4)[0])
+    assert model.action_space.contains(one)
+
+
+def test_an_observation_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="shape"):
+        small().predict(np.zeros((2, 5), np.float32))
+
+
+# save and load -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PPO, BPO])
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+def test_a_loaded_model_acts_bit_for_bit_as_the_saved_one(kind, env, tmp_path):
+    model = small(kind, env, normalize_obs=True, normalize_reward=True).learn(64)
+    model.save(tmp_path / "model")
+    obs = 3.0 + observations(dim=model.observation_space.shape[0])
+    expected, _ = model.predict(obs, deterministic=True)
+    for again in (kind.load(tmp_path / "model"), load(tmp_path / "model.zip"), kind.load(str(tmp_path / "model"), env=env)):
+        assert type(again) is kind
+        assert np.array_equal(again.predict(obs, deterministic=True)[0], expected)
+        assert again.num_timesteps == 64
+        assert again.cfg.normalize_obs
+        assert (again.observation_space, again.action_space) == (model.observation_space, model.action_space)
+
+
+def test_a_loaded_model_goes_on_learning_with_its_optimiser(tmp_path):
+    model = small().learn(64)
+    model.save(tmp_path / "m")
+    again = PPO.load(tmp_path / "m", env="Pendulum-v1", learning_rate=5e-4)
+    assert again.cfg.learning_rate == 5e-4
+    assert float(again.learner.opt["actor_critic"].state_dict()["step"]) == 4.0
+    again.learn(32, reset_num_timesteps=False)
+    assert again.num_timesteps == 96
+
+
+def test_a_changed_learning_rate_is_the_one_that_trains(tmp_path):
+    small().save(tmp_path / "m")
+    again = PPO.load(tmp_path / "m", learning_rate=5e-4)
+    assert float(again.learner.opt["actor_critic"].learning_rate) == pytest.approx(5e-4)
+
+
+def test_a_model_without_an_environment_says_how_to_give_one(tmp_path):
+    small().save(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"load\(path, env="):
+        PPO.load(tmp_path / "m").learn(10)
+
+
+def test_an_environment_with_other_spaces_is_refused(tmp_path):
+    small().save(tmp_path / "m")
+    with pytest.raises(ValueError, match="observation space"):
+        PPO.load(tmp_path / "m", env="CartPole-v1")
+
+
+def test_the_wrong_class_and_a_damaged_file_are_refused(tmp_path):
+    small().save(tmp_path / "m")
+    with pytest.raises(ValueError, match="holds a model of ppo, not of bpo"):
+        BPO.load(tmp_path / "m")
+    data = (tmp_path / "m.zip").read_bytes()
+    (tmp_path / "m.zip").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="not a ctrlrl model"):
+        PPO.load(tmp_path / "m")
+
+
+# environments --------------------------------------------------------------------------------------------------------
+
+
+class Ramp(gym.Env[np.ndarray, np.ndarray]):
+    """One number that the action moves; bounds are not symmetric."""
+
+    observation_space = gym.spaces.Box(-10.0, 10.0, (1,), np.float32)
+    action_space = gym.spaces.Box(0.0, 4.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.x, self.t = 0.0, 0
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        assert self.action_space.contains(action)
+        self.x, self.t = min(self.x + float(action[0]), 10.0), self.t + 1
+        return np.array([self.x], np.float32), -abs(self.x - 5.0), False, self.t == 8, {}
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        Ramp(),
+        SyncVectorEnv([Ramp, Ramp], autoreset_mode=AutoresetMode.NEXT_STEP),
+        SyncVectorEnv([Ramp, Ramp], autoreset_mode=AutoresetMode.SAME_STEP),
+    ],
+    ids=["single", "vector-next-step", "vector-same-step"],
+)
+def test_gymnasium_objects_are_environments(env):
+    model = small(env=env).learn(64)
+    action, _ = model.predict(np.zeros(1, np.float32))
+    assert Ramp.action_space.contains(action)
+    _, lengths = evaluate_policy(model, Ramp(), n_eval_episodes=3, return_episode_rewards=True)
+    assert lengths == [8, 8, 8]
+
+
+def test_a_ctrlrl_environment_keeps_its_number_of_lanes():
+    env = make_env("pendulum", 6, seed=0)
+    assert small(env=env).learn(10).n_envs == 6
+
+
+# what a user mistypes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: small(learning_rte=1e-3), TypeError, "learning_rate"),
+        (lambda: small(name="x"), TypeError, "name"),
+        (lambda: small(policy_kwargs={"net_arc": [8]}), TypeError, "net_arch"),
+        (lambda: PPO("CnnPolicy", "Pendulum-v1"), ValueError, "MlpPolicy"),
+        (lambda: small(gamma=2.0), ValueError, "gamma"),
+        (lambda: small(device="tpu0"), ValueError, "device"),
+        (lambda: small(env="Pendulm-v1"), ValueError, "Pendulm-v1"),
+        (lambda: small(env=3), TypeError, "gym.Env"),
+    ],
+)
+def test_mistakes_are_named_with_the_mend(make, error, words):
+    with pytest.raises(error, match=words) as info:
+        make()
+    assert len(str(info.value).splitlines()) <= 2

@@ -1,0 +1,386 @@
+"""The command line in this process: exit codes, one-line errors, run folders, resume, evaluation."""
+
+import csv
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ctrlrl.cli import main
+from ctrlrl.train.checkpoint import read_folder
+from ctrlrl.train.on_policy import OnPolicyLoop
+
+TINY = (
+    "algo=ppo env=pendulum experiment=none n_envs=4 total_steps=256 algo.n_steps=32 algo.n_minibatches=2 algo.n_epochs=2 "
+    "algo.hidden=[8] eval.episodes=2 eval.every=128 log.every=0 log.progress=false run.report=false device=cpu"
+).split()
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def ctrlrl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
+    """Call the command line in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CTRLRL_TRACEBACK", raising=False)
+
+    def call(*words: str) -> Said:
+        with pytest.raises(SystemExit) as info:
+            main(words)
+        out, err = capsys.readouterr()
+        return Said(info.value.code if isinstance(info.value.code, int) else 0, out, err)
+
+    return call
+
+
+def refused(said: Said, *words: str, code: int = 2) -> None:
+    assert said.code == code, said
+    lines = said.err.strip().splitlines()
+    assert 1 <= len(lines) <= 2, said.err
+    assert "Traceback" not in said.err
+    for word in words:
+        assert word in said.err, said.err
+
+
+# the run folder ------------------------------------------------------------------------------------------------------
+
+
+def test_train_writes_the_run_folder_and_a_summary(ctrlrl, tmp_path):
+    said = ctrlrl("train", *TINY, "run.dir=runs/a", "seed=3")
+    assert said.code == 0, said.err
+    folder = tmp_path / "runs" / "a"
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"config.yaml", "overrides.txt", "progress.csv", "checkpoints", "result.json"}
+    for name in ("last", "best"):
+        files = {p.name for p in (folder / "checkpoints" / name).iterdir()}
+        assert files == {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert (folder / "overrides.txt").read_text().split() == [*TINY, "run.dir=runs/a", "seed=3"]
+    with open(folder / "progress.csv", newline="") as f:
+        rows = list(csv.reader(f))
+    assert rows[0][:3] == ["env_steps", "gradient_steps", "wall_seconds"]
+    assert [r[0] for r in rows[1:]] == ["128", "256"]
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["env_steps"], result["seed"]) == ("finished", 256, 3)
+    for word in ("final_return_mean", "steps_per_second", "runs/a"):
+        assert word in said.out
+
+
+def test_the_folders_of_two_runs_without_a_name_differ(ctrlrl, tmp_path):
+    ctrlrl("train", *TINY, "total_steps=128")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("ppo-pendulum-s0-")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (read_folder(p / "checkpoints" / "last").model for p in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_config_yaml_and_overrides_reproduce_the_run_bit_for_bit(ctrlrl, tmp_path):
+    from ctrlrl import compose, runs
+
+    ctrlrl("train", *TINY, "run.dir=a", "seed=5")
+    typed_again = (tmp_path / "a" / "overrides.txt").read_text().split()
+    ctrlrl("train", *typed_again, "run.dir=b")
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    raw = compose.load_config(tmp_path / "a" / "config.yaml", ["run.dir=c"])
+    runs.start(raw, [])[0].train()
+    assert same_weights(tmp_path / "a", tmp_path / "c")
+    saved = [OmegaConf.to_container(OmegaConf.load(tmp_path / n / "config.yaml")) for n in "ac"]
+    for config in saved:
+        config["run"].pop("dir")  # type: ignore[union-attr,call-overload,index]
+    assert saved[0] == saved[1]
+    ctrlrl("train", *TINY, "run.dir=d", "seed=6")
+    assert not same_weights(tmp_path / "a", tmp_path / "d")
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    inner, count = OnPolicyLoop.iterate, [0]
+
+    def iterate(self: OnPolicyLoop) -> Any:
+        count[0] += 1
+        if count[0] == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return inner(self)
+
+    monkeypatch.setattr(OnPolicyLoop, "iterate", iterate)
+
+
+def test_ctrl_c_gives_130_and_resume_ends_where_the_uninterrupted_run_does(ctrlrl, tmp_path, monkeypatch):
+    ctrlrl("train", *TINY, "total_steps=512", "run.dir=whole")
+    interrupt(monkeypatch, 2)
+    said = ctrlrl("train", *TINY, "total_steps=512", "run.dir=parts")
+    assert said.code == 130
+    assert "run.resume=parts" in said.err
+    assert json.loads(Path("parts/result.json").read_text())["status"] == "interrupted"
+    said = ctrlrl("train", "run.resume=parts")
+    assert said.code == 0, said.err
+    assert json.loads(Path("parts/result.json").read_text())["status"] == "finished"
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_takes_a_longer_budget(ctrlrl):
+    ctrlrl("train", *TINY, "run.dir=a")
+    assert ctrlrl("train", "run.resume=a", "total_steps=512").code == 0
+    result = json.loads(Path("a/result.json").read_text())
+    assert (result["env_steps"], result["status"]) == (512, "finished")
+
+
+def test_eval_writes_eval_json_and_a_table(ctrlrl):
+    ctrlrl("train", *TINY, "run.dir=a")
+    said = ctrlrl("eval", "run=a", "episodes=3", "seed=7")
+    assert said.code == 0, said.err
+    found = json.loads(Path("a/eval.json").read_text())
+    assert len(found["returns"]) == len(found["lengths"]) == 3
+    assert found["return_mean"] == pytest.approx(np.mean(found["returns"]))
+    assert (found["episodes"], found["seed"], found["lengths"]) == (3, 7, [200, 200, 200])
+    assert "return_mean" in said.out
+    ctrlrl("eval", "run=a", "episodes=3", "seed=7")
+    assert json.loads(Path("a/eval.json").read_text()) == found
+    ctrlrl("eval", "run=a", "episodes=3", "seed=7", "checkpoint=best")
+    assert json.loads(Path("a/eval.json").read_text())["checkpoint"] == "best"
+
+
+def test_the_final_evaluation_of_a_run_is_what_eval_finds_with_its_seed(ctrlrl):
+    ctrlrl("train", *TINY, "run.dir=a")
+    ctrlrl("eval", "run=a", "episodes=2", "seed=10000")
+    final = json.loads(Path("a/result.json").read_text())["final_return_mean"]
+    assert json.loads(Path("a/eval.json").read_text())["return_mean"] == pytest.approx(final, abs=1e-9)
+
+
+# help ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["train", "--help"]])
+def test_help_lists_what_can_be_typed(ctrlrl, words):
+    said = ctrlrl(*words)
+    assert said.code == 0
+    for verb in ("train", "eval", "report", "bench", "doctor"):
+        assert verb in said.out
+    if words[:1] == ["train"]:
+        for name in ("ppo", "bpo", "halfcheetah", "pendulum", "ppo/halfcheetah"):
+            assert name in said.out
+
+
+def test_cfg_job_prints_a_config_that_composes_and_starts_nothing(ctrlrl, tmp_path):
+    said = ctrlrl("train", "algo=bpo", "env=cartpole", "algo.gamma=0.5", "--cfg", "job")
+    assert said.code == 0, said.err
+    cfg = OmegaConf.create(said.out)
+    assert (cfg.algo.name, cfg.env.name, cfg.algo.gamma) == ("bpo", "cartpole", 0.5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_is_taken_for_its_pair_and_typed_values_win(ctrlrl):
+    auto = OmegaConf.create(ctrlrl("train", "algo=ppo", "env=halfcheetah", "--cfg", "job").out)
+    none = OmegaConf.create(ctrlrl("train", "algo=ppo", "env=halfcheetah", "experiment=none", "--cfg", "job").out)
+    over = OmegaConf.create(ctrlrl("train", "env=halfcheetah", "algo.n_steps=7", "n_envs=3", "--cfg", "job").out)
+    assert (auto.experiment, none.experiment) == ("ppo/halfcheetah", "none")
+    assert auto.algo.normalize_obs
+    assert not none.algo.normalize_obs
+    assert (over.algo.n_steps, over.n_envs, over.algo.normalize_obs) == (7, 3, True)
+
+
+def test_every_preset_composes_and_passes_its_checks():
+    from ctrlrl import compose
+
+    for name in compose.presets():
+        compose.typed(compose.train_config([f"experiment={name}"]))
+
+
+# what a user mistypes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], ["trian", "train"]),
+        (["train", "algo=pppo"], ["pppo", "ppo"]),
+        (["train", "env=halfchetah"], ["halfchetah", "halfcheetah"]),
+        (["train", "experiment=ppo/halfcheeta"], ["ppo/halfcheeta", "ppo/halfcheetah"]),
+        (["train", "algo.gama=0.9"], ["algo.gama", "algo.gamma"]),
+        (["train", "total_step=5"], ["total_step", "total_steps"]),
+        (["train", "eval.episode=5"], ["eval.episode", "eval.episodes"]),
+        (["train", "env.bakend=torch"], ["env.bakend", "env.backend"]),
+        (["train", "n_envs=many"], ["n_envs", "many"]),
+        (["train", "algo.learning_rate=fast"], ["algo.learning_rate", "fast"]),
+        (["train", "algo.hidden=64"], ["algo.hidden"]),
+        (["train", "log.progress=perhaps"], ["log.progress", "perhaps"]),
+        (["train", "n_envs=0"], ["n_envs must be at least 1"]),
+        (["train", "algo.gamma=1.5"], ["gamma", "1.5"]),
+        (["train", "algo.activation=sine"], ["activation", "tanh", "sine"]),
+        (["train", "total_steps=0"], ["total_steps"]),
+        (["train", "eval.episodes=0"], ["eval.episodes"]),
+        (["train", "dtype=int8"], ["dtype", "bfloat16"]),
+        (["train", "compile=fast"], ["compile", "graph"]),
+        (["train", "compile=graph", "device=cpu"], ["compile=graph", "compile=eager"]),
+        (["train", "device=tpuu"], ["device", "tpuu"]),
+        (["train", "env=lqr", "env.backend=mujoco"], ["env.backend=mujoco", "lqr", "torch"]),
+        (["train", "env.backend=warp"], ["env.backend", "warp"]),
+        (["train", "env=gym"], ["env.id"]),
+        (["train", "env=gym", "env.id=NoSuchTask-v0"], ["NoSuchTask"]),
+        (["train", "halfcheetah"], ["key=value", "halfcheetah"]),
+        (["train", "--fast"], ["key=value", "--fast"]),
+        (["train", "run.resume=nowhere"], ["nowhere", "run.resume"]),
+        (["train", "algo.n_steps=[1"], ["algo.n_steps"]),
+        (["eval"], ["run=FOLDER"]),
+        (["eval", "run=nowhere"], ["nowhere"]),
+        (["eval", "run=x", "episode=3"], ["episode", "episodes"]),
+        (["eval", "run=x", "episodes=few"], ["episodes", "few"]),
+        (["eval", "x"], ["key=value", "run"]),
+        (["report"], ["run folders"]),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_told_in_one_line_with_the_mend(ctrlrl, tmp_path, words, said):
+    refused(ctrlrl(*words), *said)
+    assert not list(tmp_path.rglob("*.csv")), "nothing may have started"
+
+
+def test_a_taken_run_folder_is_refused_and_left_alone(ctrlrl, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    refused(ctrlrl("train", *TINY, "run.dir=a"), "run.dir=a is taken", "run.resume=a")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["notes.txt"]
+    (tmp_path / "empty").mkdir()
+    assert ctrlrl("train", *TINY, "run.dir=empty").code == 0
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named_by_eval_and_resume(ctrlrl, file):
+    ctrlrl("train", *TINY, "run.dir=a")
+    path = Path("a/checkpoints/last") / file
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    refused(ctrlrl("eval", "run=a"), "checkpoints/last", "damaged", "best")
+    refused(ctrlrl("train", "run.resume=a"), "checkpoints/last", "damaged")
+    assert ctrlrl("eval", "run=a", "checkpoint=best", "episodes=1").code == 0
+    path.unlink()
+    refused(ctrlrl("eval", "run=a"), file)
+
+
+def test_a_damaged_config_is_named(ctrlrl):
+    ctrlrl("train", *TINY, "run.dir=a")
+    text = Path("a/config.yaml").read_text()
+    Path("a/config.yaml").write_text(text.replace("n_envs: 4", "n_envs: four"))
+    refused(ctrlrl("eval", "run=a"), "config.yaml")
+    Path("a/config.yaml").write_text("{")
+    refused(ctrlrl("eval", "run=a"), "config.yaml")
+    Path("a/config.yaml").write_text(text.replace("- 8", "- 9"))
+    refused(ctrlrl("eval", "run=a"), "does not fit")
+    refused(ctrlrl("train", "run.resume=a"), "does not fit")
+
+
+# environments that misbehave -----------------------------------------------------------------------------------------
+
+
+class Trouble(gym.Env[np.ndarray, np.ndarray]):
+    """A two-number task that goes wrong in its 100th step, as asked."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.steps = kind, 0
+        bound = np.inf if kind == "unbounded" else 1.0
+        self.action_space = gym.spaces.Box(-bound, bound, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.steps += 1
+        obs, reward = np.zeros(2, np.float32), 0.0
+        if self.steps == 100:
+            if self.kind == "raises":
+                raise KeyError("the gripper fell off")
+            if self.kind == "nan":
+                obs[1] = np.nan
+            if self.kind == "inf":
+                reward = np.inf
+            if self.kind == "shape":
+                obs = np.zeros(3, np.float32)
+        return obs, reward, False, self.steps % 10 == 0, {}
+
+
+@pytest.fixture
+def trouble() -> Any:
+    for kind in ("unbounded", "raises", "nan", "inf", "shape"):
+        gym.register(f"Trouble-{kind}-v0", entry_point=lambda kind=kind, **_: Trouble(kind), disable_env_checker=True)
+    yield
+    for kind in ("unbounded", "raises", "nan", "inf", "shape"):
+        del gym.registry[f"Trouble-{kind}-v0"]
+
+
+def test_an_unbounded_action_box_is_refused_before_the_run(ctrlrl, tmp_path, trouble):
+    refused(ctrlrl("train", *TINY, "env=gym", "env.id=Trouble-unbounded-v0", "run.dir=a"), "finite bounds", "Wrap it")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("raises", ["Trouble-raises-v0", "KeyError", "gripper"]),
+        ("nan", ["Trouble-nan-v0", "observation", "nan"]),
+        ("inf", ["Trouble-inf-v0", "reward", "inf"]),
+        ("shape", ["Trouble-shape-v0", "(2,)", "(3,)"]),
+    ],
+)
+def test_an_environment_that_fails_in_the_run_gives_1_and_keeps_the_checkpoint(ctrlrl, trouble, kind, said):
+    words = [*TINY, "env=gym", f"env.id=Trouble-{kind}-v0", "n_envs=1", "checkpoint.every=0", "run.dir=a"]
+    refused(ctrlrl("train", *words), *said, code=1)
+    assert json.loads(Path("a/result.json").read_text())["status"] == "failed"
+    assert read_folder(Path("a/checkpoints/last")).state["env_steps"] == 96
+
+
+def test_a_read_only_place_for_the_run_folder_is_named(ctrlrl, tmp_path, monkeypatch):
+    """Root may write everywhere, so the refusal of the file system is played."""
+    (tmp_path / "locked").mkdir()
+    inner = os.mkdir
+
+    def mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
+        if "locked" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        inner(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    refused(ctrlrl("train", *TINY, "run.dir=locked/a"), "locked/a", "Permission denied", code=1)
+
+
+def test_a_run_folder_below_a_file_is_refused(ctrlrl, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(ctrlrl("train", *TINY, "run.dir=file/a"), "file", code=1)
+
+
+def test_a_full_disk_in_the_run_gives_1_and_names_the_file(ctrlrl, monkeypatch):
+    inner, count = os.fsync, [0]
+
+    def fsync(fd: int) -> None:
+        count[0] += 1
+        if count[0] > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        inner(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    refused(ctrlrl("train", *TINY, "checkpoint.every=0", "run.dir=a"), "No space left on device", "a/", code=1)
+    assert read_folder(Path("a/checkpoints/last")).state["env_steps"] == 128
+
+
+def test_a_traceback_is_shown_on_request(ctrlrl, monkeypatch):
+    monkeypatch.setenv("CTRLRL_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="n_envs"):
+        main(["train", "n_envs=0"])
