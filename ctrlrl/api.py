@@ -21,7 +21,7 @@ POLICY_KWARGS = ("net_arch", "activation_fn", "ortho_init", "log_std_init")
 
 
 def make_env(name: str, n_envs: int = 1, *, seed: int | None = None, device: str = "cpu", **options: Any) -> Any:
-    """A ctrlrl VecEnv by name ("pendulum", "halfcheetah") or Gymnasium id; options are the keys of `env.` (INTERFACE)."""
+    """A ctrlrl VecEnv by name ("pendulum", "halfcheetah") or Gymnasium id; options are the fields of EnvConfig."""
     return build.make_env(_env_config(name, **options), n_envs, seed=seed, device=device)
 
 
@@ -73,7 +73,7 @@ class Agent:
             "n_epochs": n_epochs,
             "gamma": gamma,
             "gae_lambda": gae_lambda,
-            "normalize_advantage": {True: "minibatch", False: "none"}.get(normalize_advantage, normalize_advantage),  # type: ignore[call-overload]
+            "normalize_advantage": _advantage_kind(normalize_advantage),
         }
         values = {k: v for k, v in named.items() if v is not None} | hyper_parameters | _network(policy_kwargs or {})
         self.cfg = self._config(values)
@@ -118,7 +118,12 @@ class Agent:
         return 0 if self.env is None else self.env.spec.n_envs
 
     def learn(
-        self, total_timesteps: int, *, log_interval: int = 1, reset_num_timesteps: bool = True, progress_bar: bool = False
+        self,
+        total_timesteps: int,
+        *,
+        log_interval: int = 1,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
     ) -> Self:
         """Train for `total_timesteps` environment steps (rounded up to whole rollouts); more with each call."""
         if self.env is None:
@@ -184,7 +189,9 @@ class Agent:
         if facts["algo"] != cls.algo:
             raise ValueError(f"{path} holds a model of {facts['algo']}, not of {cls.algo}; use ctrlrl.load(path)")
         values = {k: v for k, v in facts["config"].items() if k not in ("name", "n_minibatches")}
-        model = cls("MlpPolicy", None, batch_size=facts["batch_size"], seed=facts["seed"], device=device, **values | changes)
+        model = cls(
+            "MlpPolicy", None, batch_size=facts["batch_size"], seed=facts["seed"], device=device, **values | changes
+        )
         spaces = build.Spaces.from_json(facts["spaces"])
         if env is not None:
             model._connect(env, 1)
@@ -239,6 +246,13 @@ def evaluate_policy(
     if return_episode_rewards:
         return returns.tolist(), lengths.tolist()
     return returns.mean().item(), returns.std(unbiased=False).item()
+
+
+def _advantage_kind(value: bool | str | None) -> str | None:
+    """SB3's flag as the config's word."""
+    if isinstance(value, bool):
+        return "minibatch" if value else "none"
+    return value
 
 
 def _network(policy_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def make_env(
         sim = lookup(SIMULATORS, cfg.name, "environment")()
         return BatchedSim(sim, n_envs, seed=seed, device=device, stagger=stagger, compile=compile)
     if device.type != "cpu":
-        raise ValueError(f"env={cfg.name} runs on {backend}, which steps on the CPU, got device={device}. Use device=cpu.")
+        raise ValueError(
+            f"env={cfg.name} runs on {backend}, which steps on the CPU, got device={device}. Use device=cpu."
+        )
     if backend == "mujoco":
         from ctrlrl.envs.mujoco_cpu import MujocoPool
 
@@ -248,7 +250,9 @@ def restore_agent(learner: Learner, checkpoint: Checkpoint, where: str) -> None:
         learner.load_model_state(checkpoint.model)
         learner.load_training_state(checkpoint.training)
     except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{where}: the weights do not fit the saved configuration ({str(error).splitlines()[0]})") from None
+        raise ValueError(
+            f"{where}: the weights do not fit the saved configuration ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def run_folder(cfg: TrainConfig) -> Path:

@@ -1,4 +1,7 @@
-"""`ctrlrl <verb> [key=value ...]`: parse, build, run. Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
+"""`ctrlrl <verb> [key=value ...]`: parse, build, run.
+
+Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted.
+"""
 
 from __future__ import annotations
 

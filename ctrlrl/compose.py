@@ -1,4 +1,4 @@
-"""Typed configurations from `key=value` words, with Hydra. What a user mistypes comes back as one line with the mend."""
+"""Typed configurations from `key=value` words, with Hydra. A mistyped word comes back as one line with the mend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -72,7 +72,9 @@ def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
     try:
         saved = OmegaConf.load(path)
     except OSError:
-        raise ValueError(f"{path}: no such file. A run folder holds config.yaml; name one with run=... or run.resume=...") from None
+        raise ValueError(
+            f"{path}: no such file. A run folder holds config.yaml; name one with run=... or run.resume=..."
+        ) from None
     except Exception as error:
         raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
     name = OmegaConf.select(saved, "algo.name", default=None)
@@ -127,6 +129,7 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
         key = str(getattr(cause, "key", full_key))
         prefix = full_key.rpartition(".")[0] if full_key else ""
         near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys
-        return f"unknown key {full_key or key}; did you mean {', '.join(f'{prefix}.{k}' if prefix else str(k) for k in near)}?"
+        mend = ", ".join(f"{prefix}.{k}" if prefix else str(k) for k in near)
+        return f"unknown key {full_key or key}; did you mean {mend}?"
     word = word or getattr(cause, "override", None)  # what Hydra's parser could not read
     return f"{word}: {text}" if word else text

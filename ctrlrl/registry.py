@@ -67,6 +67,8 @@ def lookup(table: dict[str, str], name: str, kind: str) -> Any:
 
 def unknown(kind: str, name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    return f"unknown {kind} {name!r}; did you mean {', '.join(near)}?" if near else (
-        f"unknown {kind} {name!r}; known: {', '.join(known)}"
+    return (
+        f"unknown {kind} {name!r}; did you mean {', '.join(near)}?"
+        if near
+        else (f"unknown {kind} {name!r}; known: {', '.join(known)}")
     )

@@ -77,8 +77,8 @@ class PolicyOutput(NamedTuple):
 class VecEnv(Protocol):
     """B environments stepped together: tensors in, tensors out, on `spec.device`.
 
-    Continuous actions are in [-1, 1] (the environment scales and clips them), discrete ones int64. Tensors of a TimeStep
-    may be overwritten by the next step.
+    Continuous actions are in [-1, 1] (the environment scales and clips them), discrete ones int64. Tensors of a
+    TimeStep may be overwritten by the next step.
     """
 
     spec: EnvSpec

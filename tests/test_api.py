@@ -133,7 +133,11 @@ def test_a_loaded_model_acts_bit_for_bit_as_the_saved_one(kind, env, tmp_path):
     model.save(tmp_path / "model")
     obs = 3.0 + observations(dim=model.observation_space.shape[0])
     expected, _ = model.predict(obs, deterministic=True)
-    for again in (kind.load(tmp_path / "model"), load(tmp_path / "model.zip"), kind.load(str(tmp_path / "model"), env=env)):
+    for again in (
+        kind.load(tmp_path / "model"),
+        load(tmp_path / "model.zip"),
+        kind.load(str(tmp_path / "model"), env=env),
+    ):
         assert type(again) is kind
         assert np.array_equal(again.predict(obs, deterministic=True)[0], expected)
         assert again.num_timesteps == 64

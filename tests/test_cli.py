@@ -20,8 +20,9 @@ from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.on_policy import OnPolicyLoop
 
 TINY = (
-    "algo=ppo env=pendulum experiment=none n_envs=4 total_steps=256 algo.n_steps=32 algo.n_minibatches=2 algo.n_epochs=2 "
-    "algo.hidden=[8] eval.episodes=2 eval.every=128 log.every=0 log.progress=false run.report=false device=cpu"
+    "algo=ppo env=pendulum experiment=none n_envs=4 total_steps=256 algo.n_steps=32 algo.n_minibatches=2 "
+    "algo.n_epochs=2 algo.hidden=[8] eval.episodes=2 eval.every=128 log.every=0 log.progress=false "
+    "run.report=false device=cpu"
 ).split()
 
 
@@ -162,6 +163,19 @@ def test_the_final_evaluation_of_a_run_is_what_eval_finds_with_its_seed(ctrlrl):
     ctrlrl("eval", "run=a", "episodes=2", "seed=10000")
     final = json.loads(Path("a/result.json").read_text())["final_return_mean"]
     assert json.loads(Path("a/eval.json").read_text())["return_mean"] == pytest.approx(final, abs=1e-9)
+
+
+def test_train_ends_with_a_report_and_a_missing_renderer_is_one_line(ctrlrl, tmp_path):
+    pytest.importorskip("matplotlib")
+    said = ctrlrl("train", *TINY, "env=pointmass", "run.report=true", "run.dir=a")
+    assert said.code == 0, said.err
+    assert "env=pointmass has no renderer; no video was made" in said.err.splitlines()
+    assert (tmp_path / "a" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "pointmass" in page
+    said = ctrlrl("report", "a", "out=both.html")
+    assert (said.code, said.out.strip()) == (0, "both.html")
+    refused(ctrlrl("report", "nowhere"), "nowhere")
 
 
 # help ----------------------------------------------------------------------------------------------------------------

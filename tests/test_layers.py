@@ -44,7 +44,7 @@ def is_package(module: str) -> bool:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names below ctrlrl that a file imports, wherever in the file; `from package import module` is the module."""
+    """Dotted names below ctrlrl that a file imports; `from package import module` counts as the module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ctrlrl":
@@ -61,12 +61,16 @@ def test_imports_point_downwards(path):
     allowed = MAY_IMPORT[here] | {here}
     for name in imports(path):
         assert name.split(".")[0] in allowed, f"{path.relative_to(ROOT)} imports ctrlrl.{name}"
-        assert (ROOT / Path(*name.split("."))).with_suffix(".py").is_file(), f"{path}: {name} is no module; name the file"
+        assert (ROOT / Path(*name.split("."))).with_suffix(".py").is_file(), (
+            f"{path}: {name} is no module; name the file"
+        )
 
 
 def test_files_of_one_folder_import_each_other_without_a_circle():
     edges = {
-        str(p.relative_to(ROOT).with_suffix("")).replace("/", "."): {n for n in imports(p) if n.split(".")[0] == place(p)}
+        str(p.relative_to(ROOT).with_suffix("")).replace("/", "."): {
+            n for n in imports(p) if n.split(".")[0] == place(p)
+        }
         for p in FILES
     }
 

@@ -7,6 +7,7 @@ mean. R is the GAE return, used as a sample of Q. There is no ratio clip: the sl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from ctrlrl.types import EnvSpec, Rollout
 
 @dataclass
 class BPOConfig(ActorCriticConfig):
-    """Defaults: the authors' SB3 variant. Their rsl_rl variant: median_shared=false, logit_clip=10, temperature=0.01."""
+    """Defaults: the authors' SB3 variant. Theirs of rsl_rl: median_shared=false, logit_clip=10, temperature=0.01."""
 
     name: str = "bpo"
     n_steps: int = 2048
@@ -35,7 +36,9 @@ class BPOConfig(ActorCriticConfig):
     temperature: float = 1e-3  # lambda, in units of the (scaled) return; 0 = hard sides
     median: str = "learned"  # "value": mu = V, the mean (the paper's ablation)
     median_coef: float = 0.5  # c_u
-    median_temperature: float | None = 1.0  # of mu's own loss: 1 in the authors' code; null = `temperature`, as in the paper
+    median_temperature: float | None = (
+        1.0  # of mu's own loss: 1 in the authors' code; null = `temperature`, as in the paper
+    )
     median_shared: bool = True  # mu's layers stand on the value network's latent; false: a network of its own
     logit_clip: float | None = None  # bound on |R - mu| / temperature
     weight: str = "online"  # |R - V| with the present V; "batch": |advantage| of the rollout
@@ -53,7 +56,9 @@ class BPOConfig(ActorCriticConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"BPOConfig.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.median_temperature is None and self.temperature == 0.0:
-            raise ValueError("BPOConfig.median_temperature=null takes temperature, which is 0 here; give it a number > 0")
+            raise ValueError(
+                "BPOConfig.median_temperature=null takes temperature, which is 0 here; give it a number > 0"
+            )
 
 
 class BPOLearner(ActorCriticLearner):
@@ -61,7 +66,7 @@ class BPOLearner(ActorCriticLearner):
     cfg: BPOConfig
 
     def __init__(self, cfg: BPOConfig, spec: EnvSpec):
-        kwargs = {"activation": cfg.activation, "orthogonal": cfg.orthogonal_init}
+        kwargs: dict[str, Any] = {"activation": cfg.activation, "orthogonal": cfg.orthogonal_init}
         policy = standard_policy(spec, cfg.hidden, log_std_init=cfg.log_std_init, **kwargs)
         hidden = cfg.hidden if cfg.vf_hidden is None else cfg.vf_hidden
         critic: ValueCritic | ValueMedianCritic

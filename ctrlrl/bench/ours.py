@@ -15,7 +15,7 @@ from ctrlrl.core.compile import resolve
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
 
-EVAL_EPISODES = 10
+EVAL_EPISODES = 20
 FOREVER = 10**15  # steps of a run whose end must not come while it is timed
 
 
@@ -110,7 +110,7 @@ class Clock:
 
 
 class ToScore:
-    """Seconds of training until the deterministic policy's mean return over 10 fresh episodes reaches a target.
+    """Seconds of training until the deterministic policy's mean return over 20 fresh episodes reaches a target.
 
     The clock includes building the learner and the environments, but not imports. The policy is looked at after every
     `eval_seconds` of training. A run that ends its budget short of the target counts as infinite.

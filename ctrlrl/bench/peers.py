@@ -67,7 +67,7 @@ class SB3:
         """The deterministic action in ctrlrl's units."""
         array = obs.numpy() if self.normalizer is None else self.normalizer.normalize_obs(obs.numpy())
         action, _ = self.model.predict(array, deterministic=True)
-        space = self.model.action_space
+        space: Any = self.model.action_space
         if hasattr(space, "n"):
             return torch.from_numpy(action)
         return torch.from_numpy(((action - space.low) / (space.high - space.low) * 2 - 1).astype(np.float32))
@@ -149,7 +149,9 @@ class RslRlTraining:
             "distribution_cfg": {"class_name": "GaussianDistribution", "init_std": 1.0, "std_type": "scalar"}
         }
         config = {
-            "num_steps_per_env": algo.n_steps, "save_interval": 10**9, "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
+            "num_steps_per_env": algo.n_steps,
+            "save_interval": 10**9,
+            "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
             "actor": actor, "critic": network, "multi_gpu": None,
             "algorithm": {
                 "class_name": "rsl_rl.algorithms.PPO", "num_learning_epochs": algo.n_epochs,
@@ -180,7 +182,8 @@ class _RslEnv:
 
         self._env, self._dict = env, TensorDict
         self.num_envs, self.num_actions, self.device = env.spec.n_envs, env.spec.action_dim, env.spec.device
-        self.max_episode_length, self.cfg = env.spec.episode_length, {}
+        self.max_episode_length = env.spec.episode_length
+        self.cfg: dict[str, Any] = {}
         self.episode_length_buf = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._obs = env.reset(0)
 

@@ -1,4 +1,4 @@
-"""Timing that can be trusted: contenders in turn (A B A B ...), the median of the pair ratios, CPU time beside wall time."""
+"""Timing to be trusted: contenders in turn (A B A B ...), the median of pair ratios, CPU time beside wall time."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class BenchOptions:
     vs: str | None = None  # throughput: gymnasium | mj_step; train: sb3 | rsl_rl; score: sb3
     pairs: int = 5
     seconds: float = 5.0  # of one lap
-    target: float | None = None  # score: mean return of 10 deterministic episodes
+    target: float | None = None  # score: mean return of 20 deterministic episodes
     eval_seconds: float = 0.2  # score: training time between two looks at the policy
     peer_budget: int = 0  # score: environment steps the peer may take; 0 = its tuned budget
     iterations: int = 8  # memory: rollouts and updates before the peak is read
@@ -162,7 +162,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['env']:<14}{row['n_envs']:>9}  {row['value']:>16,.1f}  {peer:>16}  {ratio:>7}  {row['unit']}{name}"
         )
         if row.get("disturbed"):
-            lines.append("  the machine was busy: the peer's wall time exceeds its CPU time by more than 1.3; run again when idle")
+            lines.append(
+                "  the machine was busy: the peer's wall time is over 1.3 of its CPU time; run again when idle"
+            )
     return "\n".join(lines)
 
 

@@ -93,8 +93,14 @@ class ActorCriticLearner(Learner):
 
     loop = "on_policy"
     cfg: Any
+    policy: Any
+    critic: Any
+    normalizer: Any
+    reward_scaler: Any
 
-    def __init__(self, cfg: Any, *, policy: nn.Module, critic: nn.Module, normalizer: nn.Module, reward_scaler: nn.Module):
+    def __init__(
+        self, cfg: Any, *, policy: nn.Module, critic: nn.Module, normalizer: nn.Module, reward_scaler: nn.Module
+    ):
         self.cfg = cfg
         self.nets = nn.ModuleDict(
             {"policy": policy, "critic": critic, "normalizer": normalizer, "reward_scaler": reward_scaler}
@@ -206,7 +212,7 @@ class ActorCriticLearner(Learner):
         """[T, B] to [N]: views, but for rows that were no transitions, which are dropped here."""
         extras = dict(rollout.extras)
         valid = extras.pop("mask", None)
-        columns = (rollout.obs, rollout.action, rollout.log_prob, rollout.value, advantage, target, extras)
+        columns: Any = (rollout.obs, rollout.action, rollout.log_prob, rollout.value, advantage, target, extras)
         obs, *rest = tree_map(lambda x: x.flatten(0, 1) if valid is None else x[valid], columns)
         return obs, Batch(torch.cat([self.normalizer(rows) for rows in obs.split(CHUNK)]), *rest)
 
@@ -257,7 +263,9 @@ class ActorCriticLearner(Learner):
 
     def set_compile(self, mode: str) -> None:
         if mode == "graph" and self.cfg.target_kl is not None:
-            raise ValueError("algo.target_kl reads the device at every minibatch, which a CUDA graph cannot do. Use desired_kl.")
+            raise ValueError(
+                "algo.target_kl reads the device at every minibatch, which a CUDA graph cannot do. Use desired_kl."
+            )
         self._mode = mode  # type: ignore[assignment]
         if mode == "compile":
             self._loss = compiled(self.loss, "compile")
@@ -271,7 +279,7 @@ class ActorCriticLearner(Learner):
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         super().load_training_state(state)
-        if self.cfg.desired_kl is None:  # else the rule has moved the rate, and the moved one goes on
+        if self.cfg.desired_kl is None and self.cfg.lr_schedule == "constant":  # a changed setting counts
             self.opt["actor_critic"].learning_rate.fill_(self.cfg.learning_rate)
         if "discounted_return" in state:
             self.discounted_return = state["discounted_return"].clone()

@@ -20,7 +20,9 @@ def resolve(mode: str, device: torch.device, env_steps: int) -> Mode:
             return "graph"
         return "compile" if env_steps > 10_000_000 else "eager"
     if mode == "graph" and device.type != "cuda":
-        raise ValueError(f"compile=graph needs a CUDA device, got device={device}. Use compile=compile or compile=eager.")
+        raise ValueError(
+            f"compile=graph needs a CUDA device, got device={device}. Use compile=compile or compile=eager."
+        )
     if mode not in ("eager", "compile", "graph"):
         raise ValueError(f"compile must be auto, eager, compile or graph, got {mode!r}")
     return mode  # type: ignore[return-value]
@@ -33,7 +35,7 @@ def compiled(fn: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
 class Graph:
     """A CUDA graph of `fn`. Calls copy the arguments into static buffers, replay, and return the static result.
 
-    undo: called after the warm-up runs, to put back what `fn` changed in place; capturing then has no effect of its own.
+    undo: called after the warm-up runs, to put back what `fn` changed in place; capturing itself has no effect.
     """
 
     def __init__(self, fn: Callable[..., Any], example: tuple[Any, ...], *, undo: Callable[[], None]):

@@ -25,7 +25,8 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):
         return False
     wanted = ((_M_MMAP_THRESHOLD, 32 * 2**20), (_M_TRIM_THRESHOLD, 2**30), (_M_TOP_PAD, 64 * 2**20))
-    return all([mallopt(option, value) == 1 for option, value in wanted])
+    taken = [mallopt(option, value) == 1 for option, value in wanted]  # all three, whatever the first one says
+    return all(taken)
 
 
 def set_threads(threads: int | None, widest_layer: int, device: torch.device) -> None:

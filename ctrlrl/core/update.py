@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ctrlrl.types import Metrics, Tree, tree_map
 class GradStep:
     """Backward pass, global-norm clip, one fused Adam step.
 
-    The parameters are made views of one flat vector, so clip and Adam are one kernel each, however many layers there are.
+    The parameters are made views of one flat vector: clip and Adam are one kernel each, however many layers there are.
     learning_rate is a 0-dim tensor: schedules and KL rules change it without a host read or a recompilation.
     """
 
@@ -84,7 +85,7 @@ def run_epochs(
     tree_map(leaves.append, batch)
     n, device = leaves[0].shape[0], leaves[0].device
     edges = [n * i // n_minibatches for i in range(n_minibatches + 1)]
-    slices = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+    slices = [slice(a, b) for a, b in pairwise(edges) if b > a]
     history: list[Metrics] = []
     stopped = False
     for epoch in range(n_epochs):

@@ -38,7 +38,7 @@ class Spaces(NamedTuple):
         return env_spec(obs_codec(self.observation), action_codec(self.action), n_envs=1)._replace(device=device)
 
     def predict(self, act: Callable[[Tensor], Tensor], observation: Any, device: torch.device) -> Array:
-        """One observation or a batch [n, *shape] to actions of the action space; the policy's action is clipped to it."""
+        """One observation or a batch [n, *shape] to actions of the action space, clipped to its bounds."""
         codec, array = obs_codec(self.observation), np.asarray(observation)
         single = array.shape == codec.shape
         obs = torch.from_numpy(codec.encode(array[None] if single else array)).to(device)
@@ -48,7 +48,9 @@ class Spaces(NamedTuple):
     def same(self, other: Spaces, where: str) -> None:
         for name, mine, given in zip(self._fields, self, other, strict=True):
             if mine != given and (mine.shape != given.shape or type(mine) is not type(given)):
-                raise ValueError(f"{where}: the model was trained with {name} space {mine}, the environment has {given}.")
+                raise ValueError(
+                    f"{where}: the model was trained with {name} space {mine}, the environment has {given}."
+                )
 
     def to_json(self) -> list[dict[str, Any]]:
         return [_to_json(space) for space in self]

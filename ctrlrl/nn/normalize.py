@@ -71,7 +71,7 @@ class Identity(nn.Module):
 
 
 class RewardScaler(nn.Module):
-    """Divides rewards by the standard deviation of the discounted return; the mean is not subtracted (SB3 VecNormalize)."""
+    """Divides rewards by the deviation of the discounted return; the mean is not subtracted (SB3's VecNormalize)."""
 
     def __init__(self, *, clip: float = 10.0, eps: float = 1e-8):
         super().__init__()
@@ -79,7 +79,7 @@ class RewardScaler(nn.Module):
         self.moments = RunningMoments()
 
     def merge(self, discounted_returns: Tensor) -> None:
-        """discounted_returns: [N] running sums G = gamma * G + r, taken before they are set to 0 at an episode's end."""
+        """discounted_returns: [N] running sums G = gamma * G + r, before they are set to 0 at an episode's end."""
         self.moments.merge(discounted_returns)
 
     def forward(self, reward: Tensor) -> Tensor:

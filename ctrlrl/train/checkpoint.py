@@ -1,8 +1,8 @@
-"""Checkpoints: tensors as safetensors, plain values as JSON, no pickle. Written beside the old one, flushed, then swapped.
+"""Checkpoints: tensors as safetensors, plain values as JSON, no pickle. Written beside the old one, then swapped.
 
-    model.safetensors      networks and normalisers: all that acting needs
-    optimizer.safetensors  optimiser, environment, random generators: all that going on needs
-    state.json             format version, config, counters, library versions
+model.safetensors      networks and normalisers: all that acting needs
+optimizer.safetensors  optimiser, environment, random generators: all that going on needs
+state.json             format version, config, counters, library versions
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Evaluate a policy on whole episodes. Every environment contributes the same number, so short episodes weigh no more."""
+"""Evaluate a policy on whole episodes, the same number from every environment: short episodes weigh no more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,14 +62,16 @@ def evaluate(
                 continue
             for lane in done.nonzero().squeeze(1).tolist():
                 if finished[lane] < quota[lane]:
-                    success = float(step.extras["success"][lane]) if "success" in step.extras else float("nan")
-                    rows.append((lane, int(finished[lane]), running[lane].item(), int(length[lane]), success))
+                    told = float(step.extras["success"][lane]) if "success" in step.extras else float("nan")
+                    rows.append((lane, int(finished[lane]), running[lane].item(), int(length[lane]), told))
                 finished[lane] += 1
             running[done], length[done] = 0.0, 0
             if bool((finished >= quota).all()):
                 break
         else:
-            raise ValueError(f"evaluation: no lane finished {episodes} episodes within {max_steps} steps; set a time limit.")
+            raise ValueError(
+                f"evaluation: no lane finished {episodes} episodes within {max_steps} steps; set a time limit."
+            )
     rows.sort()
     success = torch.tensor([row[4] for row in rows])
     return Evaluation(

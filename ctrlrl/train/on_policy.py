@@ -53,7 +53,7 @@ class OnPolicyLoop:
 
     def episode_metrics(self) -> dict[str, float]:
         """Mean return and length of the last WINDOW or more whole episodes; reads the device, so only at log points."""
-        counts = [int(sums.count) for sums in self.recent]
+        counts = [int(sums.episodes) for sums in self.recent]
         while len(counts) > 1 and sum(counts[1:]) >= WINDOW:
             counts.pop(0)
             self.recent.popleft()
@@ -77,8 +77,9 @@ class OnPolicyLoop:
                 t, lane = bad[0, :2].tolist()
                 step = self.env_steps + t * self.env.spec.n_envs
                 raise ValueError(
-                    f"the environment gave a non-finite {name} ({tensor[tuple(bad[0])].item()}) in lane {lane} after about "
-                    f"{step} environment steps. Training stopped before it reached the policy; mend the environment."
+                    f"the environment gave a non-finite {name} ({tensor[tuple(bad[0])].item()}) in lane {lane} after "
+                    f"about {step} environment steps. Training stopped before it reached the policy; mend the "
+                    "environment."
                 )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -87,7 +88,9 @@ class OnPolicyLoop:
         state["obs"] = self.collector.obs
         state["episodes/running"], state["episodes/counts"] = self.episodes.running, self.episodes.counts
         if self.recent:
-            state["episodes/recent"] = torch.tensor([[float(x) for x in sums] for sums in self.recent], dtype=torch.float64)
+            state["episodes/recent"] = torch.tensor(
+                [[float(x) for x in sums] for sums in self.recent], dtype=torch.float64
+            )
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

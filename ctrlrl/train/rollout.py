@@ -16,7 +16,7 @@ from ctrlrl.types import Rollout, TimeStep, VecEnv
 class EpisodeSums(NamedTuple):
     """Sums over the whole episodes that ended in one rollout; 0-dim tensors on the device."""
 
-    count: Tensor
+    episodes: Tensor
     returns: Tensor
     lengths: Tensor
 
@@ -45,7 +45,7 @@ class EpisodeTracker:
 
 
 class Collector:
-    """Fills one Rollout after another. Values are computed once a rollout, in large batches, by the critic that acted."""
+    """Fills one Rollout after another. Values come once a rollout, in large batches, from the critic that acted."""
 
     def __init__(self, env: VecEnv, learner: ActorCriticLearner, n_steps: int, *, graph: bool = False):
         self.env, self.learner, self.n_steps, self.graph = env, learner, n_steps, graph
@@ -66,10 +66,10 @@ class Collector:
             self._allocate()
         if self.graph:
             if self._captured is None:
-                obs, env_state = self.obs.clone(), self.env.state_dict()
+                obs, saved_obs, env_state = self.obs, self.obs.clone(), self.env.state_dict()
 
                 def undo() -> None:
-                    self.obs.copy_(obs)
+                    obs.copy_(saved_obs)
                     self.env.load_state_dict(env_state)
 
                 self._captured = Graph(self._steps, (), undo=undo)
@@ -85,6 +85,7 @@ class Collector:
         self._cut.clear()
         for t in range(self.n_steps):
             out = self.learner.act(self.obs)
+            assert out.log_prob is not None
             step = self.env.step(out.action)
             storage.obs[t] = self.obs
             storage.action[t] = out.action

@@ -90,7 +90,9 @@ class Trainer:
                         row = self._row(metrics, speed)
                         if due:
                             row |= self._evaluate("running")
-                            self.next_eval += self.eval_every * (1 + (loop.env_steps - self.next_eval) // self.eval_every)
+                            self.next_eval += self.eval_every * (
+                                1 + (loop.env_steps - self.next_eval) // self.eval_every
+                            )
                         self.folder.write_row(row)
                         self.progress.update(loop.env_steps, row)
                         logged, steps_logged, seconds_logged = time.perf_counter(), loop.env_steps, self.train_seconds
@@ -108,7 +110,9 @@ class Trainer:
                     self.folder.write_row(row)
         except BaseException as error:
             with suppress(OSError):  # a full disk: the first error is the one to report
-                self.folder.write_result(self.result("interrupted" if isinstance(error, KeyboardInterrupt) else "failed"))
+                self.folder.write_result(
+                    self.result("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                )
             raise
         finally:
             restore()

@@ -31,6 +31,6 @@ def record(
 
     episode = evaluate(act, env, episodes=1, seed=seed, on_step=keep)
     out.parent.mkdir(parents=True, exist_ok=True)
-    kwargs = {"codec": "libx264", "macro_block_size": 2} if out.suffix == ".mp4" else {}
+    kwargs: dict[str, Any] = {"codec": "libx264", "macro_block_size": 2} if out.suffix == ".mp4" else {}
     imageio.imwrite(out, frames, fps=round(fps), **kwargs)
     return episode.returns[0].item()

@@ -81,7 +81,7 @@ def test_lanes_differ_from_each_other(make):
 
 
 def test_an_episode_end_shows_its_own_last_observation_and_a_fresh_start(make):
-    """The two flags exclude each other; obs = final_obs except where an episode has ended; fresh starts look like resets."""
+    """The flags exclude each other; obs = final_obs except where an episode ended; fresh starts look like resets."""
     env = make(stagger=True)
     env.reset(3)
     # where the reset of a thousand episodes lies
@@ -106,12 +106,10 @@ def test_an_episode_end_shows_its_own_last_observation_and_a_fresh_start(make):
 def test_time_limits_truncate_after_exactly_the_limit(make):
     env = make(n=2, stagger=False)
     limit = env.spec.episode_length
-    if limit > 250:
-        pytest.skip("long episodes")
     env.reset(3)
     still = torch.zeros(2, dtype=torch.int64) if env.spec.n_actions else torch.zeros(2, env.spec.action_dim)
     clock = torch.zeros(2)
-    for _ in range(2 * limit):
+    for _ in range(limit + 3 if limit > 200 else 2 * limit):
         step = env.step(still)
         clock += 1
         assert torch.equal(step.truncated, (clock == limit) & ~step.terminated)

@@ -71,7 +71,9 @@ def test_metrics_are_finite_0_dim_tensors_and_the_weights_move(algo, task):
 def test_state_round_trip_continues_bit_for_bit(algo, task):
     learner, rollout = learner_and_rollout(algo, task, normalize_obs=True, normalize_reward=True, desired_kl=0.01)
     learner.update(rollout)
-    model, training = ({k: v.clone() for k, v in part.items()} for part in (learner.model_state(), learner.training_state()))
+    model, training = (
+        {k: v.clone() for k, v in part.items()} for part in (learner.model_state(), learner.training_state())
+    )
     copy, _ = learner_and_rollout(algo, task, normalize_obs=True, normalize_reward=True, desired_kl=0.01)
     copy.load_model_state(model)
     copy.load_training_state(training)

@@ -120,10 +120,15 @@ def test_the_normalizer_is_frozen_during_rollout_and_update_and_then_merges_the_
 
 
 def test_target_kl_stops_before_the_step_that_would_follow():
-    free, stopped = make("ppo", learning_rate=0.05, n_epochs=1), make("ppo", learning_rate=0.05, n_epochs=4, target_kl=1e-6)
+    free, stopped = (
+        make("ppo", learning_rate=0.05, n_epochs=1),
+        make("ppo", learning_rate=0.05, n_epochs=4, target_kl=1e-6),
+    )
     log_prob = free.policy.log_prob
     rollout = random_rollout()
-    rollout = rollout._replace(log_prob=log_prob(rollout.obs, rollout.action).detach())  # the old policy is the present one
+    rollout = rollout._replace(
+        log_prob=log_prob(rollout.obs, rollout.action).detach()
+    )  # the old policy is the present one
     steps: list[Tensor] = []
     spy(free, "_step", lambda *_: steps.append(flat(free)))
     torch.manual_seed(7)
@@ -285,7 +290,13 @@ def policy_gradient(learner: Any, batch: Batch) -> Tensor:
 
 def test_at_ratio_one_with_hard_sides_bpos_first_step_is_ppos():
     """Spec 2.10: lambda -> 0 and one sign: the slope of |rho - rho*| |A| at rho = 1 is -A, which is PPO's."""
-    settings = {"n_epochs": 1, "n_minibatches": 1, "normalize_advantage": "none", "max_grad_norm": 0.5, "activation": "tanh"}
+    settings = {
+        "n_epochs": 1,
+        "n_minibatches": 1,
+        "normalize_advantage": "none",
+        "max_grad_norm": 0.5,
+        "activation": "tanh",
+    }
     ppo = make("ppo", **settings)
     bpo = make("bpo", median="value", weight="batch", temperature=0.0, **settings)
     assert torch.equal(flat(ppo), flat(bpo))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.build import make_learner, on_policy_loop
+from ctrlrl.build import acting, make_env, make_learner, on_policy_loop
 from ctrlrl.compose import train_config, typed
 from ctrlrl.envs.classic import LQR
 from ctrlrl.envs.sim import BatchedSim, Sim
@@ -68,7 +68,13 @@ def test_a_gaussian_bandit_learns_the_optimal_mean(algo):
 
 def test_the_entropy_bonus_keeps_the_deviation_of_the_closed_form():
     """max over s of -s^2 + c log s is at s^2 = c / 2: c = 0.045 gives 0.15."""
-    settings = {**BANDIT, "normalize_advantage": "none", "ent_coef": 0.045, "max_grad_norm": 10.0, "learning_rate": 5e-3}
+    settings = {
+        **BANDIT,
+        "normalize_advantage": "none",
+        "ent_coef": 0.045,
+        "max_grad_norm": 10.0,
+        "learning_rate": 5e-3,
+    }
     learner = learn("ppo", BatchedSim(Bandit(), 256, seed=0), 250, **settings)
     assert float(learner.policy.log_std.detach().exp()) == pytest.approx(0.15, rel=0.1)
 
@@ -92,35 +98,33 @@ def cost_of(sim: LQR, k: Tensor, n_steps: int = 100) -> Tensor:
 
 @pytest.mark.parametrize("algo", ["ppo", "bpo"])
 def test_a_linear_policy_learns_the_riccati_feedback(algo):
-    sim = LQR()
+    sim = LQR(episode_length=20)  # truncation bootstraps: the optimum stays that of the infinite horizon
     settings: dict[str, Any] = {
-        "n_steps": 25,
+        "n_steps": 20,
         "n_minibatches": 4,
         "n_epochs": 6,
-        "learning_rate": 5e-3,
+        "learning_rate": 1e-2,
         "lr_schedule": "linear",
-        "gamma": 0.98,
-        "gae_lambda": 0.9,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
         "hidden": [],
-        "vf_hidden": [32],
+        "vf_hidden": [32, 32],
         "activation": "tanh",
-        "log_std_init": -2.0,
+        "log_std_init": -2.5,
         "normalize_reward": True,
     }
-    learner = learn(algo, BatchedSim(sim, 64, seed=0), 120, **settings)
+    learner = learn(algo, BatchedSim(sim, 256, seed=0), 120, **settings)
     k, p = riccati(sim)
     best = float(p.trace() / 3.0)
     assert float(cost_of(sim, k)) == pytest.approx(best, rel=1e-3)
     found = -sim.action_scale * learner.policy.mean[0].weight.detach().double()
     zero = torch.zeros_like(k)
-    assert float(cost_of(sim, found)) < 1.03 * best, (found, k)
+    assert float(cost_of(sim, found)) < 1.02 * best, (found, k)
     assert float(cost_of(sim, zero)) > 3.0 * best, "the task must need control"
 
 
 def test_cartpole_reaches_475_with_its_preset():
     cfg = typed(train_config(["algo=ppo", "env=cartpole"]))
-    from ctrlrl.build import acting, make_env
-
     torch.manual_seed(0)
     env = make_env(cfg.env, cfg.n_envs, seed=0)
     learner = make_learner(cfg.algo, env.spec)

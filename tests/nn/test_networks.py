@@ -65,7 +65,9 @@ def test_the_median_trains_the_trunk_only_where_it_is_shared(shared):
     assert critic.value[0].weight.grad is None or float(critic.value[0].weight.grad.abs().sum()) == 0.0
 
 
-@pytest.mark.parametrize("policy", [GaussianPolicy(3, 2, (8,), activation="tanh"), CategoricalPolicy(3, 4, (8,), activation="tanh")])
+@pytest.mark.parametrize(
+    "policy", [GaussianPolicy(3, 2, (8,), activation="tanh"), CategoricalPolicy(3, 4, (8,), activation="tanh")]
+)
 def test_a_policys_sample_carries_the_log_prob_that_it_evaluates_to(policy):
     obs = torch.randn(6, 3)
     out = policy.act(obs)

@@ -11,7 +11,7 @@ from ctrlrl.types import EnvSpec, TimeStep
 
 
 class Metronome:
-    """Lane i has episodes of i + 1 steps; the n-th episode of lane i pays 100 i + n a step. Optional NEXT_STEP resets."""
+    """Lane i has episodes of i + 1 steps; its n-th episode pays 100 i + n a step. Optional NEXT_STEP resets."""
 
     def __init__(self, n_envs: int, *, next_step: bool = False, success: bool = False) -> None:
         self.spec = EnvSpec(1, 1, 0, 1, n_envs, 0, torch.device("cpu"))
@@ -94,7 +94,12 @@ def test_evaluation_leaves_the_generator_where_it_was_and_repeats_itself():
 
 def test_a_forked_generator_is_given_back_after_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError), forked_rng(1):
-        torch.randn(5)
-        raise RuntimeError
+
+    def fail() -> None:
+        with forked_rng(1):
+            torch.randn(5)
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        fail()
     assert torch.equal(torch.get_rng_state(), before)

@@ -84,7 +84,7 @@ def test_an_iteration_counts_its_environment_and_gradient_steps():
 
 
 def test_the_training_return_is_that_of_whole_episodes():
-    """CartPole pays 1 a step, so return = length, whatever the policy; staggered first episodes would break the mean."""
+    """CartPole pays 1 a step, so return = length, whatever the policy; a staggered first episode would not be 7."""
     loop = loop_of(BatchedSim(CartPole(), 16, seed=0, episode_length=7), staggered=True)
     assert loop.episode_metrics() == {}
     for _ in range(6):

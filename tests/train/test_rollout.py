@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 class CountingEnv:
-    """Lane i counts 100 i, 100 i + 1, ... An episode ends when the last digits reach `ends[i]`; it starts again at 100 i.
+    """Lane i counts 100 i, 100 i + 1, ... until the last digits reach `ends[i]`, and then starts again.
 
     Lane 0 is truncated, lane 1 terminated, lane 2 never ends.
     """
@@ -148,6 +148,6 @@ def test_episode_sums_equal_a_plain_loop(skip_first, masked):
     tracker = EpisodeTracker(5, CPU, skip_first=skip_first)
     for rollout, expected in zip(rollouts, plain_tracker(rollouts, skip_first=skip_first), strict=True):
         sums = tracker.advance(rollout)
-        assert int(sums.count) == expected[0]
+        assert int(sums.episodes) == expected[0]
         assert float(sums.returns) == pytest.approx(expected[1], abs=1e-4)
         assert float(sums.lengths) == expected[2]

@@ -66,7 +66,9 @@ def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
 def rows(folder: Path) -> list[dict[str, str]]:
     """progress.csv without what the clock says."""
     with open(folder / "progress.csv", newline="") as f:
-        return [{k: v for k, v in row.items() if k not in ("wall_seconds", "time/steps_per_s")} for row in csv.DictReader(f)]
+        return [
+            {k: v for k, v in row.items() if k not in ("wall_seconds", "time/steps_per_s")} for row in csv.DictReader(f)
+        ]
 
 
 def assert_same_run(a: Path, b: Path, name: str = "last") -> None:
@@ -93,6 +95,22 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, env):
     whole = json.loads((tmp_path / "whole" / "result.json").read_text())
     for key in ("env_steps", "gradient_steps", "final_return_mean", "best_return_mean"):
         assert result[key] == whole[key]
+
+
+def test_a_gymnasium_run_resumes_with_fresh_episodes(tmp_path):
+    """Its environments cannot be saved: learner, counters and rows go on, episodes start anew."""
+    cfg = config()
+    cfg.env = EnvConfig(name="pendulum", backend="gymnasium")
+    trainer = build(cfg, tmp_path / "run")
+    stop_after(trainer, 7)  # 224 steps a lane: one whole episode each
+    trainer.train()
+    before = weights(tmp_path / "run")
+    again = build(cfg, tmp_path / "run", resume=True)
+    assert again.loop.episode_metrics()["rollout/episodes"] == N_ENVS
+    state = {**again.learner.model_state(), **{f"learner/{k}": v for k, v in again.learner.training_state().items()}}
+    assert all(torch.equal(before[k], state[k]) for k in state)
+    assert again.train()["status"] == "finished"
+    assert [int(r["env_steps"]) for r in rows(tmp_path / "run")] == [ITERATION * k for k in range(1, 11)]
 
 
 def test_training_after_the_last_checkpoint_is_forgotten_and_repeated(tmp_path):
@@ -123,7 +141,9 @@ def test_evaluating_more_often_never_changes_training(tmp_path):
     for name, every in (("never", 0), ("often", 1)):
         build(config(iterations=4, eval_every=every), tmp_path / name).train()
     assert_same_run(tmp_path / "never", tmp_path / "often")
-    training = [[{k: v for k, v in r.items() if "eval" not in k} for r in rows(tmp_path / n)] for n in ("never", "often")]
+    training = [
+        [{k: v for k, v in r.items() if "eval" not in k} for r in rows(tmp_path / n)] for n in ("never", "often")
+    ]
     assert training[0] == training[1]
     assert sum(bool(r["eval/return_mean"]) for r in rows(tmp_path / "often")) == 4
 
