@@ -28,7 +28,7 @@ class GradStep:
     ):
         self.params = list(params)
         device = self.params[0].device
-        self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.params]))
+        self.flat = nn.Parameter(torch.cat([_as_stored(p.detach(), p).reshape(-1) for p in self.params]))
         self._share()
         self.learning_rate = torch.tensor(learning_rate, device=device)
         self.max_grad_norm = max_grad_norm
@@ -45,12 +45,13 @@ class GradStep:
     def _share(self) -> None:
         offset = 0
         for p in self.params:
-            p.data = self.flat.data[offset : offset + p.numel()].view_as(p)
+            stored = self.flat.data[offset : offset + p.numel()].view(_as_stored(p, p).shape)
+            p.data = _as_stored(stored, p)
             offset += p.numel()
 
     def __call__(self, loss: Tensor) -> None:
         grads = torch.autograd.grad(loss, self.params, allow_unused=True, materialize_grads=True)
-        self.apply(torch.cat([g.reshape(-1) for g in grads]))
+        self.apply(torch.cat([_as_stored(g, p).reshape(-1) for g, p in zip(grads, self.params, strict=True)]))
 
     def apply(self, grad: Tensor) -> None:
         """One step along `grad`, the flat gradient in the order of `params`."""
@@ -65,6 +66,11 @@ class GradStep:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
+
+
+def _as_stored(x: Tensor, param: nn.Parameter) -> Tensor:
+    """`x` (of the parameter's shape, or back) with its axes in the order in which the parameter lies in memory."""
+    return x.t() if param.ndim == 2 and param.stride(0) < param.stride(1) else x
 
 
 def run_epochs(

@@ -32,6 +32,10 @@ def mlp(
         if orthogonal:
             nn.init.orthogonal_(linear.weight, output_gain if last else math.sqrt(2.0))
             nn.init.zeros_(linear.bias)
+        if n_in < n_out:
+            # Weights [n_out, n_in] laid out column by column: autograd then forms their gradient as x^T g, which CPU
+            # libraries compute up to six times faster than g^T x when there are few inputs.
+            linear.weight = nn.Parameter(linear.weight.detach().t().contiguous().t())
         layers.append(linear)
         if not last or activate_last:
             layers.append(ACTIVATIONS[activation]())
