@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -74,10 +75,23 @@ def compare(ours: Contender, peer: Contender | None, pairs: int, *, note: Callab
     return fields
 
 
+def line(row: dict[str, Any]) -> str:
+    """One row as strict JSON: what was not reached is null."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {k: plain(v) for k, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(v) for v in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(plain(row), allow_nan=False)
+
+
 def append(rows: list[dict[str, Any]], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(line(row) + "\n" for row in rows)
 
 
 def identity() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import resource
@@ -16,14 +15,14 @@ import torch
 from ctrlrl import compose
 from ctrlrl.bench import peers
 from ctrlrl.bench.ours import Stepping, ToScore, Training
-from ctrlrl.bench.rows import append, compare, identity
+from ctrlrl.bench.rows import append, compare, identity, line
 from ctrlrl.build import backend_of, make_env, resolve_device
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.registry import unknown
 
 KINDS = ("throughput", "train", "score", "memory")
 TARGETS = {"cartpole": 475.0, "pendulum": -200.0, "halfcheetah": 4500.0}
-OWN = ("vs", "pairs", "seconds", "target", "eval_seconds", "out", "env_threads", "peer_budget", "iterations")
+OWN = ("vs", "pairs", "seconds", "target", "by", "eval_seconds", "out", "env_threads", "peer_budget", "iterations")
 
 
 @dataclass
@@ -33,7 +32,8 @@ class BenchOptions:
     vs: str | None = None  # throughput: gymnasium | mj_step; train: sb3 | rsl_rl; score: sb3
     pairs: int = 5
     seconds: float = 5.0  # of one lap
-    target: float | None = None  # score: mean return of 20 deterministic episodes
+    target: float | None = None  # score: mean return
+    by: str = "training"  # score: mean of the last 100 training episodes; "evaluation": of 20 deterministic episodes
     eval_seconds: float = 0.2  # score: training time between two looks at the policy
     peer_budget: int = 0  # score: environment steps the peer may take; 0 = its tuned budget
     iterations: int = 8  # memory: rollouts and updates before the peak is read
@@ -63,7 +63,7 @@ def main(words: list[str]) -> int:
         rows.append(measure(kind, cfg, options))
     print(table(rows))
     for row in rows:
-        print(json.dumps(row))
+        print(line(row))
     if options.out:
         append(rows, Path(options.out))
     return 0
@@ -116,19 +116,21 @@ def _train(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dic
 
 
 def _score(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    if options.by not in ("training", "evaluation"):
+        raise ValueError(f"by must be training or evaluation, got {options.by!r}")
     target = TARGETS.get(cfg.env.name) if options.target is None else options.target
     if target is None:
         raise ValueError(f"bench score needs target=RETURN for env={cfg.env.name}")
-    ours = ToScore(cfg, target, options.eval_seconds)
+    ours = ToScore(cfg, target, options.by, options.eval_seconds)
     peer: Any = None
     if options.vs == "sb3":
-        peer = peers.SB3ToScore(cfg.env.name, target, options.eval_seconds, cfg.seed, options.peer_budget)
+        peer = peers.SB3ToScore(cfg.env.name, target, options.by, options.eval_seconds, cfg.seed, options.peer_budget)
     elif options.vs is not None:
         raise ValueError(f"score compares with vs=sb3, got {options.vs}")
     fields = compare(ours, peer, options.pairs, note=note)
     if fields["ratio"] is not None:
         fields["ratio"] = 1.0 / fields["ratio"] if fields["ratio"] else math.inf  # how many times faster, as elsewhere
-    history = {"target": target, "runs": ours.history}
+    history = {"target": target, "by": options.by, "runs": ours.history}
     return fields | history | ({"peer_runs": peer.history} if peer is not None else {})
 
 
