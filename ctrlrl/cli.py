@@ -192,3 +192,7 @@ def _table(values: dict[str, Any]) -> str:
     width = max(len(k) for k in values)
     shown = {k: f"{v:,.2f}" if isinstance(v, float) else str(v) for k, v in values.items() if v is not None}
     return "\n".join(f"{k:<{width}}  {v}" for k, v in shown.items())
+
+
+if __name__ == "__main__":
+    main()
