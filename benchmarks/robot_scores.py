@@ -1,7 +1,8 @@
-"""Train every robot task with its preset and keep one row a run: python benchmarks/robot_scores.py [--seeds 0 1 2] [--jobs 2]
+"""Train every robot task with its preset and keep one row a run.
 
-Rows go to benchmarks/results/robot_scores.jsonl; a cell that is there is not run again. `--table` prints the rows as
-Markdown, every seed with its last return and, below it, its best.
+python benchmarks/robot_scores.py [--seeds 0 1 2] [--jobs 2]
+Rows go to benchmarks/results/robot_scores.jsonl; a cell that is there is not run again. `--table` prints them as
+Markdown: every seed, its last return and its best.
 """
 
 from __future__ import annotations

@@ -99,9 +99,20 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def device_of(cfg: TrainConfig) -> torch.device:
+    """Where a run computes; `auto` is the CPU for environments that step there."""
+    if cfg.device == "auto" and backend_of(cfg.env) != "torch":
+        return torch.device("cpu")
+    return resolve_device(cfg.device)
+
+
+def widest_layer(algo: Any) -> int:
+    return max([*algo.hidden, *(algo.vf_hidden or [])], default=0)
+
+
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
     """A function that evaluates the deterministic policy on fresh episodes of the training task."""
-    device = resolve_device(cfg.device) if backend_of(cfg.env) == "torch" else torch.device("cpu")
+    device = device_of(cfg)
     env: VecEnv | None = None
 
     def run() -> Evaluation:
@@ -123,28 +134,35 @@ def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor]
     return act
 
 
-def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, overrides: str = "") -> Trainer:
-    """The trainer of a run; with `resume`, standing where the run folder's last checkpoint left it."""
-    device = resolve_device(cfg.device)
-    set_threads(cfg.threads, max(cfg.algo.hidden), device)
+def training_loop(cfg: TrainConfig) -> OnPolicyLoop:
+    """Environment, learner and loop of a run, without run folder, log or evaluation."""
+    device = device_of(cfg)
     torch.manual_seed(cfg.seed)
     mode = resolve(cfg.compile, device, cfg.total_steps)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
     learner = make_learner(cfg.algo, env.spec)
+    learner.set_dtype(cfg.dtype)
     learner.set_compile(mode)
-    loop = on_policy_loop(
+    return on_policy_loop(
         learner,
         env,
         total_steps=cfg.total_steps,
         seed=cfg.seed,
         staggered=cfg.env.stagger and backend_of(cfg.env) != "gymnasium",
-        graph=mode == "graph" and backend_of(cfg.env) == "torch",
+        graph=mode == "graph",
     )
+
+
+def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
+    """The trainer of a run; with `resume`, standing where the run folder's last checkpoint left it."""
+    device = device_of(cfg)
+    set_threads(cfg.threads, widest_layer(cfg.algo), device)
+    loop = training_loop(cfg)
     every = cfg.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
     trainer = Trainer(
         loop,
         RunFolder(folder, tensorboard=cfg.log.tensorboard),
-        evaluate=evaluator(learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed),
+        evaluate=evaluator(loop.learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed),
         eval_every=every,
         log_every=cfg.log.every,
         checkpoint_every=cfg.checkpoint.every,

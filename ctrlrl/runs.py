@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ctrlrl.build import acting, backend_of, build, make_env, make_learner, resolve_device, run_folder
+from ctrlrl.build import acting, backend_of, build, device_of, make_env, make_learner, run_folder, widest_layer
 from ctrlrl.compose import load_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
@@ -41,9 +41,10 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
 def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learner]:
     """The configuration of a run and its learner with the weights of checkpoints/<checkpoint>."""
     cfg = typed(load_config(folder / "config.yaml"))
-    set_threads(cfg.threads, max(cfg.algo.hidden), resolve_device(cfg.device))
+    set_threads(cfg.threads, widest_layer(cfg.algo), device_of(cfg))
     env = make_env(cfg.env, 1, stagger=False)
     learner = make_learner(cfg.algo, env.spec)
+    learner.set_dtype(cfg.dtype)
     env.close()
     try:
         learner.load_model_state(read_folder(folder / "checkpoints" / checkpoint).model)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from ctrlrl.bench.rows import Lap, rate
-from ctrlrl.build import acting, make_env, make_learner, on_policy_loop, resolve_device
+from ctrlrl.build import acting, make_env, training_loop
 from ctrlrl.config import EnvConfig, TrainConfig
-from ctrlrl.core.compile import resolve
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
 
@@ -57,25 +56,13 @@ def random_actions(env: VecEnv, n: int = 8) -> list[torch.Tensor]:
     return [(torch.rand(shape, generator=generator) * 2 - 1).to(spec.device) for _ in range(n)]
 
 
-def training_loop(cfg: TrainConfig, seed: int) -> Any:
-    """The loop of a training run, without run folder, log or evaluation."""
-    device = resolve_device(cfg.device)
-    torch.manual_seed(seed)
-    mode = resolve(cfg.compile, device, cfg.total_steps)
-    env = make_env(cfg.env, cfg.n_envs, seed=seed, device=device, compile=mode == "compile")
-    learner = make_learner(cfg.algo, env.spec)
-    learner.set_compile(mode)
-    graph = mode == "graph" and device.type == "cuda"
-    return on_policy_loop(learner, env, total_steps=cfg.total_steps, seed=seed, staggered=True, graph=graph)
-
-
 class Training:
     """Environment steps/s with learning."""
 
     name = "ctrlrl"
 
     def __init__(self, cfg: TrainConfig, seconds: float):
-        self.loop, self.seconds = training_loop(cfg, cfg.seed), seconds
+        self.loop, self.seconds = training_loop(cfg), seconds
         self.loop.total_steps = FOREVER
         self.device = self.loop.env.spec.device
         for _ in range(3):
@@ -127,7 +114,7 @@ class ToScore:
 
     def lap(self) -> Lap:
         clock, next_look, score = Clock(), self.eval_seconds, -math.inf
-        loop = training_loop(self.cfg, self.seed)
+        loop = training_loop(replace(self.cfg, seed=self.seed))
         self.seed += 1
         test_env = make_env(self.cfg.env, EVAL_EPISODES, seed=0, stagger=False)
         while score < self.target and not loop.done:

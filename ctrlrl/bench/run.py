@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 
 from ctrlrl import compose
 from ctrlrl.bench import peers
-from ctrlrl.bench.ours import Stepping, ToScore, Training
+from ctrlrl.bench.ours import EVAL_EPISODES, Stepping, ToScore, Training
 from ctrlrl.bench.rows import append, compare, identity, line
-from ctrlrl.build import backend_of, make_env, resolve_device
+from ctrlrl.build import acting, backend_of, device_of, make_env, training_loop
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.registry import unknown
+from ctrlrl.train.evaluate import evaluate
 
 KINDS = ("throughput", "train", "score", "memory")
 TARGETS = {"cartpole": 475.0, "pendulum": -200.0, "halfcheetah": 4500.0}
@@ -70,9 +72,7 @@ def main(words: list[str]) -> int:
 
 
 def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
-    device = resolve_device(cfg.device)
-    if backend_of(cfg.env) != "torch":
-        device = torch.device("cpu")
+    device = device_of(cfg)
     row: dict[str, Any] = {
         "kind": kind,
         "env": cfg.env.name,
@@ -136,22 +136,30 @@ def _score(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dic
 
 def _memory(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
     """Peak memory of the process (or of the GPU) over some iterations of training, and what it learned meanwhile."""
-    from ctrlrl.bench.ours import training_loop
-
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    loop = training_loop(cfg, cfg.seed)
+    loop = training_loop(cfg)
+    test_env = make_env(cfg.env, EVAL_EPISODES, seed=0, stagger=False)
     returns = []
+    begin = time.perf_counter()
     for _ in range(options.iterations):
         loop.iterate()
-        returns.append(loop.episode_metrics().get("rollout/return"))
-        note(f"  {loop.env_steps:,} steps, return {returns[-1]}")
+        score = evaluate(acting(loop.learner), test_env, episodes=EVAL_EPISODES, seed=1000).returns.mean().item()
+        returns.append(round(score, 1))
+        note(f"  {loop.env_steps:,} steps, evaluation return {score:.1f}")
+    seconds = round(time.perf_counter() - begin, 1)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**20
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    none = dict.fromkeys(("spread", "peer", "peer_value", "ratio", "cpu_seconds", "wall_seconds"))
-    return none | {"value": round(peak, 1), "pairs": 1, "env_steps": loop.env_steps, "returns": returns}
+    none = dict.fromkeys(("spread", "peer", "peer_value", "ratio", "cpu_seconds"))
+    return none | {
+        "value": round(peak, 1),
+        "pairs": 1,
+        "env_steps": loop.env_steps,
+        "wall_seconds": seconds,
+        "returns": returns,
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ One update: scale rewards, advantages over the whole rollout, then epochs of min
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -114,6 +115,7 @@ class ActorCriticLearner(Learner):
         }
         self.discounted_return: Tensor | None = None  # [B], runs across rollouts
         self._mode: Mode = "eager"
+        self._bf16 = False
         self._loss = self.loss
         self._act = self._sample
         self._graphs: dict[int, Graph] = {}
@@ -152,13 +154,21 @@ class ActorCriticLearner(Learner):
 
     # acting ----------------------------------------------------------------------------------------------------------
 
+    def _precision(self) -> AbstractContextManager[Any]:
+        """bfloat16 products over float32 weights where asked for; networks return float32."""
+        if not self._bf16:
+            return nullcontext()
+        return torch.autocast(self.opt["actor_critic"].flat.device.type, dtype=torch.bfloat16)
+
     def _sample(self, obs: Tensor) -> PolicyOutput:
-        return self.policy.act(self.normalizer(obs))
+        with self._precision():
+            return self.policy.act(self.normalizer(obs))
 
     @torch.no_grad()
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         if deterministic:
-            return self.policy.act(self.normalizer(obs), deterministic=True)
+            with self._precision():
+                return self.policy.act(self.normalizer(obs), deterministic=True)
         out = self._act(obs)
         # the acting distribution is kept only for a rule that compares it with the new one
         return out if self.cfg.desired_kl is not None else out._replace(extras={})
@@ -167,7 +177,8 @@ class ActorCriticLearner(Learner):
     def value(self, obs: Tensor) -> Tensor:
         """V(s) of raw observations [..., O]."""
         flat = obs.reshape(-1, obs.shape[-1])
-        return torch.cat([self._value(self.normalizer(rows)) for rows in flat.split(CHUNK)]).view(obs.shape[:-1])
+        with self._precision():
+            return torch.cat([self._value(self.normalizer(rows)) for rows in flat.split(CHUNK)]).view(obs.shape[:-1])
 
     def _value(self, obs: Tensor) -> Tensor:
         return self.critic(obs)
@@ -221,8 +232,9 @@ class ActorCriticLearner(Learner):
         cfg = self.cfg
         if cfg.normalize_advantage == "minibatch":
             batch = batch._replace(advantage=standardize(batch.advantage))
-        log_ratio, entropy, kl = self.log_ratio(batch)
-        value = self.critic(batch.obs)
+        with self._precision():
+            log_ratio, entropy, kl = self.log_ratio(batch)
+            value = self.critic(batch.obs)
         policy_loss = masked_mean(self.surrogate(log_ratio, batch, value))
         value_loss = masked_mean(self.value_loss(value, batch))
         total = policy_loss + cfg.vf_coef * value_loss
@@ -260,6 +272,9 @@ class ActorCriticLearner(Learner):
     def set_progress(self, done: float) -> None:
         if self.cfg.lr_schedule == "linear":
             self.opt["actor_critic"].learning_rate.fill_(self.cfg.learning_rate * (1.0 - done))
+
+    def set_dtype(self, dtype: str) -> None:
+        self._bf16 = dtype == "bfloat16"
 
     def set_compile(self, mode: str) -> None:
         if mode == "graph" and self.cfg.target_kl is not None:

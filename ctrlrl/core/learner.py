@@ -38,6 +38,11 @@ class Learner:
     def set_compile(self, mode: str) -> None:
         """Choose eager, compile or graph before the first update; by default everything stays eager."""
 
+    def set_dtype(self, dtype: str) -> None:
+        """float32 or bfloat16 products before the first update."""
+        if dtype != "float32":
+            raise ValueError(f"dtype={dtype}: {type(self).__name__} runs in float32 only. Use dtype=float32.")
+
     def model_state(self) -> dict[str, Tensor]:
         """Everything that acting needs: networks and normalisers."""
         return dict(self.nets.state_dict())

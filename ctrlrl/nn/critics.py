@@ -19,7 +19,7 @@ class ValueCritic(nn.Module):
         self.net = mlp((obs_dim, *hidden, 1), activation=activation, output_gain=1.0, orthogonal=orthogonal)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.net(obs).squeeze(-1)
+        return self.net(obs).float().squeeze(-1)
 
 
 class ValueMedianCritic(nn.Module):
@@ -60,4 +60,4 @@ class ValueMedianCritic(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         latent = self.trunk(obs)
         median = self.median(latent if self.shared else obs)
-        return torch.cat((self.value(latent), median), dim=-1)
+        return torch.cat((self.value(latent), median), dim=-1).float()

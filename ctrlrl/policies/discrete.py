@@ -20,17 +20,17 @@ class CategoricalPolicy(nn.Module):
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         """obs [B, O] -> action [B] int64; log_prob is None for a deterministic action."""
-        logits = self.logits(obs)
+        logits = self.logits(obs).float()
         if deterministic:
             return PolicyOutput(logits.argmax(-1), None, {})
         action = dist.categorical_sample(logits)
         return PolicyOutput(action, dist.categorical_log_prob(logits, action), {"logits": logits})
 
     def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
-        return dist.categorical_log_prob(self.logits(obs), action)
+        return dist.categorical_log_prob(self.logits(obs).float(), action)
 
     def evaluate(self, obs: Tensor, action: Tensor, old: Extras) -> tuple[Tensor, Tensor, Tensor | None]:
         """log_prob [N], entropy [N], and KL(old || new) [N] when `old` holds the acting policy's logits."""
-        logits = self.logits(obs)
+        logits = self.logits(obs).float()
         kl = dist.categorical_kl(old["logits"], logits.detach()) if "logits" in old else None
         return dist.categorical_log_prob(logits, action), dist.categorical_entropy(logits), kl

@@ -31,7 +31,7 @@ class GaussianPolicy(nn.Module):
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         """obs [B, O] -> action [B, A]; log_prob is None for a deterministic action."""
-        mean = self.mean(obs)
+        mean = self.mean(obs).float()
         if deterministic:
             return PolicyOutput(mean, None, {})
         action = dist.gaussian_sample(mean, self.log_std)
@@ -39,11 +39,11 @@ class GaussianPolicy(nn.Module):
         return PolicyOutput(action, log_prob, {"mean": mean, "log_std": self.log_std.expand_as(mean)})
 
     def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
-        return dist.gaussian_log_prob(action, self.mean(obs), self.log_std)
+        return dist.gaussian_log_prob(action, self.mean(obs).float(), self.log_std)
 
     def evaluate(self, obs: Tensor, action: Tensor, old: Extras) -> tuple[Tensor, Tensor, Tensor | None]:
         """log_prob [N], entropy [N], and KL(old || new) [N] when `old` holds the acting policy's mean and log_std."""
-        mean = self.mean(obs)
+        mean = self.mean(obs).float()
         log_prob = dist.gaussian_log_prob(action, mean, self.log_std)
         kl = None
         if "mean" in old:

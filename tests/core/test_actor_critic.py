@@ -409,3 +409,16 @@ def test_recomputed_returns_come_from_the_present_critic_and_keep_the_advantages
 def test_a_setting_out_of_range_is_refused_by_name(algo, settings, named):
     with pytest.raises(ValueError, match=named):
         LEARNERS[algo][1](**settings)
+
+
+def test_bfloat16_changes_the_products_and_neither_the_weights_nor_what_networks_return():
+    spec = EnvSpec(4, 2, 0, 1, 8, 100, torch.device("cpu"))
+    learner = PPOLearner(PPOConfig(hidden=[32, 32]), spec)
+    obs = torch.randn(64, 4)
+    exact = learner.value(obs)
+    learner.set_dtype("bfloat16")
+    rounded = learner.value(obs)
+    assert rounded.dtype == learner.act(obs).action.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in learner.nets.parameters())
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
