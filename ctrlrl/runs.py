@@ -54,9 +54,7 @@ def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learn
     return cfg, learner
 
 
-def evaluate_run(
-    folder: Path, *, episodes: int, seed: int, checkpoint: str = "last", video: Path | None = None
-) -> dict[str, Any]:
+def evaluate_run(folder: Path, *, episodes: int, seed: int, checkpoint: str = "last") -> dict[str, Any]:
     """Returns, lengths and success of a run's deterministic policy; also written to the folder's eval.json."""
     cfg, learner = load_run(folder, checkpoint)
     env = make_env(cfg.env, min(episodes, 64), stagger=False)
@@ -79,8 +77,6 @@ def evaluate_run(
         "lengths": lengths.tolist(),
     }
     write_atomic(folder / "eval.json", json.dumps(result, indent=2).encode())
-    if video is not None:
-        film(cfg, learner, video, seed=seed)
     return result
 
 

@@ -84,7 +84,7 @@ class Progress:
     """One live line: a bar, steps, steps/s, return, time left. Off a terminal: a plain line at each evaluation."""
 
     def __init__(self, title: str, total: int, *, enabled: bool, console: Console | None = None):
-        self.title, self.total = title, total
+        self.title, self.total, self.enabled = title, total, enabled
         self.console = console or Console(stderr=True)
         self._live = Live(console=self.console, transient=True, auto_refresh=False) if self._shows(enabled) else None
 
@@ -115,6 +115,11 @@ class Progress:
             f"{_clock(left)} left",
         )
         self._live.update(line, refresh=True)
+
+    def evaluation(self, text: str) -> None:
+        """A line that stays, unless progress was turned off."""
+        if self.enabled:
+            self.note(text)
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False)

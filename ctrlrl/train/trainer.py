@@ -140,7 +140,7 @@ class Trainer:
             self.best = mean
             self.save("best")
         self.folder.write_result(self.result(status))
-        self.progress.note(
+        self.progress.evaluation(
             f"{self.loop.env_steps:>12,} steps  evaluation return {mean:.1f} ± {returns.std(unbiased=False).item():.1f}"
         )
         row = {
