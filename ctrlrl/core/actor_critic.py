@@ -242,9 +242,9 @@ class ActorCriticLearner(Learner):
         if cfg.ent_coef:
             total = total - cfg.ent_coef * mean_entropy
         return total, {
-            "loss/policy": policy_loss.detach(),
-            "loss/value": value_loss.detach(),
-            "policy/entropy": mean_entropy.detach(),
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "policy/entropy": mean_entropy,
             "policy/kl": masked_mean(kl),
         }
 
@@ -261,6 +261,7 @@ class ActorCriticLearner(Learner):
     def _step(self, batch: Batch) -> Metrics | None:
         opt = self.opt["actor_critic"]
         loss, metrics = self._loss(batch)
+        metrics = {name: value.detach() for name, value in metrics.items()}  # here: kept graphs would hold activations
         if self.cfg.desired_kl is not None:
             lr = adapt_learning_rate(opt.learning_rate, metrics["policy/kl"], desired_kl=self.cfg.desired_kl)
             opt.learning_rate.copy_(lr)

@@ -92,8 +92,8 @@ def run_epochs(
     n, device = leaves[0].shape[0], leaves[0].device
     edges = [n * i // n_minibatches for i in range(n_minibatches + 1)]
     slices = [slice(a, b) for a, b in pairwise(edges) if b > a]
-    history: list[Metrics] = []
-    stopped = False
+    totals: Metrics = {}
+    n_steps, stopped = 0, False
     for epoch in range(n_epochs):
         if epoch and after_epoch is not None:
             batch = after_epoch(batch)
@@ -105,8 +105,10 @@ def run_epochs(
             stopped = metrics is None
             if metrics is None:
                 break
-            history.append(metrics)
+            # summed in place: a list of small tensors would pin the heap between the activations of every step
+            for name, value in metrics.items():
+                totals[name] = totals[name].add_(value) if name in totals else value.clone()
+            n_steps += 1
         if stopped:
             break
-    names = history[0] if history else {}
-    return {name: torch.stack([m[name] for m in history]).mean() for name in names}, len(history)
+    return {name: total / n_steps for name, total in totals.items()}, n_steps
