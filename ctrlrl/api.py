@@ -67,6 +67,8 @@ class Agent:
     ):
         if policy not in POLICIES:
             raise ValueError(f"{type(self).__name__}: policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+        if batch_size < 1:
+            raise ValueError(f"{type(self).__name__}: batch_size must be at least 1, got {batch_size}")
         named = {
             "learning_rate": learning_rate,
             "n_steps": n_steps,
@@ -181,7 +183,13 @@ class Agent:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str] | BinaryIO, env: Any = None, device: str = "auto", **changes: Any
+        cls,
+        path: str | os.PathLike[str] | BinaryIO,
+        env: Any = None,
+        device: str = "auto",
+        *,
+        n_envs: int = 1,
+        **changes: Any,
     ) -> Self:
         """A saved model; `env` to go on training, `changes` overwrite its hyper-parameters."""
         checkpoint = build.read_zip(path)
@@ -194,7 +202,7 @@ class Agent:
         )
         spaces = build.Spaces.from_json(facts["spaces"])
         if env is not None:
-            model._connect(env, 1)
+            model._connect(env, n_envs)
             spaces.same(model._spaces, str(path))
         else:
             model.observation_space, model.action_space = spaces

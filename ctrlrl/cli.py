@@ -34,6 +34,10 @@ class EvalOptions:
     checkpoint: str = "last"  # or best
     video: str | None = None  # file to write, .mp4 or .gif
 
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+
 
 @dataclass
 class ReportOptions:
@@ -63,7 +67,7 @@ def train(words: list[str]) -> int:
         trainer, folder = runs.start(compose.train_config(words), words)
     try:
         result = trainer.train()
-    except ValueError as error:  # what was typed was right: the run failed
+    except (ValueError, TypeError) as error:  # what was typed was right: the run failed
         raise RuntimeError(str(error)) from error
     print(_summary(result, folder))
     if result["status"] == "interrupted":
@@ -155,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"ctrlrl {verb}: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except RuntimeError as error:
+    except Exception as error:
         if os.environ.get("CTRLRL_TRACEBACK"):
             raise
         print(f"ctrlrl {verb}: {(str(error).splitlines() or [type(error).__name__])[0]}", file=sys.stderr)

@@ -34,8 +34,13 @@ def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
 
 def resume(folder: Path, words: Sequence[str]) -> Trainer:
     """The trainer of an interrupted run, standing at its last checkpoint."""
-    cfg = typed(load_config(folder / "config.yaml", words))
-    return build(cfg, folder, resume=True)
+    raw = load_config(folder / "config.yaml", words)
+    trainer = build(typed(raw), folder, resume=True)
+    if words:
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw).encode())
+        typed_before = (folder / "overrides.txt").read_bytes() if (folder / "overrides.txt").exists() else b""
+        write_atomic(folder / "overrides.txt", typed_before + ("\n".join(words) + "\n").encode())
+    return trainer
 
 
 def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learner]:

@@ -245,3 +245,12 @@ def test_mistakes_are_named_with_the_mend(make, error, words):
     with pytest.raises(error, match=words) as info:
         make()
     assert len(str(info.value).splitlines()) <= 2
+
+
+def test_a_loaded_model_goes_on_with_another_number_of_environments(tmp_path):
+    model = PPO("MlpPolicy", "Pendulum-v1", n_envs=4, n_steps=8, batch_size=8, normalize_reward=True, seed=0).learn(32)
+    model.save(tmp_path / "m")
+    more = PPO.load(tmp_path / "m", env="Pendulum-v1", n_envs=2)
+    assert more.n_envs == 2
+    more.learn(16)
+    assert more.num_timesteps == 16

@@ -55,6 +55,11 @@ class BPOConfig(ActorCriticConfig):
         for name, allowed in (("median", ("learned", "value")), ("weight", ("online", "batch"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"BPOConfig.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("vf_coef", "median_temperature", "logit_clip"):
+            value = getattr(self, name)
+            if value is not None and value <= 0.0:
+                raise ValueError(f"BPOConfig.{name} must be above 0, got {value}")
+        in_range("BPOConfig", low=0.0, high=float("inf"), median_coef=self.median_coef)
         if self.median_temperature is None and self.temperature == 0.0:
             raise ValueError(
                 "BPOConfig.median_temperature=null takes temperature, which is 0 here; give it a number > 0"

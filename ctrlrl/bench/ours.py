@@ -116,7 +116,7 @@ class ToScore:
         clock, next_look, score = Clock(), self.eval_seconds, -math.inf
         loop = training_loop(replace(self.cfg, seed=self.seed))
         self.seed += 1
-        test_env = make_env(self.cfg.env, EVAL_EPISODES, seed=0, stagger=False)
+        test_env = make_env(self.cfg.env, EVAL_EPISODES, seed=0, device=loop.env.spec.device, stagger=False)
         while score < self.target and not loop.done:
             loop.iterate()
             if self.by == "training":

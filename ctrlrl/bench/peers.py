@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import time
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-from ctrlrl.bench.ours import EVAL_EPISODES, Clock, random_actions
+from ctrlrl.bench.ours import EVAL_EPISODES, Clock
 from ctrlrl.bench.rows import Lap, rate
 from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig
@@ -251,6 +250,3 @@ class RawMujoco:
     def lap(self) -> Lap:
         lap = rate(self._work, self.seconds)
         return lap._replace(value=lap.value * self.threads)
-
-
-__all__ = ["GymnasiumStepping", "RawMujoco", "RslRlTraining", "SB3ToScore", "SB3Training", "random_actions", "time"]

@@ -75,7 +75,7 @@ def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> dict[str, Any
     device = device_of(cfg)
     row: dict[str, Any] = {
         "kind": kind,
-        "env": cfg.env.name,
+        "env": cfg.env.id or cfg.env.name,
         "algo": None if kind == "throughput" else cfg.algo.name,
         "n_envs": cfg.n_envs,
         "threads": torch.get_num_threads(),
@@ -139,7 +139,7 @@ def _memory(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> di
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     loop = training_loop(cfg)
-    test_env = make_env(cfg.env, EVAL_EPISODES, seed=0, stagger=False)
+    test_env = make_env(cfg.env, EVAL_EPISODES, seed=0, device=device, stagger=False)
     returns = []
     begin = time.perf_counter()
     for _ in range(options.iterations):

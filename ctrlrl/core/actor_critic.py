@@ -211,8 +211,8 @@ class ActorCriticLearner(Learner):
         if not self.cfg.normalize_reward:
             return rollout.reward
         done = rollout.terminated | rollout.truncated
-        if self.discounted_return is None:
-            self.discounted_return = torch.zeros_like(rollout.reward[0])
+        if self.discounted_return is None or self.discounted_return.shape != rollout.reward[0].shape:
+            self.discounted_return = torch.zeros_like(rollout.reward[0])  # a loaded learner may meet more environments
         sums = discounted_sums(rollout.reward, done, self.discounted_return, gamma=self.cfg.gamma)
         self.discounted_return.copy_(sums[-1] * ~done[-1])
         mask = rollout.extras.get("mask")
@@ -298,4 +298,4 @@ class ActorCriticLearner(Learner):
         if self.cfg.desired_kl is None and self.cfg.lr_schedule == "constant":  # a changed setting counts
             self.opt["actor_critic"].learning_rate.fill_(self.cfg.learning_rate)
         if "discounted_return" in state:
-            self.discounted_return = state["discounted_return"].clone()
+            self.discounted_return = state["discounted_return"].to(self.opt["actor_critic"].flat.device, copy=True)

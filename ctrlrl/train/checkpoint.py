@@ -61,9 +61,13 @@ def _decode(files: dict[str, bytes], where: str) -> Checkpoint:
     except ValueError as error:
         if str(error).startswith(where):
             raise
-        raise ValueError(f"{where}: damaged checkpoint ({error}). Use another one, e.g. checkpoints/best.") from None
+        raise ValueError(
+            f"{where}: damaged checkpoint ({error}). Evaluate another (checkpoint=best) or copy it here to resume."
+        ) from None
     except Exception as error:  # safetensors raises an exception class of its own
-        raise ValueError(f"{where}: damaged checkpoint ({error}). Use another one, e.g. checkpoints/best.") from None
+        raise ValueError(
+            f"{where}: damaged checkpoint ({error}). Evaluate another (checkpoint=best) or copy it here to resume."
+        ) from None
 
 
 def _write_flushed(path: Path, data: bytes) -> None:

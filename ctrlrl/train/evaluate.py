@@ -41,6 +41,8 @@ def evaluate(
     act: observations [B, O] to actions. episodes is split over the lanes as evenly as it goes.
     on_step: called before every step, e.g. to record a frame.
     """
+    if episodes < 1:
+        raise ValueError(f"evaluation: episodes must be at least 1, got {episodes}")
     n = env.spec.n_envs
     quota = torch.tensor([(episodes + i) // n for i in range(n)])
     finished = torch.zeros(n, dtype=torch.int64)

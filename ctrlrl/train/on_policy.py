@@ -31,7 +31,7 @@ class OnPolicyLoop:
         self.learner, self.env, self.total_steps = learner, env, total_steps
         self.collector = Collector(env, learner, n_steps, graph=graph)
         self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
-        self.recent: deque[EpisodeSums] = deque()
+        self.recent: deque[EpisodeSums] = deque(maxlen=4096)  # rollouts, where nobody asks for the metrics
         self.env_steps = 0
         self.gradient_steps = 0
         self.steps_per_iteration = n_steps * env.spec.n_envs
@@ -66,9 +66,15 @@ class OnPolicyLoop:
 
     def _check_finite(self, rollout: Rollout) -> None:
         """Stop before a NaN or an infinity reaches the weights. On CUDA this is the rollout's one host read."""
-        finite = torch.isfinite(rollout.obs.sum() + rollout.reward.sum() + rollout.next_value.sum())
-        if bool(finite):
+        sums = rollout.obs.sum() + rollout.reward.sum() + rollout.next_value.sum() + rollout.log_prob.sum()
+        if bool(torch.isfinite(sums)):
             return
+        acted = torch.isfinite(rollout.log_prob[0]).all() and torch.isfinite(rollout.value[0]).all()
+        if torch.isfinite(rollout.obs[0]).all() and not acted:
+            raise ValueError(
+                f"training diverged: after {self.env_steps} environment steps the networks give numbers that are not "
+                "finite. Lower algo.learning_rate."
+            )
         # the last observation of an episode or of the rollout is not stored: only its value tells
         after = rollout.next_value.where(torch.isfinite(rollout.value), 0.0)
         for name, tensor in (("observation", rollout.obs), ("reward", rollout.reward), ("next observation", after)):
@@ -94,7 +100,7 @@ class OnPolicyLoop:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.recent = deque(EpisodeSums(*row) for row in state.get("episodes/recent", torch.empty(0, 3)))
+        self.recent = deque((EpisodeSums(*row) for row in state.get("episodes/recent", torch.empty(0, 3))), maxlen=4096)
         env_state = {k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")}
         if not env_state:
             return  # the environment cannot be restored: its episodes start anew, the learner goes on

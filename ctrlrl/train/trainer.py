@@ -79,6 +79,8 @@ class Trainer:
         restore = self._catch_signals()
         try:
             with self.progress:
+                if not self.checkpoints.exists():
+                    self.save("last")  # resumable from the first second on
                 while not loop.done and not self._stop:
                     begin = time.perf_counter()
                     metrics = loop.iterate()
@@ -211,6 +213,8 @@ class Trainer:
         self.train_seconds, self.wall_before = state["train_seconds"], state["wall_seconds"]
         self.best, self.next_eval = state["best"], state["next_eval"]
         self.folder.resume(self.loop.env_steps)
+        if not any(name.startswith("env/") for name in parts["loop"]):
+            self.progress.note("this environment cannot be restored: its episodes start anew")
         restore_random_state({f"rng/{k}": v for k, v in parts["rng"].items()}, self.device)
 
     def _catch_signals(self) -> Callable[[], None]:

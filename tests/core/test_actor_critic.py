@@ -422,3 +422,9 @@ def test_bfloat16_changes_the_products_and_neither_the_weights_nor_what_networks
     assert all(p.dtype == torch.float32 for p in learner.nets.parameters())
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("wrong", [{"vf_coef": 0.0}, {"median_temperature": 0.0}, {"logit_clip": -1.0}])
+def test_a_bpo_setting_that_would_divide_by_zero_is_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        BPOConfig(**wrong)

@@ -99,3 +99,12 @@ def test_the_training_return_forgets_old_episodes():
     for _ in range(40):
         loop.iterate()
     assert 100 <= loop.episode_metrics()["rollout/episodes"] <= 100 + 16 * 2
+
+
+def test_a_diverged_policy_is_not_blamed_on_the_environment():
+    env = BatchedSim(CartPole(), 4, seed=0)
+    learner = PPOLearner(PPOConfig(n_steps=4, n_minibatches=1, n_epochs=1), env.spec)
+    loop = OnPolicyLoop(learner, env, n_steps=4, total_steps=10**6, seed=0, staggered=False)
+    learner.opt["actor_critic"].flat.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="training diverged"):
+        loop.iterate()
