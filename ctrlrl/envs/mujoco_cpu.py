@@ -146,6 +146,11 @@ class MujocoPool:
         self._seed, self._started = int(state["seed"]), True
         self._draw(self._episode + 1)
 
+    @property
+    def frames_per_second(self) -> float:
+        """Control steps in a second of the simulated time: at this rate a film runs in real time."""
+        return 1.0 / (self.task.frame_skip * self.model.opt.timestep)
+
     def render(self, lane: int = 0, height: int = 480, width: int = 480) -> Any:
         """uint8 [height, width, 3], a numpy array, of one lane."""
         mujoco = import_mujoco()

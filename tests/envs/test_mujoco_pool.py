@@ -189,3 +189,14 @@ def test_errors_name_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)  # what an absent package looks like
     with pytest.raises(ImportError, match=r"ctrlrl\[mujoco\]"):
         MujocoPool("halfcheetah", 1)
+
+
+@pytest.mark.parametrize(("task", "gym_id"), [("halfcheetah", "HalfCheetah-v5"), ("hopper", "Hopper-v5")])
+def test_a_film_runs_in_real_time(task, gym_id):
+    import gymnasium as gym
+
+    reference = gym.make(gym_id)
+    pool = MujocoPool(task, 1, seed=0)
+    assert round(pool.frames_per_second) == reference.metadata["render_fps"]
+    pool.close()
+    reference.close()
