@@ -16,16 +16,29 @@ Metrics = dict[str, Tensor]
 Tree = TypeVar("Tree")
 
 
+class ObsPart(NamedTuple):
+    """One array of a structured observation; parts lie one after another in [O]."""
+
+    name: str
+    shape: tuple[int, ...]
+    image: bool = False  # [C, H, W] with values 0 ... 255
+
+
 class EnvSpec(NamedTuple):
-    """What a learner must know of an environment before the first step."""
+    """What a learner must know of an environment before the first step.
+
+    Actions are continuous (action_dim > 0), one discrete choice (n_actions > 0) or several (nvec).
+    """
 
     obs_dim: int
-    action_dim: int  # size of a continuous action; 0 for discrete actions
-    n_actions: int  # number of discrete actions; 0 for continuous actions
+    action_dim: int  # size of a continuous action, else 0
+    n_actions: int  # number of discrete actions, else 0
     reward_dim: int
     n_envs: int
     episode_length: int  # time limit in steps; 0 = none
     device: torch.device
+    nvec: tuple[int, ...] = ()  # number of options of each of D discrete choices taken together, else ()
+    obs_parts: tuple[ObsPart, ...] = ()  # what an observation consists of; () = one vector
 
 
 class TimeStep(NamedTuple):
@@ -46,7 +59,7 @@ class Rollout(NamedTuple):
     """T steps of B environments, time-major."""
 
     obs: Tensor  # [T, B, O]
-    action: Tensor  # [T, B, A] float, the unclipped sample, or [T, B] int64
+    action: Tensor  # [T, B, A] float, the unclipped sample, or [T, B] or [T, B, D] int64
     log_prob: Tensor  # [T, B] nats
     value: Tensor  # [T, B] value of obs
     next_value: Tensor  # [T, B] value of the observation the action led to
@@ -68,7 +81,7 @@ class Transition(NamedTuple):
 
 
 class PolicyOutput(NamedTuple):
-    action: Tensor  # [B, A] or [B] int64
+    action: Tensor  # [B, A], or [B] or [B, D] int64
     log_prob: Tensor | None  # [B] nats
     extras: Extras  # kept in the rollout, e.g. the mean of the distribution
 
@@ -77,8 +90,8 @@ class PolicyOutput(NamedTuple):
 class VecEnv(Protocol):
     """B environments stepped together: tensors in, tensors out, on `spec.device`.
 
-    Continuous actions are in [-1, 1] (the environment scales and clips them), discrete ones int64. Tensors of a
-    TimeStep may be overwritten by the next step.
+    Continuous actions are in [-1, 1] (the environment scales and clips them), discrete ones int64. Observations are
+    float32, or uint8 where they are one image. Tensors of a TimeStep may be overwritten by the next step.
     """
 
     spec: EnvSpec

@@ -6,19 +6,20 @@ mean. R is the GAE return, used as a sample of Q. There is no ratio clip: the sl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrlrl.core.actor_critic import ActorCriticConfig, ActorCriticLearner, Batch
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.regression import soft_median_loss, soft_quantile_loss
 from ctrlrl.functional.surrogate import bpo
 from ctrlrl.nn.critics import ValueCritic, ValueMedianCritic
-from ctrlrl.nn.normalize import Identity, ObsNormalizer, RewardScaler
-from ctrlrl.policies.standard import standard_policy
+from ctrlrl.nn.normalize import RewardScaler
+from ctrlrl.policies.standard import standard_features, standard_normalizer, standard_policy
 from ctrlrl.types import EnvSpec, Rollout
 
 
@@ -70,20 +71,31 @@ class BPOLearner(ActorCriticLearner):
     config = BPOConfig
     cfg: BPOConfig
 
-    def __init__(self, cfg: BPOConfig, spec: EnvSpec):
+    def __init__(self, cfg: BPOConfig, spec: EnvSpec, *, own_features: Callable[[], nn.Module] | None = None):
+        features, critic_features = standard_features(
+            spec,
+            extractor=cfg.features_extractor,
+            image_dim=cfg.features_dim,
+            normalize_images=cfg.normalize_images,
+            orthogonal=cfg.orthogonal_init,
+            shared=cfg.share_features_extractor,
+            own=own_features,
+        )
         kwargs: dict[str, Any] = {"activation": cfg.activation, "orthogonal": cfg.orthogonal_init}
-        policy = standard_policy(spec, cfg.hidden, log_std_init=cfg.log_std_init, **kwargs)
+        policy = standard_policy(spec, features.dim, cfg.hidden, log_std_init=cfg.log_std_init, **kwargs)
         hidden = cfg.hidden if cfg.vf_hidden is None else cfg.vf_hidden
         critic: ValueCritic | ValueMedianCritic
         if cfg.median == "learned":
-            critic = ValueMedianCritic(spec.obs_dim, hidden, cfg.hidden, shared=cfg.median_shared, **kwargs)
+            critic = ValueMedianCritic(features.dim, hidden, cfg.hidden, shared=cfg.median_shared, **kwargs)
         else:
-            critic = ValueCritic(spec.obs_dim, hidden, **kwargs)
+            critic = ValueCritic(features.dim, hidden, **kwargs)
         super().__init__(
             cfg,
+            features=features,
+            critic_features=critic_features,
             policy=policy.to(spec.device),
             critic=critic.to(spec.device),
-            normalizer=(ObsNormalizer(spec.obs_dim) if cfg.normalize_obs else Identity()).to(spec.device),
+            normalizer=standard_normalizer(spec, normalize=cfg.normalize_obs),
             reward_scaler=RewardScaler().to(spec.device),
         )
 
@@ -93,8 +105,8 @@ class BPOLearner(ActorCriticLearner):
             return value[..., 0], value[..., 1]
         return value, value
 
-    def _value(self, obs: Tensor) -> Tensor:
-        return self._heads(self.critic(obs))[0]
+    def _value(self, features: Tensor) -> Tensor:
+        return self._heads(self.critic(features))[0]
 
     def surrogate(self, log_ratio: Tensor, batch: Batch, value: Tensor) -> Tensor:
         cfg = self.cfg

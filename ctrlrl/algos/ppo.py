@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrlrl.core.actor_critic import ActorCriticConfig, ActorCriticLearner, Batch
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.regression import clipped_value
 from ctrlrl.functional.surrogate import ppo_clip
 from ctrlrl.nn.critics import ValueCritic
-from ctrlrl.nn.normalize import Identity, ObsNormalizer, RewardScaler
-from ctrlrl.policies.standard import standard_policy
+from ctrlrl.nn.normalize import RewardScaler
+from ctrlrl.policies.standard import standard_features, standard_normalizer, standard_policy
 from ctrlrl.types import EnvSpec
 
 
@@ -37,21 +39,26 @@ class PPOLearner(ActorCriticLearner):
     config = PPOConfig
     cfg: PPOConfig
 
-    def __init__(self, cfg: PPOConfig, spec: EnvSpec):
-        policy = standard_policy(
+    def __init__(self, cfg: PPOConfig, spec: EnvSpec, *, own_features: Callable[[], nn.Module] | None = None):
+        features, critic_features = standard_features(
             spec,
-            cfg.hidden,
-            activation=cfg.activation,
-            log_std_init=cfg.log_std_init,
+            extractor=cfg.features_extractor,
+            image_dim=cfg.features_dim,
+            normalize_images=cfg.normalize_images,
             orthogonal=cfg.orthogonal_init,
+            shared=cfg.share_features_extractor,
+            own=own_features,
         )
-        hidden = cfg.hidden if cfg.vf_hidden is None else cfg.vf_hidden
-        critic = ValueCritic(spec.obs_dim, hidden, activation=cfg.activation, orthogonal=cfg.orthogonal_init)
+        kwargs: dict[str, Any] = {"activation": cfg.activation, "orthogonal": cfg.orthogonal_init}
+        policy = standard_policy(spec, features.dim, cfg.hidden, log_std_init=cfg.log_std_init, **kwargs)
+        critic = ValueCritic(features.dim, cfg.hidden if cfg.vf_hidden is None else cfg.vf_hidden, **kwargs)
         super().__init__(
             cfg,
+            features=features,
+            critic_features=critic_features,
             policy=policy.to(spec.device),
             critic=critic.to(spec.device),
-            normalizer=(ObsNormalizer(spec.obs_dim) if cfg.normalize_obs else Identity()).to(spec.device),
+            normalizer=standard_normalizer(spec, normalize=cfg.normalize_obs),
             reward_scaler=RewardScaler().to(spec.device),
         )
 

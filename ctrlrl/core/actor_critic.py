@@ -23,6 +23,7 @@ from ctrlrl.functional.returns import discounted_sums, gae
 from ctrlrl.types import Extras, Metrics, PolicyOutput, Rollout, tree_map
 
 CHUNK = 2**18  # rows of a forward pass over a whole rollout: bounds the memory of its activations
+WIDE = 512  # of wider rows (images), fewer at once
 ACTIVATIONS = ("relu", "silu", "elu", "tanh", "gelu")
 
 
@@ -52,6 +53,10 @@ class ActorCriticConfig:
     activation: str = "tanh"
     orthogonal_init: bool = True
     log_std_init: float = 0.0
+    features_extractor: str = "flatten"  # "cnn": a NatureCNN on every image of the observation
+    features_dim: int = 512  # its output
+    share_features_extractor: bool = True  # one for actor and critic, which both train it
+    normalize_images: bool = True  # divide by 255
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -61,13 +66,14 @@ class ActorCriticConfig:
         for name in ("hidden", "vf_hidden"):
             if any(width < 1 for width in getattr(self, name) or ()):
                 raise ValueError(f"{where}.{name} must hold layer widths of at least 1, got {getattr(self, name)}")
-        for name in ("n_steps", "n_minibatches", "n_epochs"):
+        for name in ("n_steps", "n_minibatches", "n_epochs", "features_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
         for name, allowed in (
             ("lr_schedule", ("constant", "linear")),
             ("normalize_advantage", ("minibatch", "batch", "none")),
             ("activation", ACTIVATIONS),
+            ("features_extractor", ("flatten", "cnn")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{where}.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -80,8 +86,8 @@ class ActorCriticConfig:
 class Batch(NamedTuple):
     """One rollout, flat: what the loss of a minibatch reads. Observations are normalised already."""
 
-    obs: Tensor  # [N, O]
-    action: Tensor  # [N, A] or [N]
+    obs: Tensor  # [N, O]; the policy's features of it inside log_ratio
+    action: Tensor  # [N, A], [N] or [N, D]
     log_prob: Tensor  # [N]
     value: Tensor  # [N] or [N, K], by the critic that acted
     advantage: Tensor  # [N]
@@ -90,7 +96,7 @@ class Batch(NamedTuple):
 
 
 class ActorCriticLearner(Learner):
-    """nets: a module with `policy`, `critic`, `normalizer` and `reward_scaler`."""
+    """features: makes the input of policy and critic of normalised observations; critic_features: the critic's own."""
 
     loop = "on_policy"
     cfg: Any
@@ -100,20 +106,33 @@ class ActorCriticLearner(Learner):
     reward_scaler: Any
 
     def __init__(
-        self, cfg: Any, *, policy: nn.Module, critic: nn.Module, normalizer: nn.Module, reward_scaler: nn.Module
+        self,
+        cfg: Any,
+        *,
+        features: nn.Module,
+        policy: nn.Module,
+        critic: nn.Module,
+        normalizer: nn.Module,
+        reward_scaler: nn.Module,
+        critic_features: nn.Module | None = None,
     ):
         self.cfg = cfg
         self.nets = nn.ModuleDict(
             {"policy": policy, "critic": critic, "normalizer": normalizer, "reward_scaler": reward_scaler}
         )
+        self.nets["features"] = features
+        if critic_features is not None:
+            self.nets["critic_features"] = critic_features
+        self.features, self.critic_features = features, critic_features
         self.policy, self.critic, self.normalizer, self.reward_scaler = policy, critic, normalizer, reward_scaler
-        params = [*policy.parameters(), *critic.parameters()]
+        params = [p for net in self.nets.values() for p in net.parameters()]
         self.opt = {
             "actor_critic": GradStep(
                 params, learning_rate=cfg.learning_rate, max_grad_norm=cfg.max_grad_norm, eps=cfg.adam_eps
             )
         }
         self.discounted_return: Tensor | None = None  # [B], runs across rollouts
+        self.detailed = False  # also measure policy/clip_fraction, for an algorithm with a clip_range
         self._mode: Mode = "eager"
         self._bf16 = False
         self._loss = self.loss
@@ -162,13 +181,13 @@ class ActorCriticLearner(Learner):
 
     def _sample(self, obs: Tensor) -> PolicyOutput:
         with self._precision():
-            return self.policy.act(self.normalizer(obs))
+            return self.policy.act(self.features(self.normalizer(obs)))
 
     @torch.no_grad()
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         if deterministic:
             with self._precision():
-                return self.policy.act(self.normalizer(obs), deterministic=True)
+                return self.policy.act(self.features(self.normalizer(obs)), deterministic=True)
         out = self._act(obs)
         # the acting distribution is kept only for a rule that compares it with the new one
         return out if self.cfg.desired_kl is not None else out._replace(extras={})
@@ -178,10 +197,17 @@ class ActorCriticLearner(Learner):
         """V(s) of raw observations [..., O]."""
         flat = obs.reshape(-1, obs.shape[-1])
         with self._precision():
-            return torch.cat([self._value(self.normalizer(rows)) for rows in flat.split(CHUNK)]).view(obs.shape[:-1])
+            chunks = [self._value(self._critic_input(self.normalizer(rows))) for rows in self._chunks(flat)]
+        return torch.cat(chunks).view(obs.shape[:-1])
 
-    def _value(self, obs: Tensor) -> Tensor:
-        return self.critic(obs)
+    def _value(self, features: Tensor) -> Tensor:
+        return self.critic(features)
+
+    def _critic_input(self, obs: Tensor) -> Tensor:
+        return self.features(obs) if self.critic_features is None else self.critic_features(obs)
+
+    def _chunks(self, obs: Tensor) -> tuple[Tensor, ...]:
+        return obs.split(max(1, CHUNK // max(1, obs.shape[-1] // WIDE)))
 
     # learning --------------------------------------------------------------------------------------------------------
 
@@ -225,7 +251,7 @@ class ActorCriticLearner(Learner):
         valid = extras.pop("mask", None)
         columns: Any = (rollout.obs, rollout.action, rollout.log_prob, rollout.value, advantage, target, extras)
         obs, *rest = tree_map(lambda x: x.flatten(0, 1) if valid is None else x[valid], columns)
-        return obs, Batch(torch.cat([self.normalizer(rows) for rows in obs.split(CHUNK)]), *rest)
+        return obs, Batch(torch.cat([self.normalizer(rows) for rows in self._chunks(obs)]), *rest)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The joint loss of one minibatch and its metrics; the unit that is compiled."""
@@ -233,20 +259,25 @@ class ActorCriticLearner(Learner):
         if cfg.normalize_advantage == "minibatch":
             batch = batch._replace(advantage=standardize(batch.advantage))
         with self._precision():
-            log_ratio, entropy, kl = self.log_ratio(batch)
-            value = self.critic(batch.obs)
+            features = self.features(batch.obs)
+            log_ratio, entropy, kl = self.log_ratio(batch._replace(obs=features))
+            value = self.critic(features if self.critic_features is None else self.critic_features(batch.obs))
         policy_loss = masked_mean(self.surrogate(log_ratio, batch, value))
         value_loss = masked_mean(self.value_loss(value, batch))
         total = policy_loss + cfg.vf_coef * value_loss
         mean_entropy = masked_mean(entropy)
         if cfg.ent_coef:
             total = total - cfg.ent_coef * mean_entropy
-        return total, {
+        metrics = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "policy/entropy": mean_entropy,
             "policy/kl": masked_mean(kl),
         }
+        if self.detailed:
+            outside = (torch.expm1(log_ratio.detach()).abs() > cfg.clip_range).float()
+            metrics["policy/clip_fraction"] = masked_mean(outside)
+        return total, metrics
 
     def step(self, batch: Batch) -> Metrics | None:
         if self._mode == "graph":
@@ -269,6 +300,17 @@ class ActorCriticLearner(Learner):
             return None
         opt(loss)
         return metrics
+
+    def set_hyper(self, name: str, value: float | None) -> None:
+        """Change a number of the config between rollouts; a captured graph holds the old one and is captured anew."""
+        if name == "learning_rate" and value is not None:
+            self.opt["actor_critic"].learning_rate.fill_(value)  # the config keeps what training starts from
+            return
+        if name == "max_grad_norm":
+            self.opt["actor_critic"].max_grad_norm = value
+        if getattr(self.cfg, name) != value:
+            setattr(self.cfg, name, value)
+            self._graphs.clear()
 
     def set_progress(self, done: float) -> None:
         if self.cfg.lr_schedule == "linear":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class OnPolicyLoop:
         staggered: bool,
         graph: bool = False,
     ):
-        self.learner, self.env, self.total_steps = learner, env, total_steps
+        self.learner, self.env, self.total_steps, self.seed = learner, env, total_steps, seed
         self.collector = Collector(env, learner, n_steps, graph=graph)
         self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)  # rollouts, where nobody asks for the metrics
@@ -42,10 +43,19 @@ class OnPolicyLoop:
         return self.env_steps >= self.total_steps
 
     def iterate(self) -> Metrics:
-        self.learner.set_progress(self.env_steps / self.total_steps)
+        rollout = self.collect()
+        return {} if rollout is None else self.learn(rollout)
+
+    def collect(self) -> Rollout | None:
+        """One rollout; None where the collector's `on_step` ended it."""
         rollout = self.collector.collect()
-        self._check_finite(rollout)
-        self.recent.append(self.episodes.advance(rollout))
+        if rollout is not None:
+            self._check_finite(rollout)
+            self.recent.append(self.episodes.advance(rollout))
+        return rollout
+
+    def learn(self, rollout: Rollout) -> Metrics:
+        self.learner.set_progress(self.env_steps / self.total_steps)
         metrics = self.learner.update(rollout)
         self.env_steps += self.steps_per_iteration
         self.gradient_steps += int(metrics.pop("train/gradient_steps"))
@@ -103,7 +113,10 @@ class OnPolicyLoop:
         self.recent = deque((EpisodeSums(*row) for row in state.get("episodes/recent", torch.empty(0, 3))), maxlen=4096)
         env_state = {k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")}
         if not env_state:
-            return  # the environment cannot be restored: its episodes start anew, the learner goes on
+            # the environment cannot be restored: its episodes start anew, not with the seeds the run began with
+            if self.seed is not None:
+                self.collector.reset(int(np.random.SeedSequence((self.seed, self.env_steps)).generate_state(1)[0]))
+            return
         self.env.load_state_dict(env_state)
         assert self.collector.obs is not None
         self.collector.obs.copy_(state["obs"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ctrlrl.core.actor_critic import ActorCriticLearner
 from ctrlrl.core.compile import Graph
 from ctrlrl.functional.returns import discounted_sums
-from ctrlrl.types import Rollout, TimeStep, VecEnv
+from ctrlrl.types import PolicyOutput, Rollout, TimeStep, VecEnv
 
 
 class EpisodeSums(NamedTuple):
@@ -32,6 +33,12 @@ class EpisodeTracker:
         self.counts = torch.full((n_envs,), not skip_first, device=device)
 
     def advance(self, rollout: Rollout) -> EpisodeSums:
+        sums, counted = self.ended(rollout)
+        returns, lengths = (sums.double() * counted.unsqueeze(1)).sum((0, 2))
+        return EpisodeSums(counted.sum(), returns, lengths)
+
+    def ended(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return and length up to every step [T, 2, B], and where a whole episode ended [T, B]."""
         done = rollout.terminated | rollout.truncated
         reward = rollout.reward if rollout.reward.ndim == 2 else rollout.reward.sum(-1)
         mask = rollout.extras.get("mask")
@@ -40,15 +47,18 @@ class EpisodeTracker:
         counted = done & (self.counts | (done.cumsum(0) > 1))
         self.running.copy_(sums[-1] * ~done[-1])
         self.counts |= done.any(0)
-        returns, lengths = (sums.double() * counted.unsqueeze(1)).sum((0, 2))
-        return EpisodeSums(counted.sum(), returns, lengths)
+        return sums, counted
 
 
 class Collector:
-    """Fills one Rollout after another. Values come once a rollout, in large batches, from the critic that acted."""
+    """Fills one Rollout after another. Values come once a rollout, in large batches, from the critic that acted.
+
+    on_step: sees every step as (observation acted on, policy output, time step); False ends collecting at once.
+    """
 
     def __init__(self, env: VecEnv, learner: ActorCriticLearner, n_steps: int, *, graph: bool = False):
         self.env, self.learner, self.n_steps, self.graph = env, learner, n_steps, graph
+        self.on_step: Callable[[Tensor, PolicyOutput, TimeStep], bool] | None = None
         self.storage: Rollout | None = None
         self.obs: Tensor | None = None
         self._captured: Graph | None = None
@@ -60,7 +70,8 @@ class Collector:
         self.obs = self.env.reset(seed).clone()
 
     @torch.no_grad()
-    def collect(self) -> Rollout:
+    def collect(self) -> Rollout | None:
+        """The next rollout; None where `on_step` ended it."""
         assert self.obs is not None, "reset() comes first"
         if self.storage is None:
             self._allocate()
@@ -74,11 +85,11 @@ class Collector:
 
                 self._captured = Graph(self._steps, (), undo=undo)
             self._captured()
-        else:
-            self._steps()
+        elif not self._steps():
+            return None
         return self._with_values()
 
-    def _steps(self) -> None:
+    def _steps(self) -> bool:
         storage = self.storage
         assert storage is not None
         assert self.obs is not None
@@ -98,7 +109,11 @@ class Collector:
                     storage.extras[name] = self._room(*tensor.shape[1:], dtype=tensor.dtype)
                 storage.extras[name][t] = tensor
             self._keep_final_values(t, step)
+            goes_on = self.on_step is None or self.on_step(self.obs, out, step)
             self.obs.copy_(step.obs)
+            if not goes_on:
+                return False
+        return True
 
     def _keep_final_values(self, t: int, step: TimeStep) -> None:
         assert self.storage is not None
@@ -130,10 +145,13 @@ class Collector:
     def _allocate(self) -> None:
         assert self.obs is not None
         spec, room = self.env.spec, self._room
-        discrete = spec.n_actions > 0
+        if spec.action_dim:
+            action = room(spec.action_dim)
+        else:
+            action = room(*((len(spec.nvec),) if spec.nvec else ()), dtype=torch.int64)
         self.storage = Rollout(
             obs=room(spec.obs_dim, dtype=self.obs.dtype),
-            action=room(dtype=torch.int64) if discrete else room(spec.action_dim),
+            action=action,
             log_prob=room(),
             value=room(),
             next_value=room(),
