@@ -1,10 +1,13 @@
 """ctrlrl: reinforcement learning for classic control, robots and offline data on one fast actor-critic core.
 
-Names are lazy: `import ctrlrl` imports neither torch nor Gymnasium.
+Names are lazy: `import ctrlrl` imports neither torch nor MuJoCo. It imports Gymnasium, to enter the ids that
+`gymnasium.make_vec("ctrlrl/Pendulum", 4096)` takes.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -16,8 +19,11 @@ _NAMES = {
     "load": "ctrlrl.api",
     "evaluate_policy": "ctrlrl.api",
     "make_env": "ctrlrl.api",
+    "make_vec_env": "ctrlrl.api",
+    "BaseCallback": "ctrlrl.api",
+    "export": "ctrlrl.deploy",
 }
-__all__ = ["BPO", "PPO", "__version__", "evaluate_policy", "load", "make_env"]
+__all__ = ["BPO", "PPO", "BaseCallback", "__version__", "evaluate_policy", "export", "load", "make_env", "make_vec_env"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,3 +34,11 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_NAMES])
+
+
+# Gymnasium has no plug-in hook, so its ids cost the import of it, 0.2 s. The command line has no use for them and does
+# not pay: `ctrlrl --help` is as fast as it was.
+if os.path.basename(sys.argv[0] if sys.argv else "") not in ("ctrlrl", "ctrlrl.exe"):
+    from ctrlrl.registration import register as _register
+
+    _register()

@@ -26,10 +26,13 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "compose": {"config", "registry"},
     "build": GROUND | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"},
     "runs": GROUND | {"core", "train", "report", "build", "compose"},
+    "deploy": {"core", "envs", "build", "runs"},
     "bench": GROUND | {"core", "envs", "train", "build", "compose", "runs", "api"},
-    "api": {"build", "config", "registry", "train"},
-    "cli": {"build", "compose", "config", "registry", "runs", "bench", "report"},
-    "__init__": {"api"},
+    "face": GROUND | {"envs", "train", "build", "deploy"},
+    "api": {"build", "registry", "train", "face"},
+    "cli": {"build", "compose", "config", "registry", "runs", "bench", "report", "deploy"},
+    "registration": {"envs", "build", "config", "registry"},
+    "__init__": {"api", "registration"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -12,14 +12,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
-from ctrlrl.envs.spec import Array, action_codec, env_spec, obs_codec
+from ctrlrl.envs.gate import SUCCESS_KEYS, Gate
+from ctrlrl.envs.spec import Array
+from ctrlrl.envs.sync_lanes import SyncLanes
 from ctrlrl.types import TimeStep
-
-SUCCESS_KEYS = ("is_success", "success")
 
 
 class GymnasiumEnv:
-    """B Gymnasium environments stepped in this process; float32 observations and rewards on the CPU.
+    """B Gymnasium environments stepped in this process; float32 observations (an image: uint8) and rewards on the CPU.
 
     env:            an id ("Hopper-v5"), a function that makes one environment, one gym.Env (then n_envs = 1), or a
                     gym.vector.VectorEnv, which keeps its own number of environments and its own autoreset mode.
@@ -51,16 +51,19 @@ class GymnasiumEnv:
         self.env = _make(env, n_envs, render_mode, dict(env_kwargs or {}))
         self.name = env if isinstance(env, str) else _name(self.env)
         self.mode = _mode(self.env, self.name, autoreset_mode)
-        self._obs = obs_codec(self.env.single_observation_space, self.name)
-        self._action = action_codec(self.env.single_action_space, self.name)
-        self.spec = env_spec(
-            self._obs, self._action, n_envs=self.env.num_envs, episode_length=_episode_length(self.env)
+        self.observation_space, self.action_space = self.env.single_observation_space, self.env.single_action_space
+        self._gate = Gate(
+            self.name,
+            self.observation_space,
+            self.action_space,
+            n_envs=self.env.num_envs,
+            episode_length=_episode_length(self.env),
         )
+        self.spec = self._gate.spec
+        self.stagger = stagger
+        self.infos: Mapping[str, Any] = {}  # of the last step, in the form of Gymnasium's vector environments
         self._seed = seed
-        self._stagger = stagger
-        self._n_steps = 0  # vector steps so far, for error messages
         self._only_reset: Array | None = None  # [B] NEXT_STEP: lanes whose next step is only a reset; None before reset
-        self._success_seen = False
         if stagger and (self.spec.episode_length == 0 or len(_time_limits(self.env)) != self.env.num_envs):
             raise ValueError(
                 f"{self.name}: stagger needs environments in this process with a TimeLimit wrapper, found none. "
@@ -68,52 +71,43 @@ class GymnasiumEnv:
             )
 
     def reset(self, seed: int | None = None) -> Tensor:
-        """Start all lanes anew; returns float32 observations [B, O]."""
+        """Start all lanes anew; returns observations [B, O]."""
         seed, self._seed = (self._seed if seed is None else seed), None
         obs, _ = self._call("reset", seed=seed)
         self._only_reset = np.zeros(self.spec.n_envs, dtype=bool)
-        if self._stagger:
+        if self.stagger:
             limit, n = self.spec.episode_length, self.spec.n_envs
             for lane, clock in enumerate(_time_limits(self.env)):
                 clock._elapsed_steps = lane * limit // n  # type: ignore[assignment]
-        return torch.from_numpy(self._encode(obs, "reset observation"))
+        return torch.from_numpy(self._gate.obs(obs, "reset observation"))
 
     def step(self, action: Tensor) -> TimeStep:
-        """action [B, A] in [-1, 1] or [B] int64."""
+        """action [B, A] in [-1, 1], or [B] or [B, D] int64."""
         if self._only_reset is None:
             raise ValueError(f"{self.name}: step came before reset; call reset(seed) once first.")
-        if len(action) != self.spec.n_envs:
-            raise ValueError(f"{self.name}: expected actions of {self.spec.n_envs} lanes, got {tuple(action.shape)}")
-        self._n_steps += 1
-        raw_obs, raw_reward, raw_terminated, raw_truncated, infos = self._call("step", self._action.decode(action))
-        obs, reward = self._encode(raw_obs, "observation"), self._reward(raw_reward)
+        gate = self._gate
+        raw_obs, raw_reward, raw_terminated, raw_truncated, infos = self._call("step", gate.action(action))
+        self.infos = infos
+        final_obs = obs = gate.obs(raw_obs)
+        reward = gate.reward(raw_reward)
         terminated = np.array(raw_terminated, dtype=bool)
-        truncated = np.array(raw_truncated, dtype=bool) & ~terminated  # both: the task ended, so no bootstrap
+        truncated = np.greater(raw_truncated, terminated)  # both: the task ended, so no bootstrap
         extras: dict[str, Tensor] = {}
-        final_obs = obs
         if self.mode is AutoresetMode.NEXT_STEP:
             mask = ~self._only_reset
             terminated, truncated, reward = terminated & mask, truncated & mask, np.where(mask, reward, np.float32(0))
             self._only_reset = terminated | truncated
             extras["mask"] = torch.from_numpy(mask)
-        done = terminated | truncated
-        success = self._success(infos, done)
-        if success is not None:
-            extras["success"] = torch.from_numpy(success)
-        if self.mode is AutoresetMode.SAME_STEP and done.any():
-            final_obs = self._final_obs(obs, infos, done)
-        elif self.mode is AutoresetMode.DISABLED and done.any():
-            # a copy of the mask: Gymnasium pops it out of the options, and an environment may keep it
+        lanes = (terminated | truncated).nonzero()[0]
+        extras |= gate.success(self._told(infos, lanes))
+        if len(lanes) and self.mode is AutoresetMode.SAME_STEP:
+            final_obs = gate.final_obs(obs, lanes, self._final_rows(infos, lanes))
+        elif len(lanes) and self.mode is AutoresetMode.DISABLED:
+            # a mask of its own: Gymnasium pops it out of the options, and an environment may keep it
+            done = terminated | truncated
             fresh, _ = self._call("reset", options={"reset_mask": done.copy()})
-            obs = np.where(done[:, None], self._encode(fresh, "reset observation"), final_obs)
-        return TimeStep(
-            obs=torch.from_numpy(obs),
-            final_obs=torch.from_numpy(final_obs),
-            reward=torch.from_numpy(reward),
-            terminated=torch.from_numpy(terminated),
-            truncated=torch.from_numpy(truncated),
-            extras=extras,
-        )
+            obs = np.where(done[:, None], gate.obs(fresh, "reset observation"), final_obs)
+        return gate.time_step(obs, final_obs, reward, terminated, truncated, extras)
 
     def render(self, lane: int = 0) -> Array:
         """The current picture of one lane, uint8 [height, width, 3]."""
@@ -132,8 +126,7 @@ class GymnasiumEnv:
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state:
-            raise ValueError(f"{self.name}: a Gymnasium environment has no state to restore, got {sorted(state)}")
+        self._gate.no_state(state)
 
     def close(self) -> None:
         self.env.close()
@@ -144,85 +137,46 @@ class GymnasiumEnv:
             return getattr(self.env, method)(*args, **kwargs)
         except Exception as error:
             # a changed shape breaks inside Gymnasium's concatenation, whose message names neither shape nor lane
+            shape = self._gate.obs_shape
             for lane, obs in enumerate(getattr(self.env.unwrapped, "_env_obs", [])):
-                if obs is not None and np.shape(obs) != self._obs.shape:
+                if obs is not None and shape is not None and np.shape(obs) != shape:
                     raise ValueError(
-                        f"{self.name}: observation of lane {lane} must have shape {self._obs.shape} as its "
-                        f"observation_space says, got {np.shape(obs)} in {method} {self._n_steps}. "
+                        f"{self.name}: observation of lane {lane} must have shape {shape} as its "
+                        f"observation_space says, got {np.shape(obs)} in {method} {self._gate.n_steps}. "
                         "An observation may not change its shape; pad it or mend the space."
                     ) from error
-            said = (str(error).strip().splitlines() or [""])[0]
-            raise RuntimeError(
-                f"{self.name}: environment raised {type(error).__name__}: {said} (in {method}, step {self._n_steps})"
-            ) from error
+            raise self._gate.failure(method, error) from error
 
-    def _encode(self, raw: Any, what: str) -> Array:
-        obs = self._obs.encode(raw)
-        if len(obs) != self.spec.n_envs:
-            raise ValueError(f"{self.name}: expected {what}s of {self.spec.n_envs} lanes, got {len(obs)}")
-        return self._finite(obs, what)
-
-    def _reward(self, raw: Any) -> Array:
-        with np.errstate(over="ignore"):
-            reward = np.array(raw, dtype=np.float64).astype(np.float32)
-        if reward.shape != (self.spec.n_envs,):
-            raise ValueError(
-                f"{self.name}: reward must be one number a lane, shape ({self.spec.n_envs},), got {reward.shape}. "
-                "Reward vectors come with a later release."
-            )
-        return self._finite(reward, "reward")
-
-    def _finite(self, array: Array, what: str) -> Array:
-        finite = np.isfinite(array)
-        if not finite.all():
-            where = np.argwhere(~finite)[0]
-            entry = f" (entry {where[1]})" if array.ndim > 1 else ""
-            raise ValueError(
-                f"{self.name}: {what} of lane {where[0]} at step {self._n_steps} is {array[tuple(where)]}{entry}, "
-                "wanted a finite float32. Mend the environment, or let it terminate before its state diverges."
-            )
-        return array
-
-    def _final_obs(self, obs: Array, infos: Mapping[str, Any], done: Array) -> Array:
-        """obs [B, O], with the rows of ended episodes replaced by the last observations of those."""
-        given = infos.get("final_obs")
-        has = np.asarray(infos.get("_final_obs", np.ones_like(done)), dtype=bool)
-        if given is None or not has[done].all():
+    def _final_rows(self, infos: Mapping[str, Any], lanes: Array) -> list[Any]:
+        """The last observations of the episodes that ended in `lanes`."""
+        given, told = infos.get("final_obs"), infos.get("_final_obs")
+        if given is None or (told is not None and not np.asarray(told)[lanes].all()):
             raise ValueError(
                 f"{self.name}: an episode ended without infos['final_obs'], which autoreset mode SAME_STEP must give. "
                 "If it resets in the next step, its metadata['autoreset_mode'] should be AutoresetMode.NEXT_STEP."
             )
-        rows = [np.asarray(given[lane]) for lane in np.flatnonzero(done)]
-        wrong = next((row.shape for row in rows if row.shape != self._obs.shape), None)
-        if wrong is not None:
-            raise ValueError(f"{self.name}: final observation must have shape {self._obs.shape}, got {wrong}")
-        final = obs.copy()
-        final[done] = self._obs.encode(np.stack(rows))
-        return self._finite(final, "final observation")
+        return [given[lane] for lane in lanes]
 
-    def _success(self, infos: Mapping[str, Any], done: Array) -> Array | None:
-        """1 or 0 for episodes that have just ended, NaN elsewhere; None while the environment has never told."""
+    def _told(self, infos: Mapping[str, Any], lanes: Array) -> list[tuple[int, Any]]:
+        """(lane, whether it succeeded) of the ended episodes for which the environment says so."""
+        if not len(lanes):
+            return []
         final = infos.get("final_info", {}) if self.mode is AutoresetMode.SAME_STEP else infos
-        success = np.full(self.spec.n_envs, np.nan, dtype=np.float32)
         key = next((k for k in SUCCESS_KEYS if k in final), None)
-        if key is not None and done.any():
-            self._success_seen = True
-            told = done & np.asarray(final.get(f"_{key}", np.ones_like(done)), dtype=bool)
-            for lane in np.flatnonzero(told):
-                success[lane] = float(final[key][lane])
-        return success if self._success_seen else None
+        if key is None:
+            return []
+        told = final.get(f"_{key}")
+        return [(int(lane), final[key][lane]) for lane in lanes if told is None or told[lane]]
 
 
 def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
     """A VectorEnv from whatever the user has. Own ones reset in the same step and never start a process."""
-    own = {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False}  # ObsCodec.encode copies
+    own: Any = {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False}  # ObsCodec.encode copies
     if not isinstance(env, str) and (render_mode is not None or env_kwargs):
         raise ValueError("render_mode and env_kwargs are for an environment given by its id; set them where it is made")
     if isinstance(env, str):
         try:
-            return gym.make_vec(
-                env, n_envs, vectorization_mode="sync", vector_kwargs=own, render_mode=render_mode, **env_kwargs
-            )
+            return SyncLanes([lambda: gym.make(env, render_mode=render_mode, **env_kwargs)] * n_envs, **own)
         except (gym.error.Error, ImportError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"env.id {env!r}: Gymnasium cannot make it: {said}") from error
@@ -236,9 +190,9 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
                 f"{_name(env)}: one environment cannot be copied into n_envs={n_envs}. "
                 "Give its id, a function that makes one, or a gymnasium.vector.SyncVectorEnv."
             )
-        return SyncVectorEnv([lambda: env], **own)  # type: ignore[arg-type]
+        return SyncLanes([lambda: env], **own)
     if callable(env):
-        return SyncVectorEnv([env] * n_envs, **own)  # type: ignore[arg-type]
+        return SyncLanes([env] * n_envs, **own)
     raise TypeError(f"env must be an id, gym.Env, gym.vector.VectorEnv or a function, got {type(env).__name__}")
 
 
@@ -272,16 +226,15 @@ def _name(env: Any) -> str:
     return spec.id if spec is not None else type(inner.unwrapped).__name__
 
 
+def time_limit(env: Any) -> TimeLimit[Any, Any] | None:
+    """The TimeLimit wrapper of a single environment, if it has one."""
+    while isinstance(env, gym.Wrapper) and not isinstance(env, TimeLimit):
+        env = env.env
+    return env if isinstance(env, TimeLimit) else None
+
+
 def _time_limits(env: VectorEnv[Any, Any, Any]) -> list[TimeLimit[Any, Any]]:
-    """The TimeLimit wrapper of every lane that has one."""
-    found = []
-    for lane in _lanes(env):
-        wrapper: Any = lane
-        while isinstance(wrapper, gym.Wrapper) and not isinstance(wrapper, TimeLimit):
-            wrapper = wrapper.env
-        if isinstance(wrapper, TimeLimit):
-            found.append(wrapper)
-    return found
+    return [clock for clock in map(time_limit, _lanes(env)) if clock is not None]
 
 
 def _episode_length(env: VectorEnv[Any, Any, Any]) -> int:

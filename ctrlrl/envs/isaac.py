@@ -52,7 +52,7 @@ class IsaacGymEnv(TensorEnv):
         self._zero = torch.zeros(int(env.num_envs), n_actions, device=torch.device(env.rl_device))
         self._limit = length_of(env.max_episode_length)
         obs = self._observe(self.call(env.reset))
-        self._set_spec(obs, action_dim=n_actions, episode_length=self._limit, n_envs=int(env.num_envs))
+        self._set_spec(obs, action_dim=n_actions, episode_length=self._limit - 1, n_envs=int(env.num_envs))
         self._pending = torch.zeros(self.spec.n_envs, dtype=torch.bool, device=self.spec.device)
 
     def reset(self, seed: int | None = None) -> Tensor:

@@ -1,0 +1,93 @@
+"""What a model file says of an agent besides its tensors, and how a constructor's arguments come back from it.
+
+Plain values only. A function or a class is not in the file: it is named there, and given again at loading.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from ctrlrl import build
+from ctrlrl.face.arguments import network
+
+File = str | os.PathLike[str] | BinaryIO
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+
+
+def facts(model: Any) -> dict[str, Any]:
+    own = model._extractor
+    return {
+        "algo": model.algo,
+        "config": asdict(model.cfg),
+        "policy": model._policy_name,
+        "features_extractor": None if own is None else own.name,
+        "schedules": [name for name in SCHEDULES if callable(model._given[name])],
+        "batch_size": model.batch_size,
+        "n_envs": model.n_envs,
+        "num_timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        "seed": model.seed,
+        "stats_window_size": model._stats_window_size,
+        "tensorboard_log": None if model.tensorboard_log is None else str(model.tensorboard_log),
+        "verbose": model.verbose,
+        "spaces": model._spaces.to_json(),
+        "versions": build.versions(),
+    }
+
+
+def arguments(found: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Keyword arguments of the constructor, from a file's facts and what `load` was given besides."""
+    config = {k: v for k, v in found["config"].items() if k not in ("name", "n_minibatches")}
+    kept = {
+        name: found[name]
+        for name in ("batch_size", "seed", "stats_window_size", "tensorboard_log", "verbose")
+        if name in found
+    }
+    policy = found.get("policy", "MlpPolicy")
+    _check_network(config, found, policy, changes.get("policy_kwargs"), where)
+    for name in found.get("schedules", ()):
+        if name not in changes:
+            warnings.warn(
+                f"{where}: {name} was a function, which a model file does not hold; it is {config[name]} from now on. "
+                f"Give it again: load(path, {name}=...).",
+                stacklevel=4,
+            )
+    return {"policy": policy, **config, **kept, **changes}
+
+
+def _check_network(
+    config: Mapping[str, Any], found: Mapping[str, Any], policy: str, given: Mapping[str, Any] | None, where: str
+) -> None:
+    needed = found.get("features_extractor")
+    fields, own = network(policy, given or {}, cnn_hidden=None)
+    if needed is not None and own is None:
+        raise ValueError(
+            f"{where}: the model has a features_extractor_class of its own, {needed}, and a file holds no code. Give "
+            "it again: load(path, policy_kwargs=dict(features_extractor_class=..., features_extractor_kwargs=...))."
+        )
+    if given is None:
+        return
+    wrong = [name for name, value in fields.items() if config.get(name, value) != value]
+    if wrong or (own is not None and needed is None):
+        what = f"{wrong[0]}={config[wrong[0]]}" if wrong else "no features_extractor_class"
+        raise ValueError(f"{where}: policy_kwargs differ from the saved ones, the model has {what}; leave them away")
+
+
+def custom(objects: Mapping[str, Any] | None) -> dict[str, Any]:
+    """SB3's custom_objects as constructor arguments; what ctrlrl does not pickle needs no replacement."""
+    if not objects:
+        return {}
+    found = {name: objects[name] for name in (*SCHEDULES, "policy_kwargs") if name in objects}
+    if "lr_schedule" in objects:
+        found["learning_rate"] = objects["lr_schedule"]
+    return found
+
+
+def versions_text(found: Mapping[str, Any]) -> str:
+    """What stands where print_system_info asks for it."""
+    lines = [f"saved: {found['versions']}", f"here:  {build.versions()}"]
+    return "\n".join(lines) + "\n"

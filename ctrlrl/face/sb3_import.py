@@ -1,0 +1,38 @@
+"""`PPO.from_sb3`: an agent of a zip that Stable-Baselines3's PPO saved; nothing in the zip is executed."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ctrlrl import build
+from ctrlrl.face.environments import connect
+from ctrlrl.face.model import Model
+from ctrlrl.face.saved import File
+from ctrlrl.train.sb3_weights import restore, restore_statistics
+from ctrlrl.train.sb3_zip import read_sb3
+
+Kind = TypeVar("Kind", bound=Model)
+
+
+def from_sb3(
+    kind: type[Kind], path: File, env: Any, device: Any, *, n_envs: int, obs_stats: Any, changes: dict[str, Any]
+) -> Kind:
+    where = str(path)
+    agent = read_sb3(path, changes)
+    settings = {"batch_size": agent.batch_size, "seed": agent.seed, **agent.config, **changes}
+    if obs_stats is not None:
+        settings["normalize_obs"] = True
+    model = kind(agent.policy, None, device=device, **settings)
+    spaces = build.Spaces(agent.observation_space, agent.action_space)
+    if env is None:
+        model._spaces, (model.observation_space, model.action_space) = spaces, spaces
+        model._n_envs = agent.n_envs
+    else:
+        model._use(connect(env, n_envs, seed=model.seed, device=model.device))
+        spaces.same(model._spaces, where)
+    model._setup_model()
+    restore(model.learner, agent.weights, agent.moments, where)
+    if obs_stats is not None:
+        restore_statistics(model.learner, obs_stats)
+    model.num_timesteps, model._n_updates = agent.num_timesteps, agent.n_updates
+    return model
