@@ -22,6 +22,8 @@ from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import keep_memory, set_threads
 from ctrlrl.envs.spaces import Spaces
+from ctrlrl.envs.timeout import TimedEnv
+from ctrlrl.policies.quick import Quick
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.train.checkpoint import Checkpoint, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
@@ -42,15 +44,23 @@ def make_env(
     stagger: bool | None = None,
     compile: bool = False,
     render: bool = False,
+    episode_length: int | None = None,
 ) -> VecEnv:
-    """One vectorised environment of the configured task; `stagger` overrides the configuration (evaluation: False)."""
+    """One vectorised environment of the configured task; `stagger` overrides the configuration (evaluation: False).
+
+    episode_length: steps until truncation on the torch and mujoco backends; None is the task's own limit.
+    """
     device, backend = torch.device(device), backend_of(cfg)
     stagger = cfg.stagger if stagger is None else stagger
+    if cfg.timeout is not None and backend != "gymnasium":
+        raise ValueError(f"env.timeout is for environments that Python code steps; env={cfg.name} runs on {backend}")
     if backend == "torch":
         from ctrlrl.envs.sim import BatchedSim
 
         sim = lookup(SIMULATORS, cfg.name, "environment")()
-        return BatchedSim(sim, n_envs, seed=seed, device=device, stagger=stagger, compile=compile)
+        return BatchedSim(
+            sim, n_envs, seed=seed, device=device, stagger=stagger, compile=compile, episode_length=episode_length
+        )
     if device.type != "cpu":
         raise ValueError(
             f"env={cfg.name} runs on {backend}, which steps on the CPU, got device={device}. Use device=cpu."
@@ -58,11 +68,24 @@ def make_env(
     if backend == "mujoco":
         from ctrlrl.envs.mujoco_cpu import MujocoPool
 
-        return MujocoPool(cfg.name, n_envs, seed=seed, n_threads=cfg.threads, exact=cfg.exact, stagger=stagger)
+        return MujocoPool(
+            cfg.name,
+            n_envs,
+            seed=seed,
+            n_threads=cfg.threads,
+            exact=cfg.exact,
+            stagger=stagger,
+            episode_length=episode_length,
+        )
+    gym_id = cfg.id or GYMNASIUM_IDS[cfg.name]
+    if backend == "envpool":
+        from ctrlrl.envs.envpool import EnvPoolEnv
+
+        return EnvPoolEnv(gym_id, n_envs=n_envs, seed=seed, n_threads=cfg.threads)
     from ctrlrl.envs.gymnasium import GymnasiumEnv
 
-    gym_id = cfg.id or GYMNASIUM_IDS[cfg.name]
-    return GymnasiumEnv(gym_id, n_envs=n_envs, seed=seed, render_mode="rgb_array" if render else None)
+    env = GymnasiumEnv(gym_id, n_envs=n_envs, seed=seed, render_mode="rgb_array" if render else None)
+    return env if cfg.timeout is None else TimedEnv(env, cfg.timeout)
 
 
 def backend_of(cfg: EnvConfig) -> str:
@@ -70,7 +93,7 @@ def backend_of(cfg: EnvConfig) -> str:
     if cfg.name == "gym" and not cfg.id:
         raise ValueError("env=gym needs a Gymnasium id, e.g. env.id=LunarLander-v3")
     has = {"torch": cfg.name in SIMULATORS, "mujoco": cfg.name in ROBOTS}
-    has["gymnasium"] = cfg.id is not None or cfg.name in GYMNASIUM_IDS
+    has["gymnasium"] = has["envpool"] = cfg.id is not None or cfg.name in GYMNASIUM_IDS
     if not any(has.values()):
         raise ValueError(unknown("environment", cfg.name, [*SIMULATORS, *ROBOTS, "gym"]))
     if cfg.backend == "auto":
@@ -81,10 +104,13 @@ def backend_of(cfg: EnvConfig) -> str:
     return cfg.backend
 
 
-def make_learner(algo: Any, spec: EnvSpec) -> Learner:
-    """The learner of an algorithm's config (its `name` is the registry key) for an environment's spec."""
+def make_learner(algo: Any, spec: EnvSpec, **parts: Any) -> Learner:
+    """The learner of an algorithm's config (its `name` is the registry key) for an environment's spec.
+
+    parts: what a config cannot hold, e.g. `own_features`, a function that makes a user's feature extractor.
+    """
     keep_memory()
-    return lookup(ALGORITHMS, algo.name, "algorithm")(algo, spec)
+    return lookup(ALGORITHMS, algo.name, "algorithm")(algo, spec, **parts)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -138,6 +164,12 @@ def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor]
     return act
 
 
+def quick(learner: Learner) -> Quick | None:
+    """What acts on a single observation in NumPy, as `acting` does deterministically; None for other learners."""
+    parts = [getattr(learner, name, None) for name in ("normalizer", "features", "policy")]
+    return None if None in parts else Quick(*parts)  # type: ignore[arg-type]
+
+
 def training_loop(cfg: TrainConfig) -> OnPolicyLoop:
     """Environment, learner and loop of a run, without run folder, log or evaluation."""
     device = device_of(cfg)
@@ -152,7 +184,7 @@ def training_loop(cfg: TrainConfig) -> OnPolicyLoop:
         env,
         total_steps=cfg.total_steps,
         seed=cfg.seed,
-        staggered=cfg.env.stagger and backend_of(cfg.env) != "gymnasium",
+        staggered=cfg.env.stagger and backend_of(cfg.env) not in ("gymnasium", "envpool"),
         graph=mode == "graph",
     )
 
@@ -163,17 +195,24 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
     set_threads(cfg.threads, widest_layer(cfg.algo), device)
     loop = training_loop(cfg)
     every = cfg.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
+    notices = list(getattr(loop.env, "notices", ()))
     trainer = Trainer(
         loop,
         RunFolder(folder, tensorboard=cfg.log.tensorboard),
         evaluate=evaluator(loop.learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed),
         eval_every=every,
         log_every=cfg.log.every,
+        log_steps=cfg.log.every_steps,
         checkpoint_every=cfg.checkpoint.every,
+        checkpoint_steps=cfg.checkpoint.every_steps,
+        keep=cfg.checkpoint.keep,
+        spec=loop.env.spec,
         device=device,
-        facts=facts(cfg, device),
+        facts=facts(cfg, device) | {"notices": notices},
         progress=cfg.log.progress,
     )
+    for line in notices:
+        trainer.progress.note(line)
     if resume:
         trainer.resume()
     return trainer
@@ -241,12 +280,16 @@ def on_policy_loop(
 
 
 def as_vec_env(env: Any, *, seed: int | None = None) -> VecEnv:
-    """A ctrlrl VecEnv as it is; a Gymnasium environment or vector environment behind the adapter."""
+    """A ctrlrl VecEnv as it is; SB3's, another simulator's or Gymnasium's environment behind its adapter."""
     if isinstance(env, VecEnv):
         return env
+    from ctrlrl.envs.adapters import adapt
     from ctrlrl.envs.gymnasium import GymnasiumEnv
+    from ctrlrl.envs.sb3 import SB3Env, is_sb3
 
-    return GymnasiumEnv(env, seed=seed)
+    if is_sb3(env):
+        return SB3Env(env, seed=seed)
+    return adapt(env, seed=seed) or GymnasiumEnv(env, seed=seed)
 
 
 def spaces(cfg: EnvConfig, spec: EnvSpec) -> Spaces:
@@ -256,11 +299,10 @@ def spaces(cfg: EnvConfig, spec: EnvSpec) -> Spaces:
 
 
 def spaces_of(env: Any, spec: EnvSpec) -> Spaces:
-    """Of an environment object."""
-    for prefix in ("single_", ""):
-        if hasattr(env, f"{prefix}action_space"):
-            return Spaces(getattr(env, f"{prefix}observation_space"), getattr(env, f"{prefix}action_space"))
-    return Spaces.of_spec(spec)
+    """Of an environment object; of a simulator's, those that its adapter shows."""
+    from ctrlrl.envs.adapters import kinds
+
+    return Spaces.of_spec(spec) if kinds(env) not in ([], ["envpool"]) else Spaces.of_env(env, spec)
 
 
 def agent_checkpoint(learner: Learner, facts: dict[str, Any]) -> Checkpoint:

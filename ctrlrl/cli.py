@@ -20,7 +20,8 @@ USAGE = """ctrlrl <verb> [key=value ...]
   train    algo=ppo env=halfcheetah total_steps=1_000_000 seed=0 run.dir=runs/x    train; run.resume=runs/x goes on
   eval     run=runs/x episodes=20 seed=100 video=out.mp4                           evaluate a run's policy
   report   runs/a runs/b out=report.html                                           curves and tables of runs
-  bench    throughput|train|score env=pendulum n_envs=1024,65536 [vs=sb3|rsl_rl]   measure speed, peers interleaved
+  export   run=runs/x format=onnx out=policy.onnx checkpoint=best                  the policy in one file, checked
+  bench    throughput|train|score|latency env=pendulum n_envs=1024 [vs=sb3|rsl_rl] measure speed, peers interleaved
   doctor                                                                           versions, devices, one timing each
 
 `ctrlrl train --help` lists algorithms, environments and presets; `--cfg job` prints the composed configuration."""
@@ -42,6 +43,14 @@ class EvalOptions:
 @dataclass
 class ReportOptions:
     out: str = "report.html"
+
+
+@dataclass
+class ExportOptions:
+    run: str = ""  # run folder
+    format: str | None = None  # onnx | torchscript; null = by the suffix of out
+    out: str = "policy.onnx"  # .onnx, or .pt for torchscript
+    checkpoint: str = "last"  # or best
 
 
 def train(words: list[str]) -> int:
@@ -110,6 +119,17 @@ def report(words: list[str]) -> int:
     return 0
 
 
+def export(words: list[str]) -> int:
+    from ctrlrl import compose
+    from ctrlrl.deploy import export_run
+
+    options = compose.command(ExportOptions, words)
+    if not options.run:
+        raise ValueError("export needs run=FOLDER, e.g. ctrlrl export run=runs/x out=policy.onnx")
+    print(export_run(Path(options.run), Path(options.out), options.format, options.checkpoint))
+    return 0
+
+
 def bench(words: list[str]) -> int:
     from ctrlrl.bench.run import main as run_bench
 
@@ -127,6 +147,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "report": report,
+    "export": export,
     "bench": bench,
     "doctor": doctor,
 }

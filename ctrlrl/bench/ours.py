@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
+from ctrlrl import api
 from ctrlrl.bench.rows import Lap, rate
 from ctrlrl.build import acting, make_env, training_loop
-from ctrlrl.config import EnvConfig, TrainConfig
+from ctrlrl.config import TrainConfig
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
 
@@ -28,12 +32,11 @@ class Stepping:
 
     name = "ctrlrl"
 
-    def __init__(self, env_cfg: EnvConfig, n_envs: int, device: torch.device, *, compile: bool, seconds: float):
-        self.env = make_env(env_cfg, n_envs, seed=0, device=device, compile=compile)
-        self.seconds, self.device = seconds, device
-        self.actions = random_actions(self.env)
-        self.env.reset(0)
-        self.chunk = max(1, 200_000 // n_envs)  # steps between two looks at the clock
+    def __init__(self, env: VecEnv, seconds: float, *, chunk: int | None = None):
+        self.env, self.seconds, self.device = env, seconds, env.spec.device
+        self.actions = random_actions(env)
+        self.chunk = chunk or max(1, 200_000 // env.spec.n_envs)  # steps between two looks at the clock
+        env.reset(0)
         for _ in range(5):
             self._work()
 
@@ -52,6 +55,10 @@ def random_actions(env: VecEnv, n: int = 8) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     if spec.n_actions:
         return [torch.randint(spec.n_actions, (spec.n_envs,), generator=generator).to(spec.device) for _ in range(n)]
+    if spec.nvec:
+        options = torch.tensor(spec.nvec)
+        draws = [torch.rand(spec.n_envs, len(options), generator=generator) for _ in range(n)]
+        return [(u * options).long().to(spec.device) for u in draws]
     shape = (spec.n_envs, spec.action_dim)
     return [(torch.rand(shape, generator=generator) * 2 - 1).to(spec.device) for _ in range(n)]
 
@@ -133,3 +140,28 @@ class ToScore:
         seconds = clock.wall if score >= self.target else math.inf
         self.history.append({"seconds": seconds, "env_steps": loop.env_steps, "score": score})
         return Lap(seconds, clock.wall, clock.cpu)
+
+
+class Deciding:
+    """One decision on one observation, as a program that drives one robot takes it; the median of a lap in µs."""
+
+    def __init__(self, name: str, decide: Callable[[], Any], seconds: float):
+        self.name, self.decide, self.seconds = name, decide, seconds
+        for _ in range(200):
+            decide()
+
+    def lap(self) -> Lap:
+        wall, cpu, clock, decide = time.perf_counter(), time.process_time(), time.perf_counter_ns, self.decide
+        times = []
+        while time.perf_counter() - wall < self.seconds:
+            for _ in range(100):
+                begin = clock()
+                decide()
+                times.append(clock() - begin)
+        return Lap(statistics.median(times) / 1000, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def agent(cfg: TrainConfig) -> Any:
+    """The Python face's agent of a configuration, on the CPU, untrained."""
+    values = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "n_minibatches")}
+    return api.CLASSES[cfg.algo.name]("MlpPolicy", cfg.env.id or cfg.env.name, seed=0, device="cpu", **values)

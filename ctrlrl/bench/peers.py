@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctrlrl.bench.ours import EVAL_EPISODES, Clock
+from ctrlrl.bench.ours import EVAL_EPISODES, Clock, Deciding
 from ctrlrl.bench.rows import Lap, rate
 from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig
+from ctrlrl.envs.spec import action_codec
 from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
@@ -134,6 +135,25 @@ class SB3ToScore:
         return Lap(seconds, clock.wall, clock.cpu)
 
 
+def sb3_deciding(ours: Any, algo: Any, obs: Any, seconds: float) -> Deciding:
+    """SB3's PPO with the spaces and the network of our agent. VecNormalize, which it would need too, is left out."""
+    try:
+        import gymnasium as gym
+        from stable_baselines3 import PPO
+    except ImportError:
+        raise ValueError("vs=sb3 needs Stable-Baselines3: pip install 'ctrlrl[sb3]'") from None
+    activation = {"relu": "ReLU", "silu": "SiLU", "elu": "ELU", "tanh": "Tanh", "gelu": "GELU"}[algo.activation]
+    hidden = {"pi": list(algo.hidden), "vf": list(algo.hidden if algo.vf_hidden is None else algo.vf_hidden)}
+    kwargs = {"net_arch": hidden, "activation_fn": getattr(torch.nn, activation)}
+
+    class Spaces(gym.Env[Any, Any]):
+        observation_space, action_space = ours.observation_space, ours.action_space
+
+    model = PPO("MlpPolicy", Spaces(), policy_kwargs=kwargs, device="cpu", seed=0)
+    name = f"stable-baselines3 {version('stable-baselines3')}, same network, without VecNormalize"
+    return Deciding(name, lambda: model.predict(obs, deterministic=True), seconds)
+
+
 class RslRlTraining:
     """rsl_rl's PPO on ctrlrl's own simulator, with the network and update sizes of our configuration."""
 
@@ -198,6 +218,51 @@ class _RslEnv:
         self._obs = step.obs
         done = step.terminated | step.truncated
         return self.get_observations(), step.reward, done.long(), {"time_outs": step.truncated}
+
+
+PLAIN_CHUNK = 200  # vector steps between two looks at the clock
+
+
+class PlainStepping:
+    """A vector environment stepped as it is, against the same one behind our adapter: what the adapter costs.
+
+    actions: of the adapter, turned into the environment's units beforehand.
+    """
+
+    def __init__(self, venv: Any, name: str, actions: list[torch.Tensor], seconds: float):
+        self.venv, self.name, self.seconds = venv, name, seconds
+        space = venv.single_action_space if hasattr(venv, "single_action_space") else venv.action_space
+        codec = action_codec(space, name)
+        self.actions = [codec.decode(action) for action in actions]
+        venv.reset()
+        self._work()
+
+    def _work(self) -> int:
+        for i in range(PLAIN_CHUNK):
+            self.venv.step(self.actions[i % len(self.actions)])
+        return PLAIN_CHUNK * self.venv.num_envs
+
+    def lap(self) -> Lap:
+        return rate(self._work, self.seconds)
+
+
+def plain_gymnasium(gym_id: str, n_envs: int) -> Any:
+    """The SyncVectorEnv that GymnasiumEnv makes of an id, in the same autoreset mode."""
+    import gymnasium as gym
+
+    mode = gym.vector.AutoresetMode.SAME_STEP
+    return gym.make_vec(gym_id, n_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
+
+
+def plain_sb3(gym_id: str, n_envs: int) -> Any:
+    """A DummyVecEnv without Monitor."""
+    try:
+        from stable_baselines3.common.vec_env import DummyVecEnv
+    except ImportError:
+        raise ValueError("vs=sb3 needs Stable-Baselines3: pip install 'ctrlrl[sb3]'") from None
+    import gymnasium as gym
+
+    return DummyVecEnv([lambda: gym.make(gym_id)] * n_envs)
 
 
 class GymnasiumStepping:

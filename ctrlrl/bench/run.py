@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ import torch
 
 from ctrlrl import compose
 from ctrlrl.bench import peers
-from ctrlrl.bench.ours import EVAL_EPISODES, Stepping, ToScore, Training
+from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
 from ctrlrl.build import acting, backend_of, device_of, make_env, training_loop
 from ctrlrl.config import EnvConfig, TrainConfig
-from ctrlrl.registry import unknown
+from ctrlrl.envs.sb3 import SB3Env
+from ctrlrl.registry import GYMNASIUM_IDS, unknown
 from ctrlrl.train.evaluate import evaluate
 
-KINDS = ("throughput", "train", "score", "memory")
+KINDS = ("throughput", "train", "score", "latency", "memory")
 TARGETS = {"cartpole": 475.0, "pendulum": -200.0, "halfcheetah": 4500.0}
 OWN = ("vs", "pairs", "seconds", "target", "by", "eval_seconds", "out", "env_threads", "peer_budget", "iterations")
 
@@ -31,7 +33,7 @@ OWN = ("vs", "pairs", "seconds", "target", "by", "eval_seconds", "out", "env_thr
 class BenchOptions:
     """Keys of `bench` itself; every other key is one of `ctrlrl train`, e.g. n_envs=1024,65536 or compile=compile."""
 
-    vs: str | None = None  # throughput: gymnasium | mj_step; train: sb3 | rsl_rl; score: sb3
+    vs: str | None = None  # throughput: gymnasium | mj_step | sb3; train: sb3 | rsl_rl; score: sb3
     pairs: int = 5
     seconds: float = 5.0  # of one lap
     target: float | None = None  # score: mean return
@@ -76,6 +78,7 @@ def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> dict[str, Any
     row: dict[str, Any] = {
         "kind": kind,
         "env": cfg.env.id or cfg.env.name,
+        "backend": backend_of(cfg.env),
         "algo": None if kind == "throughput" else cfg.algo.name,
         "n_envs": cfg.n_envs,
         "threads": torch.get_num_threads(),
@@ -83,21 +86,49 @@ def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> dict[str, Any
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "dtype": cfg.dtype,
         "compile": cfg.compile,
-        "unit": {"score": "seconds to target", "memory": "MiB peak"}.get(kind, "env_steps/s"),
+        "unit": {"score": "seconds to target", "memory": "MiB peak", "latency": "µs"}.get(kind, "env_steps/s"),
     }
-    measured = {"throughput": _throughput, "train": _train, "score": _score, "memory": _memory}[kind]
+    measured = {"throughput": _throughput, "train": _train, "score": _score, "latency": _latency, "memory": _memory}[
+        kind
+    ]
     return row | measured(cfg, options, device) | identity()
 
 
 def _throughput(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
-    ours = Stepping(cfg.env, cfg.n_envs, device, compile=cfg.compile == "compile", seconds=options.seconds)
+    if backend_of(cfg.env) == "gymnasium":
+        return _adapter(cfg, options)
+    if options.vs == "sb3":
+        raise ValueError("throughput vs=sb3 measures the adapter around a DummyVecEnv; it needs env.backend=gymnasium")
+    env = make_env(cfg.env, cfg.n_envs, seed=0, device=device, compile=cfg.compile == "compile")
+    ours = Stepping(env, options.seconds)
     peer: Any = None
     if options.vs == "gymnasium":
         peer = peers.GymnasiumStepping(cfg.env.name, cfg.n_envs, options.seconds)
     elif options.vs == "mj_step":
         peer = peers.RawMujoco(cfg.env.name, cfg.env.threads or os.cpu_count() or 1, options.seconds)
     elif options.vs is not None:
-        raise ValueError(f"throughput compares with vs=gymnasium or vs=mj_step, got {options.vs}")
+        raise ValueError(f"throughput compares with vs=gymnasium, vs=mj_step or vs=sb3, got {options.vs}")
+    return compare(ours, peer, options.pairs, note=note)
+
+
+def _adapter(cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
+    """Gymnasium's environments behind our adapter; with `vs`, against the same ones without it."""
+    gym_id = cfg.env.id or GYMNASIUM_IDS[cfg.env.name]
+    if options.vs == "sb3":
+        env: Any = SB3Env(peers.plain_sb3(gym_id, cfg.n_envs))
+        plain, name = (
+            peers.plain_sb3(gym_id, cfg.n_envs),
+            f"stable-baselines3 {version('stable-baselines3')}, DummyVecEnv",
+        )
+    elif options.vs in (None, "gymnasium"):
+        env = make_env(cfg.env, cfg.n_envs, seed=0)
+        plain, name = peers.plain_gymnasium(gym_id, cfg.n_envs), f"gymnasium {version('gymnasium')}, SyncVectorEnv"
+    else:
+        raise ValueError(
+            f"with env.backend=gymnasium, throughput compares with vs=gymnasium or vs=sb3, got {options.vs}"
+        )
+    ours = Stepping(env, options.seconds, chunk=peers.PLAIN_CHUNK)
+    peer = None if options.vs is None else peers.PlainStepping(plain, name, ours.actions, options.seconds)
     return compare(ours, peer, options.pairs, note=note)
 
 
@@ -128,10 +159,31 @@ def _score(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dic
     elif options.vs is not None:
         raise ValueError(f"score compares with vs=sb3, got {options.vs}")
     fields = compare(ours, peer, options.pairs, note=note)
-    if fields["ratio"] is not None:
-        fields["ratio"] = 1.0 / fields["ratio"] if fields["ratio"] else math.inf  # how many times faster, as elsewhere
+    _times_faster(fields)
     history = {"target": target, "by": options.by, "runs": ours.history}
     return fields | history | ({"peer_runs": peer.history} if peer is not None else {})
+
+
+def _latency(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    """`predict` on one observation of the environment, deterministic, on the CPU."""
+    model = agent(cfg)
+    model.observation_space.seed(0)
+    obs = model.observation_space.sample()
+    ours = Deciding("ctrlrl", lambda: model.predict(obs, deterministic=True), options.seconds)
+    peer: Any = None
+    if options.vs == "sb3":
+        peer = peers.sb3_deciding(model, cfg.algo, obs, options.seconds)
+    elif options.vs is not None:
+        raise ValueError(f"latency compares with vs=sb3, got {options.vs}")
+    fields = compare(ours, peer, options.pairs, note=note)
+    _times_faster(fields)
+    return fields | {"n_envs": 1, "device": "cpu"}
+
+
+def _times_faster(fields: dict[str, Any]) -> None:
+    """Of a time, less is better: the ratio says how many times faster, as elsewhere."""
+    if fields["ratio"] is not None:
+        fields["ratio"] = 1.0 / fields["ratio"] if fields["ratio"] else math.inf
 
 
 def _memory(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
