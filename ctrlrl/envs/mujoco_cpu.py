@@ -64,7 +64,7 @@ class MujocoPool:
         mass = torch.from_numpy(self.model.body_mass.copy())
         e = self._engine
         self.physics = Physics(e.qpos, e.qvel, e.control, torch.zeros(n_envs, dtype=torch.float64), e.fields, mass)
-        self._seed, self._stagger, self._dtype = seed, stagger, dtype
+        self._seed, self.stagger, self._dtype = seed, stagger, dtype
         self._lanes = torch.arange(n_envs)
         self._clock = torch.zeros(n_envs, dtype=torch.int64)
         self._episode = torch.full((n_envs,), -1, dtype=torch.int64)
@@ -86,7 +86,7 @@ class MujocoPool:
             self._draw(self._episode + 1)
         self._begin(self._lanes)
         self.physics.before.copy_(self.task.progress(self.physics))
-        if fresh and self._stagger:
+        if fresh and self.stagger:
             u = lane_random.uniform(self._key(), self._lanes, torch.full_like(self._lanes, -1), 1)
             self._clock.copy_((u[:, 0] * self.spec.episode_length).long())
         self._started = True
