@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces as gym_spaces
 from torch import Tensor
 
 from ctrlrl.envs.spaces import Spaces
-from ctrlrl.envs.spec import Array, PartCodec, action_codec, obs_codec
+from ctrlrl.envs.spec import Array, action_codec
 from ctrlrl.types import VecEnv
 
 
@@ -36,7 +34,6 @@ class Face:
     def __init__(self, env: VecEnv, spaces: Spaces | None, *, stagger: bool) -> None:
         self.env, self.name, self.n_envs = env, name_of(env), env.spec.n_envs
         self.spaces = Spaces.of_env(env, env.spec) if spaces is None else spaces
-        self._obs = obs_codec(self.spaces.observation, self.name)
         self._action = action_codec(self.spaces.action, self.name)
         if not self.spaces.fits(env.spec):
             raise ValueError(f"{self.name}: {self.spaces} cannot show an environment of {env.spec}")
@@ -49,7 +46,7 @@ class Face:
         }
 
     def reset(self, seed: int | None) -> Any:
-        return self._decode(self.env.reset(seed))
+        return self.spaces.observations(self.env.reset(seed))
 
     def step(self, actions: Any) -> HostStep:
         """actions: [B, *shape] in the units of the action space."""
@@ -65,11 +62,13 @@ class Face:
         success: dict[int, bool] = {}
         if len(ended):
             lanes = torch.from_numpy(ended).to(self.env.spec.device)
-            final_obs = self._rows(self._decode(step.final_obs[lanes]), len(ended))
+            final_obs = self._rows(self.spaces.observations(step.final_obs[lanes]), len(ended))
             if "success" in step.extras:
                 told = step.extras["success"][lanes].tolist()
                 success = {int(i): bool(x) for i, x in zip(ended, told, strict=True) if x == x}  # NaN: not known
-        return HostStep(self._decode(step.obs), _own(step.reward), terminated, truncated, ended, final_obs, success)
+        return HostStep(
+            self.spaces.observations(step.obs), _own(step.reward), terminated, truncated, ended, final_obs, success
+        )
 
     def render(self, lane: int) -> Array:
         """uint8 [height, width, 3]; ValueError where the environment has no picture."""
@@ -91,13 +90,6 @@ class Face:
         elif ((encoded < 0) | (encoded >= (codec.nvec or codec.n_actions))).any():
             raise ValueError(f"{self.name}: an action lies outside {space}")
         return encoded
-
-    def _decode(self, obs: Tensor) -> Any:
-        """[B, O] as the observation space has it, in memory of its own."""
-        on_host = obs.device.type == "cpu"
-        rows = obs.cpu().numpy()
-        columns = iter(np.split(rows, np.cumsum([p.dim for p in self._obs.parts])[:-1], axis=1))
-        return _structured(self.spaces.observation, iter(self._obs.parts), columns, copy=True if on_host else None)
 
     def _rows(self, obs: Any, n: int) -> list[Any]:
         """A batch of n observations as n single ones."""
@@ -127,24 +119,3 @@ def render_mode_of(env: VecEnv) -> str | None:
 
 def _own(values: Tensor) -> Array:
     return values.cpu().numpy() if values.device.type != "cpu" else values.numpy().copy()
-
-
-def _structured(
-    space: gym_spaces.Space[Any], parts: Iterator[PartCodec], columns: Iterator[Array], *, copy: bool | None
-) -> Any:
-    """The inverse of ObsCodec.encode: columns [B, dim] of the parts -> arrays in the structure of the space."""
-    if isinstance(space, gym_spaces.Dict):
-        return {key: _structured(inner, parts, columns, copy=copy) for key, inner in space.spaces.items()}
-    if isinstance(space, gym_spaces.Tuple):
-        return tuple(_structured(inner, parts, columns, copy=copy) for inner in space.spaces)
-    part, rows = next(parts), next(columns)
-    n = len(rows)
-    if part.nvec is not None:
-        assert part.start is not None
-        hot = np.split(rows, np.cumsum(part.nvec)[:-1], axis=1)
-        choice = np.stack([option.argmax(1) for option in hot], axis=1) + part.start
-        return choice.reshape(n, *part.shape).astype(space.dtype)
-    array = rows.reshape(n, *part.part.shape)
-    if part.channels_last:
-        array = np.moveaxis(array, 1, -1)
-    return np.array(array, dtype=space.dtype, order="C", copy=copy)

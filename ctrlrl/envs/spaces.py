@@ -251,7 +251,7 @@ def _gathered(space: spaces.Space[Any], columns: Iterator[tuple[PartCodec, Array
         array = np.stack([one.argmax(1) for one in hot], axis=1) + part.start
     elif part.channels_last:
         array = np.moveaxis(array.reshape(n, *part.part.shape), 1, -1)
-    return array.reshape(n, *part.shape).astype(space.dtype)
+    return array.reshape(n, *part.shape).astype(space.dtype, order="C")
 
 
 def _turned(part: PartCodec, array: Array) -> Array:
