@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-slow clean
+.PHONY: train test test-slow test-faults clean
 
 train: $(VENV)/.train  ## PPO on HalfCheetah-v5, one million steps; curve, table and video in runs/first/report.html
 	@rm -rf runs/first
@@ -15,6 +15,9 @@ test: $(VENV)/.test  ## the whole default suite, ruff and mypy included
 
 test-slow: $(VENV)/.test  ## the minutes-long checks: learning on robots, peers
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/.test  ## a hundred kills of training and of saving
+	$(BIN)/python -m pytest -m faults tests/faults
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

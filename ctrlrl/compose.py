@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -21,6 +22,7 @@ from ctrlrl.registry import ALGORITHMS, ENVIRONMENTS, lookup, unknown
 Command = TypeVar("Command")
 _PACKED = Path(__file__).parent / "configs"  # in an installed wheel
 CONFIG_DIR = _PACKED if _PACKED.is_dir() else Path(__file__).parent.parent / "configs"
+_CONFIG_LIMIT = 2**16  # bytes
 GROUPS = {"algo": tuple(ALGORITHMS), "env": ENVIRONMENTS}
 
 
@@ -70,20 +72,37 @@ def typed(cfg: DictConfig) -> TrainConfig:
 def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
     """The configuration that a run folder's config.yaml holds, changed by `words`."""
     try:
-        saved = OmegaConf.load(path)
+        saved = OmegaConf.create(_plain_yaml(path))
+        name = OmegaConf.select(saved, "algo.name", default=None)
     except OSError:
         raise ValueError(
             f"{path}: no such file. A run folder holds config.yaml; name one with run=... or run.resume=..."
         ) from None
     except Exception as error:
-        raise ValueError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
-    name = OmegaConf.select(saved, "algo.name", default=None)
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not readable as YAML ({said})") from None
     algo = lookup(ALGORITHMS, str(name), "algorithm").config
     schema = OmegaConf.structured(TrainConfig(algo=algo()))
     try:
         return OmegaConf.merge(schema, saved, OmegaConf.from_dotlist(list(words)))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {_explain(error, words)}") from None
+
+
+def _plain_yaml(path: Path) -> str:
+    """The text of a config.yaml, which may come from a stranger: nothing in it may grow, build or look elsewhere."""
+    if path.stat().st_size > _CONFIG_LIMIT:
+        raise ValueError(f"more than {_CONFIG_LIMIT} bytes")
+    text, depth = path.read_text(encoding="utf-8"), 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += type(token).__name__.endswith("StartToken") - type(token).__name__.endswith("EndToken")
+        if depth > 20:
+            raise ValueError(f"line {token.start_mark.line + 1} is nested too deeply")
+        if isinstance(token, (yaml.AliasToken, yaml.AnchorToken, yaml.TagToken)):
+            raise ValueError(f"line {token.start_mark.line + 1} has an anchor, an alias or a tag; a config is plain")
+        if isinstance(token, yaml.ScalarToken) and "${" in token.value:
+            raise ValueError(f"line {token.start_mark.line + 1} has an interpolation; a config is plain")
+    return text
 
 
 def command(kind: type[Command], words: Sequence[str]) -> Command:

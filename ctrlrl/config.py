@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
+
+
+def _seed(key: str, value: int) -> None:
+    if not 0 <= value < 2**62:
+        raise ValueError(f"{key} must lie in 0 ... 2**62 - 1, got {value}")
 
 
 @dataclass
@@ -12,16 +18,19 @@ class EnvConfig:
 
     name: str = ""
     id: str | None = None  # Gymnasium id, for env=gym or env.backend=gymnasium
-    backend: str = "auto"  # auto | torch | mujoco | gymnasium
+    backend: str = "auto"  # auto | torch | mujoco | gymnasium | envpool
     exact: bool = False  # MuJoCo: one MjData per world, trajectories equal Gymnasium's to the bit; a third slower
     stagger: bool = True  # spread the start clocks, so that time limits do not all fall on one step
     threads: int | None = None  # physics threads; null = all cores
+    timeout: float | None = None  # seconds a reset or vector step of a Gymnasium environment may take; null = no limit
 
     def __post_init__(self) -> None:
-        if self.backend not in ("auto", "torch", "mujoco", "gymnasium"):
-            raise ValueError(f"env.backend must be auto, torch, mujoco or gymnasium, got {self.backend!r}")
+        if self.backend not in ("auto", "torch", "mujoco", "gymnasium", "envpool"):
+            raise ValueError(f"env.backend must be auto, torch, mujoco, gymnasium or envpool, got {self.backend!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"env.threads must be at least 1 or null, got {self.threads}")
+        if self.timeout is not None and not 0.0 < self.timeout <= 1e6:
+            raise ValueError(f"env.timeout must lie in (0, 1e6] seconds or be null, got {self.timeout}")
 
 
 @dataclass
@@ -31,6 +40,7 @@ class EvalConfig:
     seed: int = 10_000
 
     def __post_init__(self) -> None:
+        _seed("eval.seed", self.seed)
         if self.episodes < 1:
             raise ValueError(f"eval.episodes must be at least 1, got {self.episodes}")
         if self.every is not None and self.every < 0:
@@ -40,21 +50,30 @@ class EvalConfig:
 @dataclass
 class LogConfig:
     every: float = 1.0  # seconds between rows of progress.csv
+    every_steps: int | None = None  # environment steps between rows, instead of seconds: every run has the same rows
     progress: bool = True  # the live bar
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if self.every < 0:
+        if not self.every >= 0:
             raise ValueError(f"log.every must be at least 0 seconds, got {self.every}")
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"log.every_steps must be at least 1 or null, got {self.every_steps}")
 
 
 @dataclass
 class CheckpointConfig:
     every: float = 60.0  # seconds between checkpoints; the last and the best are always kept
+    every_steps: int | None = None  # environment steps between checkpoints, besides those by the clock
+    keep: int = 0  # numbered ones, checkpoints/step_<n>, that stay: by every_steps, or where that is null by every
 
     def __post_init__(self) -> None:
-        if self.every < 0:
+        if not self.every >= 0:
             raise ValueError(f"checkpoint.every must be at least 0 seconds, got {self.every}")
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"checkpoint.every_steps must be at least 1 or null, got {self.every_steps}")
+        if self.keep < 0:
+            raise ValueError(f"checkpoint.keep must be at least 0, got {self.keep}")
 
 
 @dataclass
@@ -82,6 +101,11 @@ class TrainConfig:
     run: FolderConfig = field(default_factory=FolderConfig)
 
     def __post_init__(self) -> None:
+        _seed("seed", self.seed)
+        for f in fields(self.algo) if is_dataclass(self.algo) else ():
+            value = getattr(self.algo, f.name)
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"algo.{f.name} must be a number, got nan")
         if self.n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {self.n_envs}")
         if self.total_steps < 1:

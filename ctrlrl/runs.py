@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
 from ctrlrl.registry import GYMNASIUM_IDS
-from ctrlrl.train.checkpoint import read_folder, write_atomic
+from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec
+from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.train.trainer import Trainer
 
@@ -27,17 +29,21 @@ def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
     folder = run_folder(cfg)
     trainer = build(cfg, folder)
     raw.run.dir = str(folder)
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw).encode())
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True).encode())
     write_atomic(folder / "overrides.txt", ("\n".join(words) + "\n").encode())
     return trainer, folder
 
 
 def resume(folder: Path, words: Sequence[str]) -> Trainer:
     """The trainer of an interrupted run, standing at its last checkpoint."""
+    if any(word.partition("=")[0] == "run.dir" for word in words):
+        raise ValueError(
+            f"run.dir: a resumed run stays in its folder, {folder}. Leave run.dir out, or copy the folder."
+        )
     raw = load_config(folder / "config.yaml", words)
     trainer = build(typed(raw), folder, resume=True)
     if words:
-        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw).encode())
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True).encode())
         typed_before = (folder / "overrides.txt").read_bytes() if (folder / "overrides.txt").exists() else b""
         write_atomic(folder / "overrides.txt", typed_before + ("\n".join(words) + "\n").encode())
     return trainer
@@ -51,12 +57,27 @@ def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learn
     learner = make_learner(cfg.algo, env.spec)
     learner.set_dtype(cfg.dtype)
     env.close()
+    path = _checkpoint_folder(folder, checkpoint)
+    found = read_folder(path)
+    same_spec(found.state, env.spec, str(path), lanes=False)
     try:
-        learner.load_model_state(read_folder(folder / "checkpoints" / checkpoint).model)
-    except (RuntimeError, KeyError) as error:
+        fit(found.model, learner.model_state())
+        learner.load_model_state(found.model)
+    except (RuntimeError, KeyError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(f"{folder}/checkpoints/{checkpoint} does not fit {folder}/config.yaml: {first}") from None
+        raise ValueError(f"{path} does not fit {folder}/config.yaml: {first}") from None
     return cfg, learner
+
+
+def _checkpoint_folder(folder: Path, checkpoint: str) -> Path:
+    """checkpoints/<checkpoint>; ValueError with the names that there are."""
+    path = folder / "checkpoints" / checkpoint
+    inside = checkpoint[:1] not in ("", ".") and Path(checkpoint).name == checkpoint
+    if not inside or not exists(path):
+        names = ", ".join(sorted(p.name for p in (folder / "checkpoints").glob("[!.]*")))
+        there = f"; there are {names}" if names else ""
+        raise ValueError(f"{folder}/checkpoints: no checkpoint there called {checkpoint!r}{there}.")
+    return path
 
 
 def evaluate_run(folder: Path, *, episodes: int, seed: int, checkpoint: str = "last") -> dict[str, Any]:
@@ -94,6 +115,8 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
         if env_cfg.name not in GYMNASIUM_IDS:
             raise RuntimeError(f"env={env_cfg.name} has no renderer; no video was made")
         env_cfg = EnvConfig(name=env_cfg.name, backend="gymnasium")
+    elif backend_of(env_cfg) == "envpool":
+        env_cfg = replace(env_cfg, backend="gymnasium")
     try:
         env = make_env(env_cfg, 1, stagger=False, render=True)
         fps = getattr(env, "frames_per_second", 30.0)

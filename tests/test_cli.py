@@ -385,7 +385,7 @@ def test_a_full_disk_in_the_run_gives_1_and_names_the_file(ctrlrl, monkeypatch):
 
     def fsync(fd: int) -> None:
         count[0] += 1
-        if count[0] > 15:  # the three files of the first checkpoint, and some more
+        if count[0] > 26:  # into the middle of the checkpoint after 256 steps
             raise OSError(errno.ENOSPC, "No space left on device")
         inner(fd)
 

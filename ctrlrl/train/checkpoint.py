@@ -1,8 +1,10 @@
 """Checkpoints: tensors as safetensors, plain values as JSON, no pickle. Written beside the old one, then swapped.
 
 model.safetensors      networks and normalisers: all that acting needs
-optimizer.safetensors  optimiser, environment, random generators: all that going on needs
-state.json             format version, config, counters, library versions
+optimizer.safetensors  optimiser, environment, random generators, last evaluation: all that going on needs
+state.json             format version, counters, the environment's spec, library versions, checksum of all three
+
+docs/checkpoints.md says what is guaranteed and how what comes from strangers is read.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
-import shutil
+import stat
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,8 +24,13 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ctrlrl.train.disk import read_plain, remove, sync_folder, write_atomic, write_flushed
+from ctrlrl.types import EnvSpec
+
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+STATE_LIMIT = 2**24  # bytes of state.json
+_MEND = "Evaluate another (checkpoint=best) or copy it here to resume."
 
 
 class Checkpoint(NamedTuple):
@@ -50,73 +59,114 @@ def _checksum(model: bytes, training: bytes, state: dict[str, Any]) -> str:
 
 def _decode(files: dict[str, bytes], where: str) -> Checkpoint:
     try:
-        state = json.loads(files["state.json"])
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            found = state.get("format") if isinstance(state, dict) else None
-            raise ValueError(f"{where}: state.json has format {found}, this version reads {FORMAT}.")
-        model, training = files["model.safetensors"], files["optimizer.safetensors"]
-        if state.pop("checksum", None) != _checksum(model, training, state):
-            raise ValueError("its checksum does not match")
-        return Checkpoint(load(model), load(training), state)
-    except ValueError as error:
-        if str(error).startswith(where):
-            raise
-        raise ValueError(
-            f"{where}: damaged checkpoint ({error}). Evaluate another (checkpoint=best) or copy it here to resume."
-        ) from None
+        state = _parsed(files["state.json"], "state.json")
+        found = state.get("format")
+        if found == FORMAT:
+            return _verified(files["model.safetensors"], files["optimizer.safetensors"], state)
     except Exception as error:  # safetensors raises an exception class of its own
-        raise ValueError(
-            f"{where}: damaged checkpoint ({error}). Evaluate another (checkpoint=best) or copy it here to resume."
-        ) from None
+        raise ValueError(f"{where}: damaged checkpoint ({_line(error)}). {_MEND}") from None
+    mend = "Upgrade ctrlrl." if isinstance(found, int) and found > FORMAT else "Use the ctrlrl that wrote it."
+    raise ValueError(f"{where}: state.json has format {found!r:.40}, this version reads {FORMAT}. {mend}")
 
 
-def _write_flushed(path: Path, data: bytes) -> None:
-    try:
-        with open(path, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # a full disk does not say which file it was
-        raise OSError(error.errno, error.strerror, str(path)) from None
+def _verified(model: bytes, training: bytes, state: dict[str, Any]) -> Checkpoint:
+    if state.pop("checksum", None) != _checksum(model, training, state):
+        raise ValueError("its checksum does not match")
+    return Checkpoint(_tensors(model, "model.safetensors"), _tensors(training, "optimizer.safetensors"), state)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace the file at `path` in one step: a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        _write_flushed(temporary, data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
+    found = load(data)  # checks every length before it allocates
+    _parsed(data[8 : 8 + struct.unpack("<Q", data[:8])[0]], name)
+    return found
+
+
+def _parsed(data: bytes, name: str) -> dict[str, Any]:
+    """A JSON object in which no name stands twice: which of the two holds is every reader's own guess."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError(f"{name}: a name stands twice")
+        return found
+
+    found = json.loads(data, object_pairs_hook=unique)
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}: wanted a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint folder. If anything fails, even the power, `folder` or its `.old` neighbour stays loadable."""
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(fresh, ignore_errors=True)
+    remove(fresh)
     fresh.mkdir()
     try:
         for name, data in _encode(checkpoint).items():
-            _write_flushed(fresh / name, data)
+            write_flushed(fresh / name, data)
+        sync_folder(fresh)
     except OSError:
-        shutil.rmtree(fresh, ignore_errors=True)
+        remove(fresh)
         raise
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+    if os.path.lexists(folder):
+        remove(old)
         os.rename(folder, old)
     os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)  # before the old one goes
+    remove(old)
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is a complete checkpoint: the folder itself, or what a crash in the middle of a swap left of it."""
+    return _source(folder).exists()
+
+
+def _source(folder: Path) -> Path:
+    return folder if folder.exists() else folder.with_name(f".{folder.name}.old")
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """Read a checkpoint folder; ValueError names what is missing or damaged."""
-    source = folder if folder.exists() else folder.with_name(f".{folder.name}.old")
+    """Read a checkpoint folder; ValueError names what is missing or damaged. A run may be writing it meanwhile."""
+    while True:
+        before = _identity(folder)
+        try:
+            return _read(folder)
+        except ValueError:
+            if _identity(folder) == before:
+                raise  # nobody replaced it under our eyes
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
     try:
-        files = {name: (source / name).read_bytes() for name in FILES}
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _read(folder: Path) -> Checkpoint:
+    source = _source(folder)
+    limits = dict(zip(FILES, (None, None, STATE_LIMIT), strict=True))
+    try:
+        files = {name: read_plain(source / name, at_most=limit) for name, limit in limits.items()}
     except OSError as error:
         raise ValueError(f"{folder}: no checkpoint there ({error.strerror}: {error.filename}).") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}: damaged checkpoint ({error}). {_MEND}") from None
     return _decode(files, str(folder))
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a checkpoint away in one step, so that no part of it is ever taken for a checkpoint."""
+    gone = folder.with_name(".gone")
+    remove(gone)
+    os.rename(folder, gone)
+    remove(gone)
 
 
 def write_zip(target: str | os.PathLike[str] | BinaryIO, checkpoint: Checkpoint) -> None:
@@ -143,10 +193,80 @@ def read_zip(source: str | os.PathLike[str] | BinaryIO) -> Checkpoint:
             raise ValueError(f"{where}: no such file, with or without .zip.")
     try:
         with zipfile.ZipFile(source) as archive:
+            _check_members(archive)
             files = {name: archive.read(name) for name in FILES}
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise ValueError(f"{where}: not a ctrlrl model ({error}).") from None
+    except Exception as error:  # zipfile raises half a dozen classes at a damaged archive
+        raise ValueError(f"{where}: not a ctrlrl model ({_line(error)}).") from None
     return _decode(files, where)
+
+
+def _check_members(archive: zipfile.ZipFile) -> None:
+    """Exactly the three files, plain and stored as they are: then no more is read than the archive is long."""
+    members = archive.infolist()
+    if sorted(m.filename for m in members) != sorted(FILES):
+        raise ValueError(f"wanted the members {', '.join(FILES)}, got {sorted(m.filename for m in members)[:4]}")
+    end = archive.start_dir or 0  # where the list of members begins
+    for member in members:
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise ValueError(f"{member.filename} is not a plain file")
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise ValueError(f"{member.filename} is compressed; a saved model is stored as it is")
+        if member.header_offset + member.file_size > end:
+            raise ValueError(f"{member.filename} is said to be longer than the archive")
+        if member.filename == "state.json" and member.file_size > STATE_LIMIT:
+            raise ValueError(f"state.json has {member.file_size} bytes, more than the {STATE_LIMIT} it may have")
+
+
+def number(state: dict[str, Any], name: str, *, integer: bool = False) -> Any:
+    """The finite number or count `name` of a state.json; ValueError for anything else."""
+    value: Any = state.get(name)
+    kinds = (int,) if integer else (int, float)
+    fine = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if not fine or (integer and value < 0):
+        raise ValueError(f"state.json: {name} is {value!r:.40}, wanted {'a count' if integer else 'a number'}")
+    return value
+
+
+def table(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object `name` of a state.json, empty where there is none; ValueError for anything else."""
+    value = state.get(name, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"state.json: {name} is {value!r:.40}, wanted an object")
+    return value
+
+
+def fit(saved: dict[str, Tensor], present: dict[str, Tensor]) -> None:
+    """ValueError where a tensor of `present` is not in `saved` with its shape and dtype; `saved` may hold more."""
+    for name, tensor in present.items():
+        if name not in saved:
+            raise ValueError(f"{name} is missing")
+        got = saved[name]
+        if got.shape != tensor.shape or got.dtype != tensor.dtype:
+            raise ValueError(
+                f"{name} is {got.dtype} {tuple(got.shape)}, wanted {tensor.dtype} {tuple(tensor.shape)}".replace(
+                    "torch.", ""
+                )
+            )
+
+
+def spec_values(spec: EnvSpec) -> dict[str, Any]:
+    """What a checkpoint keeps of the environment's spec, as JSON gives it back."""
+    values = {name: value for name, value in spec._asdict().items() if name != "device"}
+    return json.loads(json.dumps(values))
+
+
+def same_spec(state: dict[str, Any], spec: EnvSpec, where: str, *, lanes: bool) -> None:
+    """ValueError that names the first difference; `lanes`: the number of environments counts too."""
+    saved = state.get("spec")
+    if saved is None:
+        return  # written before checkpoints held it
+    for name, value in spec_values(spec).items():
+        was = saved.get(name) if isinstance(saved, dict) else None
+        if was != value and (lanes or name != "n_envs"):
+            raise ValueError(
+                f"{where} was trained on an environment with {name}={was!r:.80}, this one has {name}={value!r:.80}."
+            )
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

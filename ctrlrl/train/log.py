@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ctrlrl.train.checkpoint import write_atomic
+from ctrlrl.train.disk import naming, write_atomic
 
 FIRST = ("env_steps", "gradient_steps", "wall_seconds")
 
@@ -43,13 +44,33 @@ class RunFolder:
         file = self.path / "progress.csv"
         if not file.exists():
             return
-        with open(file, newline="") as f:
-            for row in csv.DictReader(f):
+        lines = file.read_bytes().decode(errors="replace").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()  # cut short by a crash
+        for count, row in enumerate(csv.DictReader(lines), 2):
+            try:
                 values = {k: float(v) if set(v) - set("0123456789") else int(v) for k, v in row.items() if v}
-                if values.get("env_steps", math.inf) <= env_steps:
+                if values["env_steps"] <= env_steps:
                     self.rows.append(values)
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(f"{file}: line {count} is not a row of numbers; mend it or remove the file") from None
         self.columns = list(dict.fromkeys([*FIRST, *(k for row in self.rows for k in row)]))
         self._rewrite()
+
+    def has_rows(self) -> bool:
+        return (self.path / "progress.csv").exists()
+
+    @property
+    def last_step(self) -> float:
+        """Environment steps of the last row."""
+        return self.rows[-1]["env_steps"] if self.rows else 0
+
+    def sync(self) -> None:
+        """Bring the rows to the disk."""
+        file = self.path / "progress.csv"
+        if file.exists():
+            with naming(file), open(file, "rb") as f:
+                os.fsync(f.fileno())
 
     def write_row(self, row: Mapping[str, float]) -> None:
         self.rows.append(dict(row))
@@ -58,7 +79,8 @@ class RunFolder:
             self.columns += new
             self._rewrite()
         else:
-            with open(self.path / "progress.csv", "a", newline="") as f:
+            file = self.path / "progress.csv"
+            with naming(file), open(file, "a", newline="") as f:
                 csv.DictWriter(f, self.columns).writerow(row)
         if self._writer is not None:
             for name, value in row.items():

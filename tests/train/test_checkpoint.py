@@ -17,14 +17,19 @@ from ctrlrl.train import checkpoint as module
 from ctrlrl.train.checkpoint import (
     FILES,
     Checkpoint,
+    exists,
     random_state,
     read_folder,
     read_zip,
+    remove_folder,
     restore_random_state,
-    write_atomic,
+    same_spec,
+    spec_values,
     write_folder,
     write_zip,
 )
+from ctrlrl.train.disk import write_atomic
+from ctrlrl.types import EnvSpec, ObsPart
 
 
 def sample(mark: float = 0.0) -> Checkpoint:
@@ -125,15 +130,58 @@ def test_one_flipped_byte_anywhere_is_damage(tmp_path, name):
     assert same(sample(), read_folder(tmp_path / "last"))
 
 
-def test_another_format_is_refused_with_both_numbers(tmp_path):
+@pytest.mark.parametrize(
+    ("found", "mend"), [(99, "Upgrade ctrlrl"), (0, "the ctrlrl that wrote it"), (None, "the ctrlrl that wrote it")]
+)
+def test_another_format_is_refused_with_both_numbers_and_the_mend(tmp_path, found, mend):
     write_folder(tmp_path / "last", sample())
     file = tmp_path / "last" / "state.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
-    with pytest.raises(ValueError, match="format 99, this version reads 1"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": found}))
+    with pytest.raises(ValueError, match=f"format {found}, this version reads 1") as info:
         read_folder(tmp_path / "last")
-    file.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="format None"):
-        read_folder(tmp_path / "last")
+    one_line(info, str(tmp_path / "last"), mend)
+
+
+SPEC = EnvSpec(5, 2, 0, 1, 4, 200, torch.device("cpu"), obs_parts=(ObsPart("eye", (1, 2, 2), True), ObsPart("a", (1,))))
+
+
+def test_a_spec_survives_json_and_equals_itself(tmp_path):
+    write_folder(tmp_path / "last", sample()._replace(state={"spec": spec_values(SPEC)}))
+    state = read_folder(tmp_path / "last").state
+    same_spec(state, SPEC, "x", lanes=True)
+    same_spec(state, SPEC._replace(device=torch.device("meta")), "x", lanes=True)
+    same_spec(state, SPEC._replace(n_envs=1), "x", lanes=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"obs_dim": 6},
+        {"action_dim": 3},
+        {"n_actions": 2},
+        {"nvec": (2, 3)},
+        {"reward_dim": 2},
+        {"episode_length": 100},
+        {"n_envs": 5},
+        {"obs_parts": (ObsPart("eye", (1, 2, 2), True), ObsPart("b", (1,)))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_spec_is_refused_in_one_line_that_names_the_difference(change):
+    with pytest.raises(ValueError, match="was trained on an environment with") as info:
+        same_spec({"spec": spec_values(SPEC)}, SPEC._replace(**change), "runs/a/checkpoints/last", lanes=True)
+    one_line(info, "runs/a/checkpoints/last", f"{next(iter(change))}=")
+
+
+def test_a_removed_checkpoint_is_gone_whole_or_not_at_all(tmp_path, monkeypatch):
+    for name in ("step_1", "step_2"):
+        write_folder(tmp_path / name, sample())
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # killed before a file was deleted
+    remove_folder(tmp_path / "step_1")
+    assert not exists(tmp_path / "step_1")
+    monkeypatch.undo()
+    remove_folder(tmp_path / "step_2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_no_zip_is_refused(tmp_path):
@@ -166,7 +214,7 @@ class Crash(BaseException):
 
 @pytest.mark.parametrize("step", range(8))
 def test_a_crash_between_any_two_steps_leaves_the_old_or_the_new_checkpoint(tmp_path, monkeypatch, step):
-    """Steps on the disk: three files, rmtree of leftovers, two renames, rmtree."""
+    """Steps on the disk: three files and their names, two renames and their names, the old one away."""
     folder = tmp_path / "last"
     write_folder(folder, sample(1.0))
     left = [step]
@@ -181,12 +229,13 @@ def test_a_crash_between_any_two_steps_leaves_the_old_or_the_new_checkpoint(tmp_
         return wrapped
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_flushed", dying(module._write_flushed))
+        patch.setattr(module, "write_flushed", dying(module.write_flushed))
+        patch.setattr(module, "sync_folder", dying(module.sync_folder))
         patch.setattr(os, "rename", dying(os.rename))
         patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
         with suppress(Crash):
             write_folder(folder, sample(2.0))
-        assert (left[0] == 0) == (step <= 8)
+        assert left[0] == 0, "every step of the parameters is one that is taken"
     found = read_folder(folder)
     assert any(same(sample(mark), found) for mark in (1.0, 2.0))
     write_folder(folder, sample(3.0))  # and the next one succeeds

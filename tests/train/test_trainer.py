@@ -4,17 +4,23 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
+import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ctrlrl.algos.bpo import BPOConfig
 from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.train import checkpoint
+from ctrlrl.train import trainer as trainer_module
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.trainer import Trainer
 
@@ -78,26 +84,252 @@ def assert_same_run(a: Path, b: Path, name: str = "last") -> None:
         assert torch.equal(first[key], second[key]), key
 
 
-@pytest.mark.parametrize("env", ["pendulum", "halfcheetah"])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, env):
-    if env == "halfcheetah":
+def result(folder: Path) -> dict[str, Any]:
+    """result.json without what the clock, or a commit meanwhile, says."""
+    times = ("commit", "train_seconds", "wall_seconds", "checkpoint_seconds", "steps_per_second", "updates_per_second")
+    found = json.loads((folder / "result.json").read_text())
+    return {k: v for k, v in found.items() if k not in times}
+
+
+def in_parts(folder: Path, make: Any, stops: tuple[int, ...]) -> None:
+    """A run that Ctrl-C ends in these iterations, resumed each time, and then to its end."""
+    done = 0
+    for stop in stops:
+        trainer = build(make(), folder, resume=done > 0)
+        stop_after(trainer, stop - done)
+        assert trainer.train()["status"] == "interrupted"
+        done = stop
+    assert build(make(), folder, resume=True).train()["status"] == "finished"
+
+
+TASKS: dict[str, tuple[EnvConfig, Any]] = {
+    "ppo torch": (EnvConfig("pendulum"), PPOConfig(lr_schedule="linear", normalize_obs=True, normalize_reward=True)),
+    "ppo discrete, adapted rate": (EnvConfig("cartpole"), PPOConfig(desired_kl=0.01, normalize_reward=True)),
+    "ppo MuJoCo": (EnvConfig("halfcheetah"), PPOConfig(lr_schedule="linear", normalize_obs=True)),
+    "ppo MuJoCo, contact forces": (EnvConfig("ant"), PPOConfig(normalize_reward=True, clip_range_vf=0.2)),
+    "bpo torch": (EnvConfig("pendulum"), BPOConfig(lr_schedule="linear", normalize_reward=True)),
+    "bpo torch, new returns": (
+        EnvConfig("pendulum"),
+        BPOConfig(recompute_returns=True, median="value", target_kl=0.05),
+    ),
+    "bpo MuJoCo, exact": (EnvConfig("hopper", exact=True), BPOConfig(desired_kl=0.01, normalize_obs=True)),
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "stops"), [*((task, (4, 5, 9)) for task in TASKS), ("ppo torch", (1,)), ("ppo MuJoCo", (6,))], ids=str
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, task, stops):
+    env, algo = TASKS[task]
+    if "MuJoCo" in task:
         pytest.importorskip("mujoco")
-    every = 3 * ITERATION
-    build(config(env, eval_every=every), tmp_path / "whole").train()
-    trainer = build(config(env, eval_every=every), tmp_path / "parts")
-    stop_after(trainer, 5)
-    assert trainer.train()["status"] == "interrupted"
-    result = build(config(env, eval_every=every), tmp_path / "parts", resume=True).train()
-    assert result["status"] == "finished"
+    algo = replace(algo, n_steps=N_STEPS, n_minibatches=4, n_epochs=2, hidden=[8])
+
+    def make() -> TrainConfig:
+        return replace(config(eval_every=3 * ITERATION, algo=replace(algo)), env=replace(env))
+
+    build(make(), tmp_path / "whole").train()
+    in_parts(tmp_path / "parts", make, stops)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts", "best")
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
-    whole = json.loads((tmp_path / "whole" / "result.json").read_text())
-    for key in ("env_steps", "gradient_steps", "final_return_mean", "best_return_mean"):
-        assert result[key] == whole[key]
+    assert result(tmp_path / "whole") == result(tmp_path / "parts")
 
 
-def test_a_gymnasium_run_resumes_with_fresh_episodes(tmp_path):
+def test_rows_by_steps_are_the_same_rows_however_often_a_run_stops(tmp_path):
+    def make() -> TrainConfig:
+        return config(log=LogConfig(every=0.0, every_steps=2 * ITERATION + 1, progress=False), eval_every=5 * ITERATION)
+
+    build(make(), tmp_path / "whole").train()
+    in_parts(tmp_path / "parts", make, (1, 3, 7))
+    at = [int(r["env_steps"]) // ITERATION for r in rows(tmp_path / "whole")]
+    assert at == [3, 5, 7, 9, 10]  # the first iteration at or after every multiple; 5 is the evaluation's
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_rows_by_the_clock_agree_wherever_both_runs_have_one(tmp_path):
+    def make() -> TrainConfig:
+        return config(log=LogConfig(every=1e9, progress=False), eval_every=3 * ITERATION)
+
+    build(config(eval_every=3 * ITERATION), tmp_path / "all").train()
+    in_parts(tmp_path / "parts", make, (4, 8))
+    every, some = ({r["env_steps"]: r for r in rows(tmp_path / name)} for name in ("all", "parts"))
+    assert [int(n) // ITERATION for n in some] == [3, 4, 6, 8, 9, 10]
+    assert all(every[n] == row for n, row in some.items())
+
+
+def test_a_run_that_is_resumed_and_stopped_at_once_keeps_its_last_evaluation(tmp_path):
+    trainer = build(config(eval_every=2 * ITERATION), tmp_path / "run")
+    stop_after(trainer, 3)
+    before = trainer.train()
+    again = build(config(eval_every=2 * ITERATION), tmp_path / "run", resume=True)
+    stop_after(again, 1)
+    after = again.train()
+    assert (after["status"], after["env_steps"]) == ("interrupted", 4 * ITERATION)
+    again = build(config(eval_every=0), tmp_path / "run", resume=True)
+    stop_after(again, 1)
+    now = again.train()
+    for key in ("final_return_mean", "final_return_std", "eval_episodes", "best_return_mean"):
+        assert now[key] == after[key]
+        assert before[key] is not None
+    assert now["eval_episodes"] == 2
+
+
+@pytest.mark.parametrize("name", ["result", "row"])
+def test_a_run_killed_between_its_last_checkpoint_and_its_last_row_still_gets_it(tmp_path, name):
+    build(config(), tmp_path / "whole").train()
+    trainer = build(config(), tmp_path / "killed")
+
+    def die(*args: Any) -> None:
+        if trainer.loop.done:
+            raise MemoryError
+
+    if name == "row":
+        inner = trainer.folder.write_row
+        trainer.folder.write_row = lambda row: die() or inner(row)  # type: ignore[method-assign, func-returns-value]
+    else:
+        trainer._evaluate = lambda status: die() or {}  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        trainer.train()
+    assert len(rows(tmp_path / "killed")) == 9
+    build(config(), tmp_path / "killed", resume=True).train()
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_row_that_a_crash_cut_short_is_dropped_on_resume(tmp_path):
+    trainer = build(config(), tmp_path / "run")
+    stop_after(trainer, 3)
+    trainer.train()
+    whole = rows(tmp_path / "run")
+    with open(tmp_path / "run/progress.csv", "a") as f:
+        f.write("3,")  # of 384: without its end it would pass for a row of step 3
+    build(config(), tmp_path / "run", resume=True)
+    assert rows(tmp_path / "run") == whole
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_path, capsys):
+    build(config(), tmp_path / "whole").train()
+    (tmp_path / "killed/checkpoints/.last.new").mkdir(parents=True)
+    build(config(), tmp_path / "killed", resume=True).train()
+    assert "from the beginning" in capsys.readouterr().err
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    build(config(), tmp_path / "lost").train()
+    shutil.rmtree(tmp_path / "lost/checkpoints")
+    with pytest.raises(ValueError, match="no checkpoint there"):  # it had trained: nothing may be overwritten
+        build(config(), tmp_path / "lost", resume=True)
+
+
+def test_numbered_checkpoints_come_by_steps_and_the_oldest_go(tmp_path):
+    def make(keep: int = 3) -> TrainConfig:
+        return config(checkpoint=CheckpointConfig(every=1e9, every_steps=2 * ITERATION, keep=keep))
+
+    build(make(), tmp_path / "whole").train()
+    in_parts(tmp_path / "parts", make, (3, 5))
+    names = sorted(p.name for p in (tmp_path / "parts/checkpoints").iterdir())
+    assert names == ["best", "last", *sorted(f"step_{n * ITERATION}" for n in (6, 8, 10))]
+    for name in names:
+        assert_same_run(tmp_path / "whole", tmp_path / "parts", name)
+    build(make(keep=0), tmp_path / "none").train()
+    assert sorted(p.name for p in (tmp_path / "none/checkpoints").iterdir()) == ["best", "last"]
+
+
+def test_a_run_that_dies_at_any_of_its_saves_ends_with_the_same_checkpoints(tmp_path):
+    def make() -> TrainConfig:
+        return config(iterations=4, checkpoint=CheckpointConfig(every=1e9, every_steps=2 * ITERATION, keep=2))
+
+    def dying(trainer: Trainer, left: int) -> list[str]:
+        inner, done = trainer.save, []
+
+        def save(name: str) -> None:
+            if len(done) == left:
+                raise MemoryError
+            inner(name)
+            done.append(name)
+
+        trainer.save = save  # type: ignore[method-assign]
+        with suppress(MemoryError):
+            trainer.train()
+        return done
+
+    saves = dying(build(make(), tmp_path / "whole"), -1)
+    assert {"last", "best", f"step_{2 * ITERATION}", f"step_{4 * ITERATION}"} == set(saves)
+    for left in range(len(saves)):
+        folder = tmp_path / f"died-{left}"
+        assert dying(build(make(), folder), left) == saves[:left]
+        build(make(), folder, resume=True).train()
+        assert {p.name for p in (folder / "checkpoints").iterdir()} == set(saves)
+        for name in set(saves):
+            assert_same_run(tmp_path / "whole", folder, name)
+        assert rows(folder) == rows(tmp_path / "whole")
+
+
+def test_resumed_from_an_older_checkpoint_new_numbered_ones_are_not_taken_for_the_oldest(tmp_path):
+    keep = {"checkpoint": CheckpointConfig(every=1e9, every_steps=ITERATION, keep=2)}
+    folder = tmp_path / "run/checkpoints"
+    trainer = build(config(**keep), tmp_path / "run")
+    stop_after(trainer, 4)
+    trainer.train()
+    shutil.copytree(folder / "last", tmp_path / "fourth")
+    build(config(**keep), tmp_path / "run", resume=True).train()
+    before = weights(tmp_path / "run")
+    shutil.rmtree(folder / "last")
+    shutil.copytree(tmp_path / "fourth", folder / "last")
+    trainer = build(config(**keep), tmp_path / "run", resume=True)
+    stop_after(trainer, 1)
+    trainer.train()
+    assert {p.name for p in folder.glob("step_*")} == {f"step_{n * ITERATION}" for n in (5, 9, 10)}
+    build(config(**keep), tmp_path / "run", resume=True).train()
+    assert {p.name for p in folder.glob("step_*")} == {f"step_{n * ITERATION}" for n in (9, 10)}
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_checkpoints_by_the_clock_are_numbered_where_no_steps_are_named(tmp_path):
+    build(config(iterations=4, checkpoint=CheckpointConfig(every=0.0, keep=2)), tmp_path / "run").train()
+    names = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step_*"))
+    assert names == sorted(f"step_{n * ITERATION}" for n in (3, 4))
+
+
+def test_other_versions_give_one_notice_and_no_error(tmp_path, capsys):
+    trainer = build(config(iterations=2), tmp_path / "run")
+    trainer.facts["versions"] = {**trainer.facts["versions"], "torch": "1.0.0", "numpy": "1.0.0"}
+    stop_after(trainer, 1)
+    trainer.train()
+    capsys.readouterr()
+    build(config(iterations=2), tmp_path / "run", resume=True)
+    said = capsys.readouterr().err
+    assert "torch 1.0.0 is now" in said
+    assert "not bit for bit" in " ".join(said.split())
+    assert "numpy" not in said
+
+
+def test_resuming_with_another_number_of_environments_is_refused_by_name(tmp_path):
+    build(config(iterations=1), tmp_path / "run").train()
+    with pytest.raises(ValueError, match="n_envs=4, this one has n_envs=8"):
+        build(config(iterations=1, n_envs=8), tmp_path / "run", resume=True)
+
+
+def test_the_time_that_saving_takes_is_in_the_result(tmp_path, monkeypatch):
+    trainer = build(config(iterations=2), tmp_path / "run")
+    write = trainer_module.write_folder
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.05)
+        write(*args)
+
+    monkeypatch.setattr(trainer_module, "write_folder", slow)
+    stop_after(trainer, 1)
+    first = trainer.train()["checkpoint_seconds"]
+    assert 0.1 <= first < trainer.wall_seconds  # at the start and at the end
+    again = build(config(iterations=3), tmp_path / "run", resume=True)
+    again.checkpoint_seconds = 1000.0  # of the sessions before
+    stop_after(again, 1)
+    again.train()
+    assert build(config(iterations=3), tmp_path / "run", resume=True).checkpoint_seconds >= 1000.0
+
+
+def test_a_gymnasium_run_resumes_with_fresh_episodes(tmp_path, capsys):
     """Its environments cannot be saved: learner, counters and rows go on, episodes start anew."""
     cfg = config()
     cfg.env = EnvConfig(name="pendulum", backend="gymnasium")
@@ -105,7 +337,12 @@ def test_a_gymnasium_run_resumes_with_fresh_episodes(tmp_path):
     stop_after(trainer, 7)  # 224 steps a lane: one whole episode each
     trainer.train()
     before = weights(tmp_path / "run")
+    first = build(cfg, tmp_path / "other").loop.collector.obs
     again = build(cfg, tmp_path / "run", resume=True)
+    assert "seeds of their own" in " ".join(capsys.readouterr().err.split())
+    assert not torch.equal(again.loop.collector.obs, first), "the run's first episodes came again"
+    twice = build(cfg, tmp_path / "run", resume=True).loop.collector.obs
+    assert torch.equal(again.loop.collector.obs, twice), "the same point gives the same seeds"
     assert again.loop.episode_metrics()["rollout/episodes"] == N_ENVS
     state = {**again.learner.model_state(), **{f"learner/{k}": v for k, v in again.learner.training_state().items()}}
     assert all(torch.equal(before[k], state[k]) for k in state)
@@ -224,7 +461,7 @@ def test_a_disk_that_fills_up_fails_the_run_and_leaves_the_last_checkpoint(tmp_p
     trainer.loop.iterate = iterate  # type: ignore[method-assign]
     with pytest.raises(OSError, match="No space left") as info:
         trainer.train()
-    assert "model.safetensors" in str(info.value.filename)
+    assert str(tmp_path / "run") in str(info.value.filename)
     monkeypatch.undo()
     assert build(config(), tmp_path / "run", resume=True).loop.env_steps == 2 * ITERATION
 

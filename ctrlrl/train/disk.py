@@ -1,0 +1,84 @@
+"""Files that survive a crash and a hostile neighbour: flushed, swapped in one step, and opened only as plain files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# a link would lead out of the folder, a pipe would never answer; neither flag exists on Windows
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from here says which file it was; a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write a new file, down to the disk; whatever stands there, a link as well, is removed and not written through."""
+    with naming(path):
+        path.unlink(missing_ok=True)
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace the file at `path` in one step: a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write_flushed(temporary, data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk: without this the power can take a rename back."""
+    if os.name == "nt":
+        return  # opens no folders
+    with naming(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read_plain(path: Path, *, at_most: int | None = None) -> bytes:
+    """The content of a plain file of `at_most` bytes; ValueError for a link, a pipe, a device or a larger one."""
+    try:
+        handle = os.open(path, os.O_RDONLY | _PLAIN)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path.name} is a link, wanted a plain file") from None
+        raise
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is not a plain file")
+        if at_most is not None and status.st_size > at_most:
+            raise ValueError(f"{path.name} has {status.st_size} bytes, more than the {at_most} it may have")
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it points to) or a folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
