@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from ctrlrl import build
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.environments import make_env, make_vec_env
 from ctrlrl.face.evaluation import evaluate_policy
-from ctrlrl.face.saved import File
+from ctrlrl.face.saved import File, read
 from ctrlrl.face.sb3_import import from_sb3
 from ctrlrl.registry import unknown
 from ctrlrl.train.callbacks import BaseCallback
@@ -52,7 +51,7 @@ CLASSES: dict[str, type[Agent]] = {"ppo": PPO, "bpo": BPO}
 
 def load(path: File, env: Any = None, device: str = "auto", **changes: Any) -> Agent:
     """A saved model of whatever algorithm made it; arguments as those of its class's `load`."""
-    algo = build.read_zip(path).state["algo"]
+    algo = read(path).state["algo"]
     if algo not in CLASSES:
         raise ValueError(f"{path}: {unknown('algorithm', algo, CLASSES)}")
     return CLASSES[algo].load(path, env=env, device=device, **changes)

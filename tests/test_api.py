@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import ctrlrl
 from ctrlrl import BPO, PPO, evaluate_policy, load, make_env
 from ctrlrl.api import Agent
+from ctrlrl.train.checkpoint import read_zip, write_zip
 
 SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}, "seed": 0}
 
@@ -267,3 +269,29 @@ def test_a_loaded_model_goes_on_with_another_number_of_environments(tmp_path):
     assert more.n_envs == 2
     more.learn(16)
     assert more.num_timesteps == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("algo", None),
+        ("algo", 3),
+        ("config", []),
+        ("spaces", {}),
+        ("spaces", [{"box": [0.0, 1.0], "shape": [10**13], "dtype": "float32"}, {"discrete": 2, "start": 0}]),
+        ("spaces", [{"box": [0.0, 1.0], "shape": [3], "dtype": "no such"}, {"discrete": 2, "start": 0}]),
+        ("num_timesteps", "many"),
+    ],
+)
+def test_a_model_file_with_facts_of_the_wrong_kind_is_refused_in_one_line(tmp_path, name, value):
+    model = small()
+    checkpoint = read_zip(saved_at(model, tmp_path / "m"))
+    write_zip(tmp_path / "bad", checkpoint._replace(state={**checkpoint.state, name: value}))
+    with pytest.raises(ValueError, match=name) as caught:
+        load(tmp_path / "bad")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def saved_at(model: Agent, path: Path) -> Path:
+    model.save(path)
+    return path

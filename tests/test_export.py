@@ -156,7 +156,7 @@ def test_a_run_is_exported_with_what_it_is_and_the_example_runs_it(run, tmp_path
     assert json.loads(meta["versions"])["torch"] == torch.__version__
     env = gym.make("Pendulum-v1")
     said = [json.loads(meta["observation_space"]), json.loads(meta["action_space"])]
-    assert Spaces.from_json(said) == (env.observation_space, env.action_space)
+    assert Spaces.from_json(said, "file") == (env.observation_space, env.action_space)
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "deploy_onnx.py", out, "Pendulum-v1"],
         capture_output=True,

@@ -162,8 +162,12 @@ class Spaces(_Pair):
         return [_to_json(space) for space in self]
 
     @classmethod
-    def from_json(cls, data: list[dict[str, Any]]) -> Spaces:
-        return cls(*(_from_json(d) for d in data))
+    def from_json(cls, data: list[dict[str, Any]], where: str) -> Spaces:
+        """The inverse of `to_json`; ValueError that begins with `where` for anything else."""
+        try:
+            return cls(*(_from_json(d) for d in data))
+        except (AssertionError, KeyError, TypeError, ValueError, MemoryError) as error:
+            raise ValueError(f"{where}: its spaces cannot be read ({type(error).__name__}: {error!s:.60})") from None
 
 
 def _to_json(space: spaces.Space[Any]) -> dict[str, Any]:

@@ -321,14 +321,14 @@ class Model:
 
         custom_objects: what SB3 puts here replaces a pickled function; only the schedules and policy_kwargs are read.
         """
-        checkpoint = build.read_zip(path)
+        checkpoint = saved.read(path)
         facts, where = checkpoint.state, str(path)
         if facts["algo"] != cls.algo:
             raise ValueError(f"{where} holds a model of {facts['algo']}, not of {cls.algo}; use ctrlrl.load(path)")
         if print_system_info:
             sys.stdout.write(saved.versions_text(facts))
         model = cls(env=None, device=device, **saved.arguments(facts, saved.custom(custom_objects) | changes, where))
-        spaces = build.Spaces.from_json(facts["spaces"])
+        spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:
             model._use(connect(env, n_envs, seed=model.seed, device=model.device))
             spaces.same(model._spaces, where)

@@ -15,6 +15,7 @@ from ctrlrl import build
 from ctrlrl.face.arguments import network
 
 File = str | os.PathLike[str] | BinaryIO
+KINDS = {"algo": str, "config": dict, "spaces": list, "batch_size": int, "num_timesteps": int}
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 
 
@@ -37,6 +38,16 @@ def facts(model: Any) -> dict[str, Any]:
         "spaces": model._spaces.to_json(),
         "versions": build.versions(),
     }
+
+
+def read(path: File) -> build.Checkpoint:
+    """A model file whose facts are of the right kinds; ValueError names the first that is not."""
+    checkpoint = build.read_zip(path)
+    for name, kind in KINDS.items():
+        value = checkpoint.state.get(name)
+        if not isinstance(value, kind):
+            raise ValueError(f"{path}: state.json: {name} is {value!r:.40}, wanted {kind.__name__}")
+    return checkpoint
 
 
 def arguments(found: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 MAX_BYTES = 2**30  # of one member of an archive, unpacked
-MAX_PICKLE = 2**26  # bytes; every one of them may become an object
+MAX_PICKLE = 2**26  # bytes
+MAX_STEPS = 10**6  # instructions of one pickle; every one of them may become an object
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -72,9 +73,11 @@ def read_pickle(data: bytes, where: str) -> Any:
         raise ValueError(f"{where}: a pickle of {len(data):,} bytes, more than any description needs")
     machine = _Machine()
     try:
-        for op, arg, _ in pickletools.genops(data):
+        for steps, (op, arg, _) in enumerate(pickletools.genops(data)):
             if op.name == "STOP":
                 return machine.stack.pop()
+            if steps >= MAX_STEPS:
+                raise ValueError(f"more than {MAX_STEPS:,} instructions")
             machine.do(op.name, arg)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: not a pickle that can be read as data ({error})") from None
@@ -151,8 +154,7 @@ class _Machine:
             values = self._since_mark()
             stack.append(tuple(values) if name == "TUPLE" else values)
         elif name == "DICT":
-            values = self._since_mark()
-            stack.append(dict(zip(values[::2], values[1::2], strict=True)))
+            stack.append(_pairs(self._since_mark()))
         elif name in ("APPEND", "APPENDS", "ADDITEMS"):
             values = [stack.pop()] if name == "APPEND" else self._since_mark()
             target = stack[-1]
@@ -160,7 +162,7 @@ class _Machine:
         elif name in ("SETITEM", "SETITEMS"):
             values = self._since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
             target = stack[-1]
-            (target.items if isinstance(target, Made) else target).update(zip(values[::2], values[1::2], strict=True))
+            (target.items if isinstance(target, Made) else target).update(_pairs(values))
         else:
             raise ValueError(f"opcode {name}")
 
@@ -169,6 +171,14 @@ class _Machine:
         values = self.stack[start:]
         del self.stack[start:]
         return values
+
+
+def _pairs(values: list[Any]) -> dict[Any, Any]:
+    """Keys and values in turn. Keys are plain: hashing a tuple of tuples can take for ever, or the whole stack."""
+    for key in values[::2]:
+        if not isinstance(key, (str, int, float, bytes, type(None))):
+            raise TypeError(f"a key that is a {type(key).__name__}")
+    return dict(zip(values[::2], values[1::2], strict=True))
 
 
 def mapping(value: Any) -> dict[Any, Any]:
@@ -230,7 +240,7 @@ class TorchFile:
         except (zipfile.BadZipFile, IndexError):
             raise ValueError(f"{where}: not a file of torch.save in its zip format") from None
         order = f"{self.root}byteorder"
-        if order in self.archive.namelist() and self.archive.read(order) != b"little":
+        if order in self.archive.namelist() and read_member(self.archive, order, where) != b"little":
             raise ValueError(f"{where}: tensors of a big-endian machine are not read")
         self.content = read_pickle(read_member(self.archive, names[0], where), where)
 
@@ -252,12 +262,15 @@ class TorchFile:
         return flat.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 
 
-def read_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
-    """One member of an archive, by name and into memory; never more than MAX_BYTES."""
+def read_member(archive: zipfile.ZipFile, name: str, where: str, *, most: int = MAX_BYTES) -> bytes:
+    """One member of an archive, by name and into memory: `most` bytes, whatever size the archive declares."""
     try:
-        size = archive.getinfo(name).file_size
-        if size > MAX_BYTES:
-            raise ValueError(f"{where}: {name} unpacks to {size:,} bytes, more than any policy needs")
-        return archive.read(name)
-    except (KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+        info = archive.getinfo(name)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+            raise NotImplementedError("its compression is not deflate")
+        if info.file_size > most:
+            raise OverflowError(f"it unpacks to {info.file_size:,} bytes, more than any policy needs")
+        with archive.open(info) as file:
+            return file.read(info.file_size)
+    except (KeyError, EOFError, OSError, ValueError, OverflowError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
         raise ValueError(f"{where}: {name} cannot be read ({error})") from None

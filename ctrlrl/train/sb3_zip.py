@@ -43,6 +43,7 @@ POLICY_KWARGS = {
     *("use_sde", "squash_output", "full_std", "use_expln"),
 }
 ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu", "SiLU": "silu", "GELU": "gelu"}
+MAX_JSON = 2**26  # bytes of `data`
 NUMBERS = ("n_steps", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
 
 
@@ -73,7 +74,7 @@ def read_sb3(path: str | os.PathLike[str] | BinaryIO, given: Collection[str] = (
         for name in ("data", "policy.pth"):
             if name not in members:
                 raise ValueError(f"{where}: not a model of Stable-Baselines3 (it holds no {name})")
-        data = _json(read_member(archive, "data", where), where)
+        data = _json(read_member(archive, "data", where, most=MAX_JSON), where)
         _check_algorithm(data, members, where)
         files = {
             name: TorchFile(read_member(archive, name, where), f"{where}/{name}")
@@ -228,7 +229,7 @@ class _Reading:
     def _network(self, kwargs: dict[str, Any], extractor: str, parameters: Named) -> dict[str, Any]:
         activation = kwargs.get("activation_fn", Global("torch.nn.modules.activation.Tanh"))
         known = {f"torch.nn.modules.activation.{name}": ours for name, ours in ACTIVATIONS.items()}
-        if activation not in known:
+        if not isinstance(activation, Global) or activation not in known:
             name = activation if isinstance(activation, Global) else "function of the user's"
             raise self._unread(f"the activation_fn {name}", f"ctrlrl has {', '.join(ACTIVATIONS)}")
         options = mapping(kwargs.get("features_extractor_kwargs") or {})

@@ -115,7 +115,7 @@ def test_spaces_survive_json(action):
 
     for obs in (NESTED, IMAGE, spaces.Box(-np.inf, np.inf, (2, 2)), spaces.Discrete(3, start=1)):
         both = Spaces(obs, action)
-        again = Spaces.from_json(json.loads(json.dumps(both.to_json())))
+        again = Spaces.from_json(json.loads(json.dumps(both.to_json())), "file")
         assert again == both
         assert [p.part for p in obs_codec(again.observation).parts] == [p.part for p in obs_codec(obs).parts]
 
