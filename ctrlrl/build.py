@@ -240,6 +240,7 @@ def config_hash(cfg: TrainConfig) -> str:
     """Of what determines a run's numbers: not of its folder, its logging or its seed."""
     keys = ("algo", "env", "n_envs", "total_steps", "device", "dtype", "eval")
     values = {k: v for k, v in asdict(cfg).items() if k in keys}
+    values["env"] = {k: v for k, v in values["env"].items() if k not in ("threads", "timeout")}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -94,6 +94,8 @@ def test_methods_have_the_arguments_of_sb3():
         ({"policy_kwargs": {"squash_output": True}}, "squash_output"),
         ({"policy_kwargs": {"features_extractor_kwargs": {"x": 1}}}, "features_extractor_kwargs x"),
         ({"policy_kwargs": {"activation_fn": nn.Softplus}}, "softplus"),
+        ({"policy_kwargs": {"activation_fn": "swish"}}, "swish"),
+        ({"policy_kwargs": {"net_arch": [64, {"pi": [8], "vf": [8]}]}}, "net_arch=.* give .64, 64. or dict"),
         ({"policy": "LstmPolicy"}, "LstmPolicy"),
         ({"policy": nn.Linear}, "policy class Linear"),
         ({"policy": "CnnPolicy"}, "CnnPolicy needs uint8 images"),
@@ -144,6 +146,38 @@ def test_own_sb3_extractors_are_recognized_by_name():
 def test_clip_range_vf_is_clipped_alone_as_in_sb3():
     assert small(clip_range_vf=0.2).cfg.value_clip_max is False
     assert small(clip_range_vf=0.2, value_clip_max=True).cfg.value_clip_max is True
+
+
+def test_a_rollout_of_one_step_is_refused_where_its_advantage_would_be_normalised_away():
+    with pytest.raises(ValueError, match="raise n_steps, now 1"):
+        small(n_steps=1)
+    small(n_steps=1, normalize_advantage=False).learn(2)
+
+
+class LateSuccess(Random):
+    """Tells is_success from its fourth episode on, always True."""
+
+    episodes = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.episodes += 1
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, _ = super().step(action)
+        told = (terminated or truncated) and self.episodes > 3
+        return obs, reward, terminated, truncated, {"is_success": True} if told else {}
+
+
+def test_episodes_that_ended_before_success_was_first_told_are_no_failures():
+    model = small(env=LateSuccess(spaces.Box(-1, 1, (2,))), n_steps=64).learn(64)
+    assert list(model.ep_success_buffer) == [1.0] * (64 // 7 - 3)
+
+
+def test_a_model_without_a_rollout_has_no_rollout_buffer():
+    model = small()
+    assert not hasattr(model, "rollout_buffer")
+    assert hasattr(model.learn(16), "rollout_buffer")
 
 
 def test_numbers_set_on_the_model_are_those_of_the_next_update():
@@ -387,6 +421,15 @@ def test_functions_and_classes_are_given_again_at_loading(tmp_path):
         warnings.simplefilter("error")
         again = PPO.load(tmp_path / "m", policy_kwargs=OWN, learning_rate=lambda p: 2e-3 * p)
     assert again.lr_schedule(0.5) == 1e-3
+
+
+def test_a_model_whose_schedules_have_ended_loads_with_what_they_started_from(tmp_path):
+    model = small(clip_range=lambda progress: 0.2 * progress, learning_rate=lambda progress: 1e-3 * progress).learn(32)
+    assert model.cfg.clip_range == 0.0
+    model.save(tmp_path / "m")
+    with pytest.warns(UserWarning, match="clip_range was a function, .* it is 0.2 from now on"):
+        loaded = PPO.load(tmp_path / "m", learning_rate=1e-4)
+    assert loaded.clip_range(0.0) == 0.2
 
 
 def test_policy_kwargs_that_differ_from_the_saved_ones_are_refused(tmp_path):

@@ -259,7 +259,7 @@ def _gathered(space: spaces.Space[Any], columns: Iterator[tuple[PartCodec, Array
 
 
 def _turned(part: PartCodec, array: Array) -> Array:
-    return np.moveaxis(array, -1, 1).copy() if part.channels_last and array.shape[1:] == part.shape else array
+    return np.moveaxis(array, -1, 1).copy() if part.part.image and array.shape[1:] != part.part.shape else array
 
 
 def _channels_first(space: spaces.Space[Any], parts: Iterator[PartCodec]) -> spaces.Space[Any]:

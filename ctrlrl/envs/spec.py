@@ -41,19 +41,30 @@ class PartCodec:
     def key(self) -> str:
         return f" {self.part.name!r}" if self.path else ""
 
+    @property
+    def turned(self) -> tuple[int, ...] | None:
+        """An image's shape with its channels at the other end, which is taken too: SB3 transposes images unasked."""
+        if not self.part.image:
+            return None
+        return self.part.shape if self.channels_last else (*self.shape[1:], self.shape[0])
+
     def encode(self, obs: Any) -> Array:
         """[B, *shape] -> [B, dim], float32, or uint8 for an image."""
         array = np.asarray(obs)
-        turned = self.channels_last and array.shape[1:] == self.part.shape  # SB3's VecTransposeImage stood before us
-        if array.shape[1:] != self.shape and not turned:
+        if array.shape[1:] not in (self.shape, self.turned):
             raise ValueError(
                 f"{self.name}: observation{self.key} must have shape {self.shape} as its observation_space says, "
                 f"got {array.shape[1:]}. An observation may not change its shape; pad it or mend the space."
             )
         n = len(array)
         if self.part.image:
-            chw = np.moveaxis(array, -1, 1) if self.channels_last and not turned else array
-            return chw.reshape(n, -1).astype(np.uint8)  # a copy, as everywhere here
+            chw = array if array.shape[1:] == self.part.shape else np.moveaxis(array, -1, 1)
+            rows = chw.reshape(n, -1).astype(np.uint8)  # a copy, as everywhere here
+            if array.dtype != np.uint8 and not np.array_equal(rows, chw.reshape(n, -1)):
+                raise ValueError(
+                    f"{self.name}: image{self.key} must hold whole numbers 0 ... 255, as uint8; do not scale it"
+                )
+            return rows
         if self.nvec is None:
             rows = array.reshape(n, self.dim)
             if rows.dtype == np.float32:
@@ -105,8 +116,7 @@ class ObsCodec:
     def is_single(self, obs: Any) -> bool:
         """Whether `obs` is one observation, not a batch."""
         first = self.parts[0]
-        shape = np.shape(self._find(obs, first.path))
-        return shape == first.shape or (first.channels_last and shape == first.part.shape)
+        return np.shape(self._find(obs, first.path)) in (first.shape, first.turned)
 
     def _find(self, obs: Any, path: Path) -> Any:
         if isinstance(obs, _Leaves):

@@ -157,7 +157,7 @@ class Agent(Model):
     def rollout_buffer(self) -> RolloutView:
         """The last whole rollout, read-only, under the names of SB3's RolloutBuffer."""
         if self._rollout is None:
-            raise ValueError(f"{type(self).__name__}.rollout_buffer is there after the first rollout")
+            raise AttributeError(f"{type(self).__name__}.rollout_buffer is there after the first rollout")
         return RolloutView(self._rollout, self.learner, self._spaces)
 
     @property

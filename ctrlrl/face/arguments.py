@@ -106,11 +106,14 @@ def network(
     if isinstance(arch, dict):
         values |= {"hidden": list(arch.get("pi", [])), "vf_hidden": list(arch.get("vf", []))}
     elif arch is not None:
+        if not all(isinstance(width, int) for width in arch):
+            raise ValueError(f"policy_kwargs net_arch={arch}: give [64, 64] or dict(pi=[64, 64], vf=[64, 64])")
         values["hidden"] = list(arch)
     elif policy == "CnnPolicy" and own is None and cnn_hidden is not None:
         values["hidden"] = list(cnn_hidden)
     if "activation_fn" in policy_kwargs:
-        values["activation"] = policy_kwargs["activation_fn"].__name__.lower()
+        kind = policy_kwargs["activation_fn"]
+        values["activation"] = getattr(kind, "__name__", str(kind)).lower()
     return values | _optimizer(policy_kwargs), own
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from ctrlrl import build
-from ctrlrl.face.arguments import network
+from ctrlrl.face.arguments import network, start_value
 
 File = str | os.PathLike[str] | BinaryIO
 KINDS = {"algo": str, "config": dict, "spaces": list, "batch_size": int, "num_timesteps": int}
@@ -21,12 +21,13 @@ SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 
 def facts(model: Any) -> dict[str, Any]:
     own = model._extractor
+    scheduled = {name: start_value(model._given[name]) for name in SCHEDULES if callable(model._given[name])}
     return {
         "algo": model.algo,
-        "config": asdict(model.cfg),
+        "config": asdict(model.cfg) | scheduled,  # not where a schedule stands now: many end at 0, which is no setting
         "policy": model._policy_name,
         "features_extractor": None if own is None else own.name,
-        "schedules": [name for name in SCHEDULES if callable(model._given[name])],
+        "schedules": list(scheduled),
         "batch_size": model.batch_size,
         "n_envs": model.n_envs,
         "num_timesteps": model.num_timesteps,

@@ -127,7 +127,8 @@ class _Machine:
             stack.append(Global(arg.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(Global(f"{module}.{attribute}" if isinstance(module, str) else ""))
+            named = isinstance(module, str) and isinstance(attribute, str)
+            stack.append(Global(f"{module}.{attribute}" if named else ""))
         elif name == "BUILD":
             state = stack.pop()
             if not isinstance(stack[-1], Made):
@@ -138,8 +139,10 @@ class _Machine:
         else:
             keywords = stack.pop() if name == "NEWOBJ_EX" else None
             args, made_by = stack.pop(), stack.pop()
+            if not isinstance(args, tuple):
+                raise TypeError("arguments that are no tuple")
             kind = str(made_by) if isinstance(made_by, Global) else ""
-            stack.append(Made(kind, tuple(args) if keywords is None else (*args, keywords)))
+            stack.append(Made(kind, args if keywords is None else (args, keywords)))
 
     def _collect(self, name: str) -> None:
         stack = self.stack
@@ -243,6 +246,7 @@ class TorchFile:
         if order in self.archive.namelist() and read_member(self.archive, order, where) != b"little":
             raise ValueError(f"{where}: tensors of a big-endian machine are not read")
         self.content = read_pickle(read_member(self.archive, names[0], where), where)
+        self._left = MAX_BYTES  # that its tensors may still take: many may name one storage
 
     def tensor(self, value: Any) -> Tensor:
         """A new tensor on the CPU; TypeError where `value` describes none."""
@@ -250,11 +254,11 @@ class TorchFile:
             raise TypeError("not a tensor")
         storage, offset, size, stride = value.args[:4]
         _, kind, key, _, _ = storage.value
-        if kind not in STORAGES:
-            raise TypeError(f"tensors of {kind} are not read")
-        flat = torch.frombuffer(
-            bytearray(read_member(self.archive, f"{self.root}data/{key}", self.where)), dtype=STORAGES[kind]
-        )
+        if not isinstance(kind, Global) or kind not in STORAGES or not isinstance(key, str):
+            raise TypeError(f"tensors of {kind if isinstance(kind, Global) else 'no storage'} are not read")
+        data = read_member(self.archive, f"{self.root}data/{key}", self.where, most=self._left)
+        self._left -= len(data)
+        flat = torch.frombuffer(bytearray(data), dtype=STORAGES[kind])
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         inside = min((offset, *size, *stride), default=0) >= 0 and last < len(flat) and math.prod(size) <= len(flat)
         if not inside:
@@ -262,8 +266,9 @@ class TorchFile:
         return flat.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 
 
-def read_member(archive: zipfile.ZipFile, name: str, where: str, *, most: int = MAX_BYTES) -> bytes:
-    """One member of an archive, by name and into memory: `most` bytes, whatever size the archive declares."""
+def read_member(archive: zipfile.ZipFile, name: str, where: str, *, most: int | None = None) -> bytes:
+    """One member of an archive, by name and into memory: at most `most` bytes, whatever the archive declares."""
+    most = MAX_BYTES if most is None else most
     try:
         info = archive.getinfo(name)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
@@ -272,5 +277,14 @@ def read_member(archive: zipfile.ZipFile, name: str, where: str, *, most: int = 
             raise OverflowError(f"it unpacks to {info.file_size:,} bytes, more than any policy needs")
         with archive.open(info) as file:
             return file.read(info.file_size)
-    except (KeyError, EOFError, OSError, ValueError, OverflowError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:
+    except (
+        KeyError,
+        EOFError,
+        OSError,
+        ValueError,
+        OverflowError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        zlib.error,
+    ) as error:
         raise ValueError(f"{where}: {name} cannot be read ({error})") from None

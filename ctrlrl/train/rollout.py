@@ -107,6 +107,8 @@ class Collector:
             for name, tensor in {**out.extras, **step.extras}.items():
                 if name not in storage.extras:  # an environment may report a thing only from its first episode end on
                     storage.extras[name] = self._room(*tensor.shape[1:], dtype=tensor.dtype)
+                    if tensor.is_floating_point():
+                        storage.extras[name].fill_(torch.nan)  # not told in the steps before
                 storage.extras[name][t] = tensor
             self._keep_final_values(t, step)
             goes_on = self.on_step is None or self.on_step(self.obs, out, step)

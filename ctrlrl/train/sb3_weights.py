@@ -7,6 +7,7 @@ deviations. Its binary actions have one logit each, ctrlrl's a row for each of t
 from __future__ import annotations
 
 import zipfile
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,9 +99,15 @@ class Naming:
 
 
 def widths(named: Named, net: str) -> list[int]:
-    """Of the hidden layers of the "policy" or the "value" network."""
+    """Of the hidden layers of the "policy" or the "value" network; ValueError where one does not fit the one before."""
     prefix = f"mlp_extractor.{net}_net."
-    return [len(t) for name, t in named.items() if name.startswith(prefix) and name.endswith(".weight")]
+    layers = [t for name, t in named.items() if name.startswith(prefix) and name.endswith(".weight")]
+    for before, layer in pairwise(layers):  # thin layers in the file could ask for a network that no memory holds
+        if layer.ndim != 2 or layer.shape[1] != len(before):
+            raise ValueError(
+                f"a layer of the {net} network takes {tuple(layer.shape)}, the one before gives {len(before)}"
+            )
+    return [len(t) for t in layers]
 
 
 def moments_of(file: TorchFile, parameters: Named, naming: Naming) -> Moments | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ctrlrl.envs import sim as sim_module
 from ctrlrl.envs.classic import CLASSIC, CartPole, Pendulum
 from ctrlrl.envs.sim import BatchedSim, Sim
-from ctrlrl.types import TimeStep, VecEnv, tree_map
+from ctrlrl.types import EnvSpec, TimeStep, VecEnv, tree_map
 
 LIMIT = 20  # steps; short, so that every lane resets several times
 
@@ -76,7 +76,7 @@ MODES = pytest.mark.parametrize("n", [6, 5000], ids=["where", "sparse"])  # both
 def test_is_a_vec_env() -> None:
     env = BatchedSim(Pendulum(), 3, seed=0)
     assert isinstance(env, VecEnv)
-    assert env.spec == (3, 1, 0, 1, 3, 200, torch.device("cpu"))
+    assert env.spec == EnvSpec(3, 1, 0, 1, 3, 200, torch.device("cpu"))
     env.close()
 
 

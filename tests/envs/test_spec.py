@@ -65,6 +65,26 @@ def test_one_image_stays_bytes_in_either_order_of_axes():
     assert spec.nvec == (3, 2, 4)
 
 
+def test_channel_first_images_are_taken_channels_last_too():
+    first = spaces.Box(0, 255, (3, 36, 40), np.uint8)
+    codec, obs = obs_codec(first), batch(first, 2)
+    last = np.moveaxis(obs, 1, -1)
+    assert np.array_equal(codec.encode(obs), codec.encode(last))
+    assert codec.is_single(last[0])
+    assert not codec.is_single(last)
+    plain = obs_codec(spaces.Box(-1, 1, (3, 36, 40)))
+    with pytest.raises(ValueError, match="must have shape"):
+        plain.encode(last.astype(np.float32))
+
+
+def test_an_image_of_fractions_is_refused_not_cut_to_zeros():
+    codec, obs = obs_codec(IMAGE), batch(IMAGE, 2)
+    assert np.array_equal(codec.encode(obs.astype(np.float64)), codec.encode(obs))
+    for wrong in (obs / 255.0, obs.astype(np.int64) - 300):
+        with pytest.raises(ValueError, match="must hold whole numbers"):
+            codec.encode(wrong)
+
+
 def test_rows_are_copies():
     for space in (IMAGE, spaces.Box(-1, 1, (3,))):
         obs = batch(space, 2)

@@ -21,7 +21,7 @@ from ctrlrl import PPO
 from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.build import make_learner
 from ctrlrl.envs.spaces import Spaces
-from ctrlrl.train import pickle_data
+from ctrlrl.train import pickle_data, sb3_zip
 from ctrlrl.train.pickle_data import TorchFile, array_of, read_pickle
 from ctrlrl.train.sb3_weights import restore
 from ctrlrl.train.sb3_zip import read_sb3
@@ -385,7 +385,7 @@ def test_members_that_sb3_does_not_write_are_refused(name, plain, tmp_path):
 
 
 def test_a_member_larger_than_any_policy_is_not_unpacked(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(pickle_data, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(sb3_zip, "MAX_JSON", 10_000)
     with pytest.raises(ValueError, match=r"unpacks to .* more than any policy needs"):
         read_sb3(changed(plain, tmp_path / "evil.zip", data=b" " * 20_000))
 
@@ -400,6 +400,75 @@ def test_a_pickle_and_a_number_that_no_memory_holds_are_refused(plain, tmp_path,
     monkeypatch.setattr(pickle_data, "MAX_PICKLE", 100)
     with pytest.raises(ValueError, match="more than any description needs"):
         read_sb3(plain)
+
+
+def repacked(data, change, compression=zipfile.ZIP_DEFLATED):
+    """A file of torch.save with its members changed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return out.getvalue()
+
+
+def test_every_member_is_read_within_the_bound_and_by_deflate_only(plain, tmp_path, monkeypatch):
+    """Python's zipfile unpacks bzip2 and lzma whole, whatever size the archive declares."""
+    weights = zipfile.ZipFile(plain).read("policy.pth")
+    for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        evil = repacked(weights, lambda name, data: data, compression)
+        with pytest.raises(ValueError, match="not deflate"):
+            read_sb3(changed(plain, tmp_path / "evil.zip", **{"policy.pth": evil}))
+    evil = repacked(weights, lambda name, data: bytes(2**20) if name.endswith("byteorder") else data)
+    path = changed(plain, tmp_path / "evil.zip", **{"policy.pth": evil})
+    monkeypatch.setattr(pickle_data, "MAX_BYTES", 2**19)
+    with pytest.raises(ValueError, match=r"byteorder cannot be read .* more than any policy needs"):
+        read_sb3(path)
+
+
+def test_tensors_that_share_a_storage_are_bounded_together():
+    buffer = io.BytesIO()
+    torch.save(dict.fromkeys("abc", torch.zeros(1000)), buffer)
+    file = TorchFile(buffer.getvalue(), "x.pth")
+    file._left = 10_000
+    assert file.tensor(file.content["a"]).shape == file.tensor(file.content["b"]).shape == (1000,)
+    with pytest.raises(ValueError, match="more than any policy needs"):
+        file.tensor(file.content["c"])
+
+
+def test_layers_that_do_not_follow_each_other_build_no_network(plain, tmp_path):
+    weights = torch.load(io.BytesIO(zipfile.ZipFile(plain).read("policy.pth")), weights_only=True)
+    for i in (0, 2):
+        weights[f"mlp_extractor.policy_net.{i}.weight"] = torch.zeros(10_000, 1)  # together: 100 million weights
+    thin = io.BytesIO()
+    torch.save(weights, thin)
+    with pytest.raises(ValueError, match=r"evil\.zip.* a layer of the policy network takes"):
+        read_sb3(changed(plain, tmp_path / "evil.zip", **{"policy.pth": thin.getvalue()}))
+
+
+ENDLESS = b"K\x01K\x01\x86" + b"2\x86" * 200  # a tuple of two tuples of two ...: 2^200 leaves to hash or print
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x04}" + ENDLESS + b"K\x01s.",  # as a key
+        b"\x80\x04})" + b"\x85" * 900_000 + b"K\x01s.",  # hashing this takes all of the C stack
+        b"\x80\x04)]\x94" + b"h\x00R" * 10 + b".",  # arguments that are copied for every object
+        b"\x80\x04(" + b"))\x81" * 400_000 + b"t.",  # more objects than any description needs
+    ],
+)
+def test_a_pickle_that_would_take_all_time_or_memory_is_refused(pickled):
+    with pytest.raises(ValueError, match=r"^x: not a pickle that can be read as data"):
+        read_pickle(pickled, "x")
+
+
+def test_endless_values_are_neither_hashed_nor_printed(plain, tmp_path):
+    fields = json.loads(zipfile.ZipFile(plain).read("data"))
+    pickled = b"\x80\x04}\x8c\x0dactivation_fn" + ENDLESS + b"s."
+    fields["policy_kwargs"] = {":type:": "", ":serialized:": base64.b64encode(pickled).decode()}
+    with pytest.raises(ValueError, match="activation_fn function of the user's is not imported"):
+        read_sb3(changed(plain, tmp_path / "evil.zip", data=json.dumps(fields)))
+    assert read_pickle(b"\x80\x04\x8c\x01m" + ENDLESS + b"\x93.", "x") == ""
 
 
 def test_damage_is_one_line_with_the_file_in_front(plain, tmp_path):
