@@ -174,6 +174,13 @@ def test_episodes_that_ended_before_success_was_first_told_are_no_failures():
     assert list(model.ep_success_buffer) == [1.0] * (64 // 7 - 3)
 
 
+def test_a_batch_size_set_on_the_model_is_that_of_the_next_learn():
+    model = small()
+    model.batch_size = 4
+    assert model.learn(16)._n_updates == 1
+    assert model._loop.gradient_steps == 4
+
+
 def test_a_model_without_a_rollout_has_no_rollout_buffer():
     model = small()
     assert not hasattr(model, "rollout_buffer")
@@ -430,6 +437,12 @@ def test_a_model_whose_schedules_have_ended_loads_with_what_they_started_from(tm
     with pytest.warns(UserWarning, match="clip_range was a function, .* it is 0.2 from now on"):
         loaded = PPO.load(tmp_path / "m", learning_rate=1e-4)
     assert loaded.clip_range(0.0) == 0.2
+    loaded.clip_range, loaded.learning_rate = (lambda progress: 0.1 * progress), 1e-5  # set on the model, as SB3 allows
+    loaded.cfg.clip_range = 0.0
+    loaded.save(tmp_path / "m")
+    with pytest.warns(UserWarning, match="clip_range was a function, .* it is 0.1"):
+        again = PPO.load(tmp_path / "m")
+    assert (again.clip_range(0.0), again.learning_rate) == (0.1, 1e-5)
 
 
 def test_policy_kwargs_that_differ_from_the_saved_ones_are_refused(tmp_path):

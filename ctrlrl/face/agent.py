@@ -77,6 +77,8 @@ class Agent(Model):
         """Counters, buffers, logger and loop of one `learn`; returns the step number it ends at."""
         if self._connection is None:
             raise ValueError(f"{type(self).__name__}.learn needs an environment; give one to load(path, env=...)")
+        self._check_numbers()
+        self._count_minibatches()  # batch_size may have been set since
         self.start_time = time.time_ns()
         if reset or self.ep_info_buffer is None:
             self.ep_info_buffer = deque(maxlen=self._stats_window_size)

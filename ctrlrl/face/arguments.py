@@ -167,6 +167,11 @@ def _constant(value: float, progress_remaining: float) -> float:
     return value
 
 
+def is_schedule(value: Any) -> bool:
+    """Whether it may change during training: a function that `as_schedule` did not make of a number."""
+    return callable(value) and getattr(value, "func", None) is not _constant
+
+
 def start_value(value: Any) -> Any:
     """Of a schedule: what it gives at the start. Anything else as it is."""
     return float(value(1.0)) if callable(value) else value

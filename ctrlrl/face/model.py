@@ -172,15 +172,18 @@ class Model:
         self.observation_space, self.action_space = self._spaces
         self._n_envs = connection.env.spec.n_envs
         self._check_policy()
+        self._count_minibatches()
+        if self._env_seed is None:
+            self._env_seed = connection.pending_seed()
+        else:
+            self.action_space.seed(self._env_seed)
+
+    def _count_minibatches(self) -> None:
         rows = self.cfg.n_steps * self._n_envs
         if rows < 2 and self.cfg.normalize_advantage != "none":
             where = type(self).__name__
             raise ValueError(f"{where}: one step a rollout cannot be normalised; raise n_steps, now {self.cfg.n_steps}")
         self.cfg.n_minibatches = max(1, math.ceil(rows / self.batch_size))
-        if self._env_seed is None:
-            self._env_seed = connection.pending_seed()
-        else:
-            self.action_space.seed(self._env_seed)
 
     def _check_policy(self) -> None:
         """The policy's word against the observation, as SB3 does it."""

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from ctrlrl import build
-from ctrlrl.face.arguments import network, start_value
+from ctrlrl.face.arguments import is_schedule, network, start_value
 
 File = str | os.PathLike[str] | BinaryIO
 KINDS = {"algo": str, "config": dict, "spaces": list, "batch_size": int, "num_timesteps": int}
@@ -21,13 +21,14 @@ SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 
 def facts(model: Any) -> dict[str, Any]:
     own = model._extractor
-    scheduled = {name: start_value(model._given[name]) for name in SCHEDULES if callable(model._given[name])}
+    now = {name: getattr(model, name) for name in SCHEDULES if getattr(model, name) is not None}
     return {
         "algo": model.algo,
-        "config": asdict(model.cfg) | scheduled,  # not where a schedule stands now: many end at 0, which is no setting
+        # not where a schedule stands now: many end at 0, which is no setting
+        "config": asdict(model.cfg) | {name: start_value(value) for name, value in now.items()},
         "policy": model._policy_name,
         "features_extractor": None if own is None else own.name,
-        "schedules": list(scheduled),
+        "schedules": [name for name, value in now.items() if is_schedule(value)],
         "batch_size": model.batch_size,
         "n_envs": model.n_envs,
         "num_timesteps": model.num_timesteps,
