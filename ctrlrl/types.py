@@ -19,7 +19,7 @@ Tree = TypeVar("Tree")
 class ObsPart(NamedTuple):
     """One array of a structured observation; parts lie one after another in [O]."""
 
-    name: str
+    name: str  # where it lies in a Dict or Tuple; "" = it is the observation
     shape: tuple[int, ...]
     image: bool = False  # [C, H, W] with values 0 ... 255
 

@@ -292,6 +292,25 @@ def test_a_model_file_with_facts_of_the_wrong_kind_is_refused_in_one_line(tmp_pa
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"hidden": [10**6, 10**6]}},
+        {"spaces": [{"box": [0.0, 1.0], "shape": [10**10], "dtype": "float32"}]},
+    ],
+)
+def test_a_small_file_cannot_ask_for_large_networks(tmp_path, change):
+    checkpoint = read_zip(saved_at(small(), tmp_path / "m"))
+    state = dict(checkpoint.state)
+    if "config" in change:
+        state["config"] = state["config"] | change["config"]
+    else:
+        state["spaces"] = [*change["spaces"], state["spaces"][1]]
+    write_zip(tmp_path / "bad", checkpoint._replace(state=state))
+    with pytest.raises(ValueError, match=r"weights do not fill the networks|spaces cannot be read \(ValueError: a Box"):
+        load(tmp_path / "bad")
+
+
 def saved_at(model: Agent, path: Path) -> Path:
     model.save(path)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ctrlrl.envs.spec import ActionCodec, Array, ObsCodec, PartCodec, action_codec, env_spec, obs_codec
 from ctrlrl.types import EnvSpec
+
+LARGEST_BOX = 2**26  # numbers that a file may ask for
 
 
 class _Pair(NamedTuple):
@@ -196,6 +199,8 @@ def _bound(values: Array) -> Any:
 def _from_json(data: dict[str, Any]) -> spaces.Space[Any]:
     if "box" in data:
         dtype, shape = np.dtype(data["dtype"]), tuple(data["shape"])
+        if math.prod(shape) > LARGEST_BOX:
+            raise ValueError(f"a Box of shape {shape}")
         low, high = (np.broadcast_to(np.array(x, dtype=dtype), shape).copy() for x in data["box"])
         return spaces.Box(low, high, shape, dtype.type)
     if "discrete" in data:

@@ -279,7 +279,7 @@ def _leaves(space: spaces.Space[Any], path: Path) -> Iterator[tuple[Path, spaces
 
 
 def _part(space: spaces.Space[Any], path: Path, name: str) -> PartCodec:
-    key = ".".join(map(str, path)) or "obs"
+    key = ".".join(map(str, path))
     if is_image(space):
         shape = space.shape
         assert shape is not None

@@ -342,6 +342,7 @@ class Model:
         else:
             model._spaces, (model.observation_space, model.action_space) = spaces, spaces
             model._n_envs = facts.get("n_envs", 0)
+        saved.check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
         model._setup_model()
         build.restore_agent(model.learner, checkpoint, where)
         model.num_timesteps, model._n_updates = facts["num_timesteps"], facts.get("n_updates", 0)

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 from ctrlrl import build
@@ -50,6 +51,16 @@ def read(path: File) -> build.Checkpoint:
         if not isinstance(value, kind):
             raise ValueError(f"{path}: state.json: {name} is {value!r:.40}, wanted {kind.__name__}")
     return checkpoint
+
+
+def check_size(model: Any, held: int, where: str) -> None:
+    """Refuse, before they are built, networks larger than the `held` numbers in a file could fill."""
+    cfg, spec = model.cfg, model._spaces.env_spec(model.device)
+    sizes = [*cfg.hidden, spec.action_dim or spec.n_actions or sum(spec.nvec)]
+    if not spec.obs_parts and model._extractor is None:
+        sizes.insert(0, spec.obs_dim)
+    if sum(a * b for a, b in pairwise(sizes)) > held:
+        raise ValueError(f"{where}: its {held:,} weights do not fill the networks of its configuration and spaces")
 
 
 def arguments(found: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from ctrlrl import build
 from ctrlrl.face.environments import connect
 from ctrlrl.face.model import Model
-from ctrlrl.face.saved import File
+from ctrlrl.face.saved import File, check_size
 from ctrlrl.train.sb3_weights import restore, restore_statistics
 from ctrlrl.train.sb3_zip import read_sb3
 
@@ -30,6 +30,7 @@ def from_sb3(
     else:
         model._use(connect(env, n_envs, seed=model.seed, device=model.device))
         spaces.same(model._spaces, where)
+    check_size(model, sum(t.numel() for t in agent.weights.values()), where)
     model._setup_model()
     restore(model.learner, agent.weights, agent.moments, where)
     if obs_stats is not None:

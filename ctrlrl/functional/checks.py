@@ -17,6 +17,8 @@ def same_shape(where: str, **tensors: Tensor) -> None:
 def in_range(where: str, *, low: float, high: float, open_ends: bool = False, **values: float) -> None:
     """Raise ValueError unless each value lies in [low, high], or in (low, high) with `open_ends`."""
     for name, value in values.items():
+        if isinstance(value, str):
+            raise ValueError(f"{where}.{name} must be a number, got {value!r}")
         inside = low < value < high if open_ends else low <= value <= high
         if not inside:
             left, right = ("(", ")") if open_ends else ("[", "]")

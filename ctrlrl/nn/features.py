@@ -107,7 +107,7 @@ class PartFeatures(_Parts):
 
 
 class OwnFeatures(_Parts):
-    """A user's extractor as SB3 calls it: a tensor [N, *shape], or a dict of them for several parts, to [N, dim]."""
+    """A user's extractor as SB3 calls it: a tensor [N, *shape], or a dict of them for a Dict, to [N, dim]."""
 
     def __init__(self, module: nn.Module, parts: Sequence[Part], *, dim: int, normalize_images: bool = True):
         super().__init__(parts, normalize_images=normalize_images)
@@ -115,6 +115,6 @@ class OwnFeatures(_Parts):
 
     def forward(self, obs: Tensor) -> Tensor:
         values = self.split(obs.reshape(-1, obs.shape[-1]))
-        structured = len(self.parts) > 1 or self.parts[0][0] != "obs"
-        given = {name: x for (name, _, _), x in zip(self.parts, values, strict=True)} if structured else values[0]
+        named = {name: x for (name, _, _), x in zip(self.parts, values, strict=True)}
+        given = named.get("", named)
         return self.module(given).view(*obs.shape[:-1], self.dim)

@@ -45,7 +45,7 @@ def standard_features(
     """
 
     def make() -> nn.Module:
-        parts = spec.obs_parts or (ObsPart("obs", (spec.obs_dim,)),)
+        parts = spec.obs_parts or (ObsPart("", (spec.obs_dim,)),)
         if own is not None:
             module = own()
             return OwnFeatures(module, parts, dim=int(module.features_dim), normalize_images=normalize_images)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from ctrlrl.types import EnvSpec
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 STATE_LIMIT = 2**24  # bytes of state.json
-_MEND = "Evaluate another (checkpoint=best) or copy it here to resume."
+_MEND = "Use another: of a run, evaluate checkpoint=best, or copy it here to resume."
 
 
 class Checkpoint(NamedTuple):

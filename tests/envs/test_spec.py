@@ -61,7 +61,7 @@ def test_one_image_stays_bytes_in_either_order_of_axes():
     assert codec.is_single(np.moveaxis(obs, -1, 1)[0])
     assert not codec.is_single(obs)
     spec = env_spec(codec, action_codec(ACTIONS[0]), n_envs=2)
-    assert spec.obs_parts == (("obs", (3, 36, 40), True),)
+    assert spec.obs_parts == (("", (3, 36, 40), True),)
     assert spec.nvec == (3, 2, 4)
 
 

@@ -62,5 +62,7 @@ def test_a_users_extractor_gets_a_dict_of_parts_or_the_one_array():
         "joints": (3, 5),
         "height": (3,),
     }
-    OwnFeatures(Keep(), (("obs", (4,), False),), dim=2)(torch.zeros(3, 4))
+    OwnFeatures(Keep(), (("", (4,), False),), dim=2)(torch.zeros(3, 4))
     assert tuple(seen[1].shape) == (3, 4)
+    OwnFeatures(Keep(), (("obs", (4,), False),), dim=2)(torch.zeros(3, 4))
+    assert tuple(seen[2]["obs"].shape) == (3, 4)  # a Dict with one key
