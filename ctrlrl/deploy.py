@@ -112,7 +112,7 @@ class Deployed(nn.Module):
         self.learner.set_dtype("float32")
         self.parts = obs_codec(observation).parts
         self.leaves = [_leaf(observation, p) for p in self.parts]
-        self.names = [p.part.name for p in self.parts]
+        self.names = [p.part.name or "obs" for p in self.parts]
         self.output = "action" if "action" not in self.names else "next_action"
         self.starts = [None if p.start is None else torch.from_numpy(p.start.astype(np.int64)) for p in self.parts]
         self.codec = action_codec(action)
