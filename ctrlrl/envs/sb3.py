@@ -74,13 +74,15 @@ class SB3Env:
         truncated = np.zeros(self.spec.n_envs, dtype=bool)
         told: list[tuple[int, Any]] = []
         lanes = terminated.nonzero()[0].tolist()
+        for lane in lanes:
+            info = self.infos[lane]
+            if info.get("TimeLimit.truncated"):
+                truncated[lane], terminated[lane] = True, False
+            key = next((key for key in SUCCESS_KEYS if key in info), None)
+            if key is not None:
+                told.append((lane, info[key]))
         if lanes:
-            ended = [self.infos[lane] for lane in lanes]
-            truncated[lanes] = [bool(info.get("TimeLimit.truncated", False)) for info in ended]
-            terminated &= ~truncated
-            final_obs = gate.final_obs(obs, lanes, [self._final(info) for info in ended])
-            for lane, info in zip(lanes, ended, strict=True):
-                told += [(lane, info[key]) for key in SUCCESS_KEYS if key in info][:1]
+            final_obs = gate.final_obs(obs, lanes, [self._final(self.infos[lane]) for lane in lanes])
         return gate.time_step(obs, final_obs, reward, terminated, truncated, gate.success(told))
 
     def render(self, lane: int = 0) -> Array:
