@@ -328,7 +328,7 @@ def test_seeds_reach_a_simulator_that_takes_them():
 
 
 def test_real_tensordicts_are_read():
-    tensordict = pytest.importorskip("tensordict", reason="pip install 'ctrlrl[rsl]'")
+    tensordict = pytest.importorskip("tensordict", reason="pip install 'ctrlrl[dev]'")
     made = lambda groups: tensordict.TensorDict(groups, batch_size=[N])  # noqa: E731
     env, same = adapt(RslRl5(DirectRLEnv(N), make_groups=made)), adapt(RslRl5(DirectRLEnv(N), make_groups=Groups))
     assert transitions(env, 20) == transitions(same, 20)
