@@ -40,15 +40,7 @@ class PPOLearner(ActorCriticLearner):
     cfg: PPOConfig
 
     def __init__(self, cfg: PPOConfig, spec: EnvSpec, *, own_features: Callable[[], nn.Module] | None = None):
-        features, critic_features = standard_features(
-            spec,
-            extractor=cfg.features_extractor,
-            image_dim=cfg.features_dim,
-            normalize_images=cfg.normalize_images,
-            orthogonal=cfg.orthogonal_init,
-            shared=cfg.share_features_extractor,
-            own=own_features,
-        )
+        features, critic_features = standard_features(spec, own=own_features, **cfg.feature_settings())
         kwargs: dict[str, Any] = {"activation": cfg.activation, "orthogonal": cfg.orthogonal_init}
         policy = standard_policy(spec, features.dim, cfg.hidden, log_std_init=cfg.log_std_init, **kwargs)
         critic = ValueCritic(features.dim, cfg.hidden if cfg.vf_hidden is None else cfg.vf_hidden, **kwargs)

@@ -82,6 +82,16 @@ class ActorCriticConfig:
             if value is not None and value <= 0.0:
                 raise ValueError(f"{where}.{name} must be positive or null, got {value}")
 
+    def feature_settings(self) -> dict[str, Any]:
+        """What policies.standard.standard_features takes of these fields."""
+        return {
+            "extractor": self.features_extractor,
+            "image_dim": self.features_dim,
+            "normalize_images": self.normalize_images,
+            "orthogonal": self.orthogonal_init,
+            "shared": self.share_features_extractor,
+        }
+
 
 class Batch(NamedTuple):
     """One rollout, flat: what the loss of a minibatch reads. Observations are normalised already."""
