@@ -13,9 +13,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_MODELS = ("PPO", "BPO", "BC", "TD3BC", "IQL", "PRDC", "A2PR", "ReBRAC", "AWAC", "CQL", "CalQL", "FQL")
 _NAMES = {
-    "PPO": "ctrlrl.api",
-    "BPO": "ctrlrl.api",
+    **dict.fromkeys(_MODELS, "ctrlrl.api"),
     "load": "ctrlrl.api",
     "evaluate_policy": "ctrlrl.api",
     "make_env": "ctrlrl.api",
@@ -23,7 +23,7 @@ _NAMES = {
     "BaseCallback": "ctrlrl.api",
     "export": "ctrlrl.deploy",
 }
-__all__ = ["BPO", "PPO", "BaseCallback", "__version__", "evaluate_policy", "export", "load", "make_env", "make_vec_env"]
+__all__ = ["__version__", *_NAMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,13 +7,33 @@ from typing import Any, Self
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.environments import make_env, make_vec_env
 from ctrlrl.face.evaluation import evaluate_policy
+from ctrlrl.face.offline import OfflineAgent
 from ctrlrl.face.saved import File, read
 from ctrlrl.face.sb3_import import from_sb3
 from ctrlrl.registry import unknown
 from ctrlrl.train.callbacks import BaseCallback
 from ctrlrl.train.logger import configure
 
-__all__ = ["BPO", "PPO", "BaseCallback", "configure", "evaluate_policy", "load", "make_env", "make_vec_env"]
+__all__ = [
+    "A2PR",
+    "AWAC",
+    "BC",
+    "BPO",
+    "CQL",
+    "FQL",
+    "IQL",
+    "PPO",
+    "PRDC",
+    "TD3BC",
+    "BaseCallback",
+    "CalQL",
+    "ReBRAC",
+    "configure",
+    "evaluate_policy",
+    "load",
+    "make_env",
+    "make_vec_env",
+]
 
 
 class PPO(Agent):
@@ -46,10 +66,84 @@ class BPO(Agent):
     algo = "bpo"
 
 
-CLASSES: dict[str, type[Agent]] = {"ppo": PPO, "bpo": BPO}
+class BC(OfflineAgent):
+    """Behaviour cloning; `best_fraction=0.1` makes it 10%BC."""
+
+    algo = "bc"
 
 
-def load(path: File, env: Any = None, device: str = "auto", **changes: Any) -> Agent:
+class TD3BC(OfflineAgent):
+    """TD3 with a cloning term, arXiv:2106.06860."""
+
+    algo = "td3bc"
+
+
+class IQL(OfflineAgent):
+    """Implicit Q-learning, arXiv:2110.06169."""
+
+    algo = "iql"
+
+
+class PRDC(OfflineAgent):
+    """Policy regularisation with dataset constraint, arXiv:2306.06569."""
+
+    algo = "prdc"
+
+
+class A2PR(OfflineAgent):
+    """Adaptive advantage-guided policy regularisation, arXiv:2405.19909."""
+
+    algo = "a2pr"
+
+
+class ReBRAC(OfflineAgent):
+    """Revisited behaviour-regularised actor-critic, arXiv:2305.09836."""
+
+    algo = "rebrac"
+
+
+class AWAC(OfflineAgent):
+    """Advantage-weighted actor-critic, arXiv:2006.09359."""
+
+    algo = "awac"
+
+
+class CQL(OfflineAgent):
+    """Conservative Q-learning, arXiv:2006.04779."""
+
+    algo = "cql"
+
+
+class CalQL(OfflineAgent):
+    """Calibrated Q-learning, arXiv:2303.05479."""
+
+    algo = "calql"
+
+
+class FQL(OfflineAgent):
+    """Flow Q-learning, arXiv:2502.02538."""
+
+    algo = "fql"
+
+
+_KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
+    PPO,
+    BPO,
+    BC,
+    TD3BC,
+    IQL,
+    PRDC,
+    A2PR,
+    ReBRAC,
+    AWAC,
+    CQL,
+    CalQL,
+    FQL,
+)
+CLASSES = {kind.algo: kind for kind in _KINDS}
+
+
+def load(path: File, env: Any = None, device: str = "auto", **changes: Any) -> Agent | OfflineAgent:
     """A saved model of whatever algorithm made it; arguments as those of its class's `load`."""
     algo = read(path).state["algo"]
     if algo not in CLASSES:

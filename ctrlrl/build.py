@@ -21,18 +21,33 @@ from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import keep_memory, set_threads
+from ctrlrl.core.stacked import extract
+from ctrlrl.data.episodes import Episodes, Facts
+from ctrlrl.data.scores import normalized_score
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
+from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
-from ctrlrl.train.checkpoint import Checkpoint, read_zip, write_zip
+from ctrlrl.seeds import refuse_unless_stackable, stacked
+from ctrlrl.sources import dataset, load_data, read_data, same_task
+from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import RunFolder
+from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
-from ctrlrl.train.trainer import Trainer
+from ctrlrl.train.stacked import StackedTrainer
+from ctrlrl.train.trainer import Loop, Trainer
 from ctrlrl.types import EnvSpec, VecEnv
 
-__all__ = ["Spaces", "evaluate", "read_zip", "write_zip"]  # what the faces take from here besides what stands below
+__all__ = [
+    "Spaces",
+    "evaluate",
+    "load_data",
+    "read_zip",
+    "same_task",
+    "write_zip",
+]  # what the faces take from here besides what stands below
 
 
 def make_env(
@@ -130,19 +145,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_of(cfg: TrainConfig) -> torch.device:
-    """Where a run computes; `auto` is the CPU for environments that step there."""
-    if cfg.device == "auto" and backend_of(cfg.env) != "torch":
+    """Where a run computes; `auto` is the CPU for environments that step there while learning."""
+    if cfg.device == "auto" and cfg.data.name == "none" and backend_of(cfg.env) != "torch":
         return torch.device("cpu")
     return resolve_device(cfg.device)
 
 
 def widest_layer(algo: Any) -> int:
-    return max([*algo.hidden, *(algo.vf_hidden or [])], default=0)
+    return max([*algo.hidden, *(getattr(algo, "vf_hidden", None) or [])], default=0)
 
 
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
     """A function that evaluates the deterministic policy on fresh episodes of the training task."""
-    device = device_of(cfg)
+    device = device_of(cfg) if backend_of(cfg.env) == "torch" else torch.device("cpu")
     env: VecEnv | None = None
 
     def run() -> Evaluation:
@@ -156,23 +171,35 @@ def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -
 
 
 def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor], Tensor]:
-    """Observations to actions, on the learner's own device."""
+    """Observations to actions, on the device of the observations."""
 
     def act(obs: Tensor) -> Tensor:
-        return learner.act(obs, deterministic=deterministic).action
+        return learner.act(obs.to(learner.device), deterministic=deterministic).action.to(obs.device)
 
     return act
 
 
 def quick(learner: Learner) -> Quick | None:
     """What acts on a single observation in NumPy, as `acting` does deterministically; None for other learners."""
+    if learner.loop == "off_policy":
+        nets: Any = learner.nets
+        return Quick(nets.normalizer, Vector(0), nets.policy)
     parts = [getattr(learner, name, None) for name in ("normalizer", "features", "policy")]
     return None if None in parts else Quick(*parts)  # type: ignore[arg-type]
 
 
-def training_loop(cfg: TrainConfig) -> OnPolicyLoop:
-    """Environment, learner and loop of a run, without run folder, log or evaluation."""
+def training_loop(cfg: TrainConfig) -> Loop:
+    """Environment or data set, learner and loop of a run, without run folder, log or evaluation."""
     device = device_of(cfg)
+    kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
+    if cfg.seeds > 1:
+        refuse_unless_stackable(kind, cfg.seeds)
+    if kind.loop == "off_policy":
+        return offline_loop(cfg, read_data(cfg.data), device)
+    if cfg.data.name != "none":
+        raise ValueError(
+            f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
+        )
     torch.manual_seed(cfg.seed)
     mode = resolve(cfg.compile, device, cfg.total_steps)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
@@ -189,27 +216,93 @@ def training_loop(cfg: TrainConfig) -> OnPolicyLoop:
     )
 
 
+def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device) -> OfflineLoop:
+    """Learner and loop over a data set; of the environment it reads the shapes alone."""
+    spec = env_spec(cfg, device)
+    same_task(episodes, spec, f"env={cfg.env.id or cfg.env.name}")
+    torch.manual_seed(cfg.seed)
+    if cfg.seeds > 1:
+        return stacked_loop(cfg, episodes, spec)
+    learner = make_learner(cfg.algo, spec)
+    learner.set_dtype(cfg.dtype)
+    learner.set_compile(resolve(cfg.compile, device, 0))
+    return loop_over(cfg, episodes, learner)
+
+
+def stacked_loop(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> OfflineLoop:
+    """All seeds of a run as one learner."""
+    data = dataset(cfg, episodes, lookup(ALGORITHMS, cfg.algo.name, "algorithm"), spec.device)
+
+    def make() -> Any:
+        learner = make_learner(cfg.algo, spec)
+        learner.set_dtype(cfg.dtype)
+        return learner
+
+    learner, source = stacked(make, seeds_of(cfg), data)
+    learner.set_compile(resolve(cfg.compile, spec.device, 0))
+    return OfflineLoop(
+        learner,
+        source,
+        gradient_steps=cfg.gradient_steps,
+        batch_size=cfg.algo.batch_size,
+        facts=episodes.facts,
+    )
+
+
+def seeds_of(cfg: TrainConfig) -> range:
+    return range(cfg.seed, cfg.seed + cfg.seeds)
+
+
+def loop_over(cfg: TrainConfig, episodes: Episodes, learner: Learner) -> OfflineLoop:
+    """The loop that teaches a data set to a learner, which sees the whole of it once before."""
+    data = dataset(cfg, episodes, type(learner), learner.device)
+    learner.prefit(data.all())
+    return OfflineLoop(
+        learner,  # type: ignore[arg-type]
+        data,
+        gradient_steps=cfg.gradient_steps,
+        batch_size=cfg.algo.batch_size,
+        facts=episodes.facts,
+    )
+
+
+def env_spec(cfg: TrainConfig, device: torch.device) -> EnvSpec:
+    """The task's spec with one environment, on the learner's device."""
+    env = make_env(cfg.env, 1, seed=0, stagger=False)
+    env.close()
+    return env.spec._replace(device=device)
+
+
 def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
     """The trainer of a run; with `resume`, standing where the run folder's last checkpoint left it."""
     device = device_of(cfg)
     set_threads(cfg.threads, widest_layer(cfg.algo), device)
     loop = training_loop(cfg)
-    every = cfg.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
-    notices = list(getattr(loop.env, "notices", ()))
-    trainer = Trainer(
-        loop,
-        RunFolder(folder, tensorboard=cfg.log.tensorboard),
-        evaluate=evaluator(loop.learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed),
-        eval_every=every,
-        log_every=cfg.log.every,
-        log_steps=cfg.log.every_steps,
-        checkpoint_every=cfg.checkpoint.every,
-        checkpoint_steps=cfg.checkpoint.every_steps,
-        keep=cfg.checkpoint.keep,
-        spec=loop.env.spec,
-        device=device,
-        facts=facts(cfg, device) | {"notices": notices},
-        progress=cfg.log.progress,
+    every = loop.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
+    data = getattr(loop, "facts", None)
+    notices = list(getattr(loop.env, "notices", ()) if data is None else data.notices)
+    options: dict[str, Any] = {
+        "eval_every": every,
+        "log_every": cfg.log.every,
+        "log_steps": cfg.log.every_steps,
+        "checkpoint_every": cfg.checkpoint.every,
+        "checkpoint_steps": cfg.checkpoint.every_steps,
+        "keep": cfg.checkpoint.keep,
+        "spec": env_spec(cfg, device) if loop.env is None else loop.env.spec,
+        "device": device,
+        "facts": facts(cfg, device, data) | {"notices": notices},
+        "progress": cfg.log.progress,
+        "score": scorer(cfg, data),
+    }
+    trainer = (
+        _stacked_trainer(cfg, loop, folder, options)
+        if cfg.seeds > 1
+        else Trainer(
+            loop,
+            RunFolder(folder, tensorboard=cfg.log.tensorboard, clock=loop.clock),
+            evaluate=evaluator(loop.learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed),
+            **options,
+        )
     )
     for line in notices:
         trainer.progress.note(line)
@@ -218,19 +311,56 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
     return trainer
 
 
-def facts(cfg: TrainConfig, device: torch.device) -> dict[str, Any]:
+def _stacked_trainer(cfg: TrainConfig, loop: Any, folder: Path, options: dict[str, Any]) -> StackedTrainer:
+    learner, device = loop.learner, options["device"]
+    with torch.random.fork_rng():
+        mirror: Any = make_learner(cfg.algo, options["spec"]._replace(device=device))  # in turn each of the seeds
+    mirror.set_dtype(cfg.dtype)
+    run = evaluator(mirror, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed)
+
+    def single(place: int) -> tuple[Learner, dict[str, Tensor]]:
+        extract(learner, place, mirror)
+        return mirror, random_state(device) | {f"rng/{device.type}": learner.random.streams[place].get_state()}
+
+    def evaluate_seed(place: int) -> Evaluation:
+        extract(learner, place, mirror)
+        return run()
+
+    return StackedTrainer(
+        loop,
+        RunFolder(folder, clock=loop.clock),
+        seeds=seeds_of(cfg),
+        evaluate_seed=evaluate_seed,
+        single=single,
+        tensorboard=cfg.log.tensorboard,
+        **options,
+    )
+
+
+def scorer(cfg: TrainConfig, data: Facts | None = None) -> Callable[[float], float | None]:
+    """Returns on the 0-100 scale of the data set's references; nothing for runs without a data set."""
+    if cfg.data.name == "none":
+        return lambda _: None
+    if data is not None and data.ref_min is not None and data.ref_max is not None:
+        low, high = data.ref_min, data.ref_max
+        return lambda value: 100.0 * (value - low) / (high - low)
+    name = cfg.data.id or cfg.env.id or cfg.env.name
+    return lambda value: normalized_score(name, value)
+
+
+def facts(cfg: TrainConfig, device: torch.device, data: Facts | None = None) -> dict[str, Any]:
     """What result.json and state.json say of a run besides its results."""
     return {
         "algo": cfg.algo.name,
         "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
-        "data": None,
+        "data": None if data is None else data.data_id or data.path,
         "seed": cfg.seed,
         "n_envs": cfg.n_envs,
         "device": str(device),
         "dtype": cfg.dtype,
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "data_checksum": None,
+        "data_checksum": None if data is None else data.checksum,
         "config_hash": config_hash(cfg),
         "commit": commit(),
     }
@@ -238,7 +368,7 @@ def facts(cfg: TrainConfig, device: torch.device) -> dict[str, Any]:
 
 def config_hash(cfg: TrainConfig) -> str:
     """Of what determines a run's numbers: not of its folder, its logging or its seed."""
-    keys = ("algo", "env", "n_envs", "total_steps", "device", "dtype", "eval")
+    keys = ("algo", "env", "data", "n_envs", "total_steps", "gradient_steps", "device", "dtype", "eval")
     values = {k: v for k, v in asdict(cfg).items() if k in keys}
     values["env"] = {k: v for k, v in values["env"].items() if k not in ("threads", "timeout")}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -18,9 +18,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 USAGE = """ctrlrl <verb> [key=value ...]
 
   train    algo=ppo env=halfcheetah total_steps=1_000_000 seed=0 run.dir=runs/x    train; run.resume=runs/x goes on
+           algo=iql data=file data.path=hopper-medium.npz env=hopper-v4 gradient_steps=50_000
+  sweep    sweep=d4rl_mujoco algo=iql,prdc seed=0,1,2 jobs=2 sweep.dir=runs/s       every combination, resumable
   eval     run=runs/x episodes=20 seed=100 video=out.mp4                           evaluate a run's policy
-  report   runs/a runs/b out=report.html                                           curves and tables of runs
+  report   runs/a runs/b out=report.html                                           curves and tables; out=table.md
   export   run=runs/x format=onnx out=policy.onnx checkpoint=best                  the policy in one file, checked
+  data     info|check|convert|collect PATH out=FILE                                data sets; ctrlrl data --help
   bench    throughput|train|score|latency env=pendulum n_envs=1024 [vs=sb3|rsl_rl] measure speed, peers interleaved
   doctor                                                                           versions, devices, one timing each
 
@@ -42,7 +45,8 @@ class EvalOptions:
 
 @dataclass
 class ReportOptions:
-    out: str = "report.html"
+    out: str = "report.html"  # .html, or .md for the tables alone
+    format: str | None = None  # html | markdown; null = by the suffix of out
 
 
 @dataclass
@@ -60,6 +64,7 @@ def train(words: list[str]) -> int:
         print(USAGE)
         print(f"\nalgorithms (algo=):    {' '.join(registry.ALGORITHMS)}")
         print(f"environments (env=):   {' '.join(registry.ENVIRONMENTS)}")
+        print(f"data sources (data=):  {' '.join(registry.DATA)}")
         print(f"presets (experiment=): {' '.join(compose.presets())}")
         return 0
     if "--cfg" in words:
@@ -88,6 +93,18 @@ def train(words: list[str]) -> int:
     return 0
 
 
+def sweep(words: list[str]) -> int:
+    from ctrlrl.sweep.run import main as run_sweep
+    from ctrlrl.sweep.run import usage
+
+    if "--help" in words or "-h" in words:
+        print(f"{USAGE}\n\n{usage()}")
+        return 0
+    code, said = run_sweep(words)
+    print(said)
+    return code
+
+
 def evaluate(words: list[str]) -> int:
     from ctrlrl import compose, runs
 
@@ -97,7 +114,7 @@ def evaluate(words: list[str]) -> int:
     folder = Path(options.run)
     result = runs.evaluate_run(folder, episodes=options.episodes, seed=options.seed, checkpoint=options.checkpoint)
     keys = ("algo", "env", "episodes", "return_mean", "return_std", "return_min", "return_max", "length_mean")
-    print(_table({k: result[k] for k in keys} | {"success_rate": result["success_rate"]}))
+    print(_table({k: result[k] for k in (*keys, "success_rate", "normalized_score")}))
     if options.video:
         try:
             runs.film(*runs.load_run(folder, options.checkpoint), Path(options.video), seed=options.seed)
@@ -108,13 +125,15 @@ def evaluate(words: list[str]) -> int:
 
 def report(words: list[str]) -> int:
     from ctrlrl import compose
-    from ctrlrl.report.page import write_page
+    from ctrlrl.report.markdown import write_report
 
     folders = [Path(w) for w in words if "=" not in w]
     options = compose.command(ReportOptions, [w for w in words if "=" in w])
     if not folders:
-        raise ValueError("report needs run folders, e.g. ctrlrl report runs/a runs/b out=report.html")
-    write_page(folders, Path(options.out))
+        raise ValueError(
+            "report needs run folders, a sweep folder or result rows, e.g. ctrlrl report runs/a out=report.html"
+        )
+    write_report(folders, Path(options.out), options.format)
     print(options.out)
     return 0
 
@@ -136,6 +155,14 @@ def bench(words: list[str]) -> int:
     return run_bench(words)
 
 
+def data(words: list[str]) -> int:
+    from ctrlrl import datasets
+
+    text, code = datasets.run(words)
+    print(text)
+    return code
+
+
 def doctor(words: list[str]) -> int:
     from ctrlrl.bench.doctor import report as examine
 
@@ -145,9 +172,11 @@ def doctor(words: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
+    "sweep": sweep,
     "eval": evaluate,
     "report": report,
     "export": export,
+    "data": data,
     "bench": bench,
     "doctor": doctor,
 }
@@ -203,8 +232,11 @@ def _print_config(words: list[str]) -> int:
 
 
 def _summary(result: dict[str, Any], folder: Path) -> str:
-    keys = ("algo", "env", "seed", "status", "env_steps", "final_return_mean", "final_return_std", "best_return_mean")
-    more = ("train_seconds", "wall_seconds", "steps_per_second")
+    learned = ("env_steps", "steps_per_second")
+    if result["data"] is not None:
+        learned = ("gradient_steps", "updates_per_second")
+    keys = ("algo", "env", "data", "seed", "status", learned[0], "final_return_mean", "final_return_std")
+    more = ("best_return_mean", "normalized_score", "train_seconds", "wall_seconds", learned[1])
     return _table({k: result[k] for k in keys + more} | {"folder": str(folder)})
 
 

@@ -16,14 +16,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ctrlrl.config import EnvConfig, TrainConfig
-from ctrlrl.registry import ALGORITHMS, ENVIRONMENTS, lookup, unknown
+from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
+from ctrlrl.registry import ALGORITHMS, DATA, ENVIRONMENTS, lookup, unknown
 
 Command = TypeVar("Command")
 _PACKED = Path(__file__).parent / "configs"  # in an installed wheel
 CONFIG_DIR = _PACKED if _PACKED.is_dir() else Path(__file__).parent.parent / "configs"
 _CONFIG_LIMIT = 2**16  # bytes
-GROUPS = {"algo": tuple(ALGORITHMS), "env": ENVIRONMENTS}
+GROUPS = {"algo": tuple(ALGORITHMS), "env": ENVIRONMENTS, "data": DATA}
 
 
 def presets() -> list[str]:
@@ -124,6 +124,9 @@ def _register() -> None:
         store.store(group="algo", name=name, node=lookup(ALGORITHMS, name, "algorithm").config)
     for name in ENVIRONMENTS:
         store.store(group="env", name=name, node=EnvConfig(name=name))
+    for name in DATA:
+        # made without its checks: the path or id that they ask for comes as an override
+        store.store(group="data", name=name, node=OmegaConf.merge(OmegaConf.structured(DataConfig), {"name": name}))
 
 
 def _split(words: Sequence[str]) -> dict[str, str]:

@@ -34,8 +34,34 @@ class EnvConfig:
 
 
 @dataclass
+class DataConfig:
+    """A data set to learn from. `name` is a group option (`data=file`); `none` learns from the environment."""
+
+    name: str = "none"  # none | file | d4rl | minari | ogbench
+    path: str | None = None  # data=file: HDF5, NPZ or a Minari folder, recognised by content
+    id: str | None = None  # data=d4rl, minari, ogbench: e.g. hopper-medium-v2; of a file where its name does not tell
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0  # added after scaling; AntMaze: -1 for most methods
+    return_range: bool = False  # scale rewards by 1000 / (largest - smallest episode return) besides (IQL)
+    clip_actions: float | None = None  # into +-this
+    best_fraction: float = 1.0  # only the episodes with the highest returns; 0.1 makes bc 10%BC
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.best_fraction <= 1.0:
+            raise ValueError(f"data.best_fraction must lie in (0, 1], got {self.best_fraction}")
+        if self.clip_actions is not None and not 0.0 < self.clip_actions <= 1.0:
+            raise ValueError(f"data.clip_actions must lie in (0, 1] or be null, got {self.clip_actions}")
+        if not math.isfinite(self.reward_scale) or not math.isfinite(self.reward_shift):
+            raise ValueError("data.reward_scale and data.reward_shift must be finite numbers")
+        if self.name == "file" and not self.path:
+            raise ValueError("data=file needs data.path=FILE")
+        if self.name in ("d4rl", "minari", "ogbench") and not self.id:
+            raise ValueError(f"data={self.name} needs data.id=..., e.g. data.id=hopper-medium-v2")
+
+
+@dataclass
 class EvalConfig:
-    every: int | None = None  # environment steps between evaluations; null = a tenth of the run; 0 = only at the end
+    every: int | None = None  # steps between evaluations; null = a tenth of the run; 0 = only at the end
     episodes: int = 10
     seed: int = 10_000
 
@@ -50,7 +76,7 @@ class EvalConfig:
 @dataclass
 class LogConfig:
     every: float = 1.0  # seconds between rows of progress.csv
-    every_steps: int | None = None  # environment steps between rows, instead of seconds: every run has the same rows
+    every_steps: int | None = None  # steps between rows, instead of seconds: every run has the same rows
     progress: bool = True  # the live bar
     tensorboard: bool = False
 
@@ -64,7 +90,7 @@ class LogConfig:
 @dataclass
 class CheckpointConfig:
     every: float = 60.0  # seconds between checkpoints; the last and the best are always kept
-    every_steps: int | None = None  # environment steps between checkpoints, besides those by the clock
+    every_steps: int | None = None  # steps between checkpoints, besides those by the clock
     keep: int = 0  # numbered ones, checkpoints/step_<n>, that stay: by every_steps, or where that is null by every
 
     def __post_init__(self) -> None:
@@ -87,9 +113,14 @@ class FolderConfig:
 class TrainConfig:
     algo: Any = None
     env: EnvConfig = field(default_factory=EnvConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     n_envs: int = 64
-    total_steps: int = 1_000_000
+    total_steps: int = 1_000_000  # environment steps
+    gradient_steps: int = (
+        1_000_000  # updates, where a data set is learned from; then the clock of eval, log, checkpoint
+    )
     seed: int = 0
+    seeds: int = 1  # offline: seeds seed ... seed + seeds - 1 trained together in this process
     device: str = "auto"
     dtype: str = "float32"
     compile: str = "auto"
@@ -102,14 +133,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _seed("seed", self.seed)
+        if not 1 <= self.seeds <= 1000:
+            raise ValueError(f"seeds must lie in 1 ... 1000, got {self.seeds}; name the first one with seed=")
         for f in fields(self.algo) if is_dataclass(self.algo) else ():
             value = getattr(self.algo, f.name)
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"algo.{f.name} must be a number, got nan")
         if self.n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {self.n_envs}")
-        if self.total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, got {self.total_steps}")
+        for name in ("total_steps", "gradient_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.compile not in ("auto", "eager", "compile", "graph"):

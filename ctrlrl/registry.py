@@ -9,7 +9,19 @@ from typing import Any
 ALGORITHMS = {
     "ppo": "ctrlrl.algos.ppo:PPOLearner",
     "bpo": "ctrlrl.algos.bpo:BPOLearner",
+    "bc": "ctrlrl.algos.bc:BCLearner",
+    "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
+    "iql": "ctrlrl.algos.iql:IQLLearner",
+    "prdc": "ctrlrl.algos.prdc:PRDCLearner",
+    "a2pr": "ctrlrl.algos.a2pr:A2PRLearner",
+    "rebrac": "ctrlrl.algos.rebrac:ReBRACLearner",
+    "awac": "ctrlrl.algos.awac:AWACLearner",
+    "cql": "ctrlrl.algos.cql:CQLLearner",
+    "calql": "ctrlrl.algos.cql:CalQLLearner",
+    "fql": "ctrlrl.algos.fql:FQLLearner",
 }
+
+DATA = ("none", "file", "d4rl", "minari", "ogbench")
 
 SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
     "cartpole": "ctrlrl.envs.classic:CartPole",

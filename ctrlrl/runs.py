@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ctrlrl.build import acting, backend_of, build, device_of, make_env, make_learner, run_folder, widest_layer
+from ctrlrl.build import (
+    acting,
+    backend_of,
+    build,
+    device_of,
+    make_env,
+    make_learner,
+    run_folder,
+    scorer,
+    widest_layer,
+)
 from ctrlrl.compose import load_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
@@ -20,6 +30,7 @@ from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec
 from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.evaluate import evaluate
+from ctrlrl.train.stacked import seed_folder
 from ctrlrl.train.trainer import Trainer
 
 
@@ -29,8 +40,7 @@ def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
     folder = run_folder(cfg)
     trainer = build(cfg, folder)
     raw.run.dir = str(folder)
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True).encode())
-    write_atomic(folder / "overrides.txt", ("\n".join(words) + "\n").encode())
+    _write_config(folder, raw, ("\n".join(words) + "\n").encode())
     return trainer, folder
 
 
@@ -43,15 +53,27 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
     raw = load_config(folder / "config.yaml", words)
     trainer = build(typed(raw), folder, resume=True)
     if words:
-        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True).encode())
         typed_before = (folder / "overrides.txt").read_bytes() if (folder / "overrides.txt").exists() else b""
-        write_atomic(folder / "overrides.txt", typed_before + ("\n".join(words) + "\n").encode())
+        _write_config(folder, raw, typed_before + ("\n".join(words) + "\n").encode())
     return trainer
+
+
+def _write_config(folder: Path, raw: DictConfig, words: bytes) -> None:
+    """config.yaml and overrides.txt; in the folder of a stacked run also those of each seed."""
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True).encode())
+    write_atomic(folder / "overrides.txt", words)
+    for seed in range(raw.seed, raw.seed + raw.seeds) if raw.seeds > 1 else ():
+        own, path = raw.copy(), seed_folder(folder, seed)
+        own.seed, own.seeds, own.run.dir = seed, 1, str(path)
+        _write_config(path, own, words)
 
 
 def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learner]:
     """The configuration of a run and its learner with the weights of checkpoints/<checkpoint>."""
     cfg = typed(load_config(folder / "config.yaml"))
+    if cfg.seeds > 1:
+        named = seed_folder(folder, cfg.seed)
+        raise ValueError(f"{folder} holds {cfg.seeds} seeds trained together; name one of them: run={named}")
     set_threads(cfg.threads, widest_layer(cfg.algo), device_of(cfg))
     env = make_env(cfg.env, 1, stagger=False)
     learner = make_learner(cfg.algo, env.spec)
@@ -98,7 +120,7 @@ def evaluate_run(folder: Path, *, episodes: int, seed: int, checkpoint: str = "l
         "return_max": returns.max().item(),
         "length_mean": lengths.double().mean().item(),
         "success_rate": None if success is None else success.nanmean().item(),
-        "normalized_score": None,
+        "normalized_score": scorer(cfg)(returns.mean().item()),
         "returns": returns.tolist(),
         "lengths": lengths.tolist(),
     }
@@ -133,15 +155,18 @@ def illustrate(folder: Path) -> list[str]:
     from ctrlrl.report.page import write_curve, write_page
 
     notes = []
-    cfg, learner = load_run(folder)
+    cfg = typed(load_config(folder / "config.yaml"))
+    shown = [folder] if cfg.seeds == 1 else [seed_folder(folder, cfg.seed + i) for i in range(cfg.seeds)]
+    cfg, learner = load_run(shown[0])
     with torch.random.fork_rng():
         try:
             film(cfg, learner, folder / "video.mp4", seed=cfg.eval.seed)
         except RuntimeError as error:
             notes.append(str(error))
     try:
-        write_curve(folder, folder / "curve.png")
-        write_page([folder], folder / "report.html")
+        for run in shown:
+            write_curve(run, run / "curve.png")
+        write_page(shown, folder / "report.html")
     except ImportError as error:
         notes.append(f"no report: {error}")
     return notes

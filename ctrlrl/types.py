@@ -70,7 +70,7 @@ class Rollout(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """N transitions of a data set or a replay buffer."""
+    """N transitions of a data set or a replay buffer. Stacked runs of S seeds have [S, N, ...] throughout."""
 
     obs: Tensor  # [N, O]
     action: Tensor  # [N, A] or [N] int64
@@ -78,6 +78,11 @@ class Transition(NamedTuple):
     next_obs: Tensor  # [N, O]
     terminated: Tensor  # [N] bool
     extras: Extras
+
+
+class HybridBatch(NamedTuple):
+    real: Transition
+    sim: Transition
 
 
 class PolicyOutput(NamedTuple):
@@ -101,6 +106,12 @@ class VecEnv(Protocol):
     def state_dict(self) -> dict[str, Tensor]: ...  # everything an exact resume needs; empty when it cannot be had
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
     def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where an off-policy learner's batches come from: a data set, a replay buffer, a mixture of them."""
+
+    def sample(self, n: int) -> Any: ...  # a Transition of n rows, or a HybridBatch
 
 
 def tree_map(f: Callable[..., Any], tree: Tree, *rest: Any) -> Tree:

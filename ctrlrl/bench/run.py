@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ctrlrl import compose
-from ctrlrl.bench import peers
+from ctrlrl.bench import offline_ours, peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
 from ctrlrl.build import acting, backend_of, device_of, make_env, training_loop
@@ -24,22 +24,26 @@ from ctrlrl.envs.sb3 import SB3Env
 from ctrlrl.registry import GYMNASIUM_IDS, unknown
 from ctrlrl.train.evaluate import evaluate
 
-KINDS = ("throughput", "train", "score", "latency", "memory")
+KINDS = ("throughput", "train", "score", "updates", "latency", "memory")
+UNITS = {"score": "seconds to target", "memory": "MiB peak", "latency": "µs", "updates": "updates/s"}
 TARGETS = {"cartpole": 475.0, "pendulum": -200.0, "halfcheetah": 4500.0}
-OWN = ("vs", "pairs", "seconds", "target", "by", "eval_seconds", "out", "env_threads", "peer_budget", "iterations")
+OWN = tuple("vs pairs seconds target by eval_seconds out env_threads peer_budget peer_dir warm iterations".split())
 
 
 @dataclass
 class BenchOptions:
     """Keys of `bench` itself; every other key is one of `ctrlrl train`, e.g. n_envs=1024,65536 or compile=compile."""
 
-    vs: str | None = None  # throughput: gymnasium | mj_step | sb3; train: sb3 | rsl_rl; score: sb3
+    vs: str | None = None  # throughput: gymnasium | mj_step | sb3; train: sb3 | rsl_rl; score, latency: sb3;
+    # updates: corl | prdc | a2pr (the authors' code in peer_dir) | floor (IQL's matrix products) | single (seeds=8)
     pairs: int = 5
     seconds: float = 5.0  # of one lap
     target: float | None = None  # score: mean return
     by: str = "training"  # score: mean of the last 100 training episodes; "evaluation": of 20 deterministic episodes
     eval_seconds: float = 0.2  # score: training time between two looks at the policy
     peer_budget: int = 0  # score: environment steps the peer may take; 0 = its tuned budget
+    peer_dir: str | None = None  # updates: a checkout of the authors' repository
+    warm: int = 0  # updates: of either side before the first lap
     iterations: int = 8  # memory: rollouts and updates before the peak is read
     env_threads: int | None = None  # physics threads
     out: str | None = None
@@ -86,12 +90,9 @@ def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> dict[str, Any
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "dtype": cfg.dtype,
         "compile": cfg.compile,
-        "unit": {"score": "seconds to target", "memory": "MiB peak", "latency": "µs"}.get(kind, "env_steps/s"),
+        "unit": UNITS.get(kind, "env_steps/s"),
     }
-    measured = {"throughput": _throughput, "train": _train, "score": _score, "latency": _latency, "memory": _memory}[
-        kind
-    ]
-    return row | measured(cfg, options, device) | identity()
+    return row | MEASURES[kind](cfg, options, device) | identity()
 
 
 def _throughput(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
@@ -214,14 +215,30 @@ def _memory(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> di
     }
 
 
+def _updates(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    own = {name: getattr(options, name) for name in ("vs", "peer_dir", "pairs", "seconds", "warm")}
+    return offline_ours.updates(cfg, device, **own, note=note)
+
+
+MEASURES = {
+    "throughput": _throughput,
+    "train": _train,
+    "score": _score,
+    "updates": _updates,
+    "latency": _latency,
+    "memory": _memory,
+}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'env':<14}{'n_envs':>9}  {'ctrlrl':>16}  {'peer':>16}  {'ratio':>7}  unit; peer"]
+    lines = [f"{'env or algo':<14}{'n_envs':>9}  {'ctrlrl':>16}  {'peer':>16}  {'ratio':>7}  unit; peer"]
     for row in rows:
+        what = row["algo"] if row["kind"] == "updates" else row["env"]
         peer = "–" if row["peer_value"] is None else f"{row['peer_value']:,.1f}"
         ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}x"
         name = f"; {row['peer']}" if row["peer"] else ""
         lines.append(
-            f"{row['env']:<14}{row['n_envs']:>9}  {row['value']:>16,.1f}  {peer:>16}  {ratio:>7}  {row['unit']}{name}"
+            f"{what:<14}{row['n_envs'] or '–':>9}  {row['value']:>16,.1f}  {peer:>16}  {ratio:>7}  {row['unit']}{name}"
         )
         if row.get("disturbed"):
             lines.append(

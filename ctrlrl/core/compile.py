@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,11 +36,19 @@ class Graph:
     """A CUDA graph of `fn`. Calls copy the arguments into static buffers, replay, and return the static result.
 
     undo: called after the warm-up runs, to put back what `fn` changed in place; capturing itself has no effect.
+    generators: those besides the device's default one that `fn` draws from; they go on as without a graph.
     """
 
-    def __init__(self, fn: Callable[..., Any], example: tuple[Any, ...], *, undo: Callable[[], None]):
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        example: tuple[Any, ...],
+        *,
+        undo: Callable[[], None],
+        generators: Sequence[torch.Generator] = (),
+    ):
         self.inputs = tree_map(torch.clone, example)
-        rng = torch.cuda.get_rng_state()
+        rng, states = torch.cuda.get_rng_state(), [g.get_state() for g in generators]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -50,6 +58,9 @@ class Graph:
         undo()
         torch.cuda.set_rng_state(rng)
         self.graph = torch.cuda.CUDAGraph()
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+            self.graph.register_generator_state(generator)
         with torch.cuda.graph(self.graph):
             self.output = fn(*self.inputs)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ctrlrl.core.update import GradStep
@@ -20,6 +21,10 @@ class Learner:
 
     nets: nn.Module
     opt: dict[str, GradStep]
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.opt.values())).flat.device
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         """Raw observations [B, O] to actions; observation normalisation happens inside."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -28,8 +28,7 @@ class GradStep:
     ):
         self.params = list(params)
         device = self.params[0].device
-        self.flat = nn.Parameter(torch.cat([_as_stored(p.detach(), p).reshape(-1) for p in self.params]))
-        self._share()
+        self.flat = nn.Parameter(flatten_(self.params))
         self.learning_rate = torch.tensor(learning_rate, device=device)
         self.max_grad_norm = max_grad_norm
         self.adam = torch.optim.Adam(
@@ -42,16 +41,9 @@ class GradStep:
             "exp_avg_sq": torch.zeros_like(self.flat),
         }
 
-    def _share(self) -> None:
-        offset = 0
-        for p in self.params:
-            stored = self.flat.data[offset : offset + p.numel()].view(_as_stored(p, p).shape)
-            p.data = _as_stored(stored, p)
-            offset += p.numel()
-
     def __call__(self, loss: Tensor) -> None:
-        grads = torch.autograd.grad(loss, self.params, allow_unused=True, materialize_grads=True)
-        self.apply(torch.cat([_as_stored(g, p).reshape(-1) for g, p in zip(grads, self.params, strict=True)]))
+        """loss: 0-dim, or [S] for the stacked parameters of S seeds, none of which sees another's loss."""
+        together(loss, [self])
 
     def apply(self, grad: Tensor) -> None:
         """One step along `grad`, the flat gradient in the order of `params`."""
@@ -68,9 +60,46 @@ class GradStep:
             tensor.copy_(state[name])
 
 
+def together(loss: Tensor, steps: Sequence[GradStep]) -> None:
+    """One backward pass for several optimiser steps."""
+    params = [p for step in steps for p in step.params]
+    total = loss if loss.ndim == 0 else loss.sum()
+    grads = torch.autograd.grad(total, params, allow_unused=True, materialize_grads=True)
+    stored = [_as_stored(g, p).reshape(-1) for g, p in zip(grads, params, strict=True)]
+    for step in steps:
+        n = len(step.params)
+        step.apply(torch.cat(stored[:n]))
+        stored = stored[n:]
+
+
+class Target:
+    """A copy of the network that `step` trains, which follows it: target <- tau * online + (1 - tau) * target."""
+
+    def __init__(self, copy: nn.Module, step: GradStep):
+        params = list(copy.requires_grad_(False).parameters())
+        if [p.shape for p in params] != [p.shape for p in step.params]:
+            raise ValueError("a target follows a gradient step over exactly the network that it copies")
+        self.flat, self.online = flatten_(params), step.flat
+
+    @torch.no_grad()
+    def move(self, tau: float) -> None:
+        self.flat.lerp_(self.online, tau)
+
+
+def flatten_(params: Sequence[nn.Parameter]) -> Tensor:
+    """Copy the parameters into one flat vector and make them views of it."""
+    flat = torch.cat([_as_stored(p.detach(), p).reshape(-1) for p in params])
+    offset = 0
+    for p in params:
+        stored = flat[offset : offset + p.numel()].view(_as_stored(p, p).shape)
+        p.data = _as_stored(stored, p)
+        offset += p.numel()
+    return flat
+
+
 def _as_stored(x: Tensor, param: nn.Parameter) -> Tensor:
     """`x` (of the parameter's shape, or back) with its axes in the order in which the parameter lies in memory."""
-    return x.t() if param.ndim == 2 and param.stride(0) < param.stride(1) else x
+    return x.transpose(-1, -2) if param.ndim > 1 and param.stride(-2) < param.stride(-1) else x
 
 
 def run_epochs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -35,7 +36,10 @@ class Spaces(_Pair):
 
     @classmethod
     def of_id(cls, gym_id: str) -> Spaces:
-        env = gym.make(gym_id)
+        with warnings.catch_warnings():
+            # D4RL's data are of the v4 rules: who asks for them knows that there are newer ones
+            warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+            env = gym.make(gym_id)
         found = cls(env.observation_space, env.action_space)
         env.close()
         return found

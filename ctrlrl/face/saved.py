@@ -43,6 +43,21 @@ def facts(model: Any) -> dict[str, Any]:
     }
 
 
+def offline_facts(model: Any) -> dict[str, Any]:
+    """Of a model that learns from a data set; `num_timesteps` counts its gradient steps."""
+    return {
+        "algo": model.algo,
+        "config": asdict(model.cfg),
+        "data": {k: v for k, v in asdict(model._data).items() if k not in ("name", "path", "id")},
+        "batch_size": model.cfg.batch_size,
+        "num_timesteps": model.gradient_steps,
+        "seed": model.seed,
+        "verbose": model.verbose,
+        "spaces": model._spaces.to_json(),
+        "versions": build.versions(),
+    }
+
+
 def read(path: File) -> build.Checkpoint:
     """A model file whose facts are of the right kinds; ValueError names the first that is not."""
     checkpoint = build.read_zip(path)
@@ -57,7 +72,7 @@ def check_size(model: Any, held: int, where: str) -> None:
     """Refuse, before they are built, networks larger than the `held` numbers in a file could fill."""
     cfg, spec = model.cfg, model._spaces.env_spec(model.device)
     sizes = [*cfg.hidden, spec.action_dim or spec.n_actions or sum(spec.nvec)]
-    if not spec.obs_parts and model._extractor is None:
+    if not spec.obs_parts and getattr(model, "_extractor", None) is None:
         sizes.insert(0, spec.obs_dim)
     if sum(a * b for a, b in pairwise(sizes)) > held:
         raise ValueError(f"{where}: its {held:,} weights do not fill the networks of its configuration and spaces")

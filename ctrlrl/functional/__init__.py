@@ -11,6 +11,7 @@ from ctrlrl.functional.distributions import (
     gaussian_kl,
     gaussian_log_prob,
     gaussian_sample,
+    smoothed_action,
     tanh_gaussian_log_prob,
     tanh_gaussian_sample,
 )
@@ -22,12 +23,13 @@ from ctrlrl.functional.regression import (
     quantile_huber,
     soft_median_loss,
     soft_quantile_loss,
+    squared_distance,
     td_target,
 )
 from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
 from ctrlrl.functional.scan import linear_recurrence
 from ctrlrl.functional.surrogate import bpo, bpo_target, ppo_clip
-from ctrlrl.functional.weights import awr_weight
+from ctrlrl.functional.weights import awr_weight, q_scale
 
 __all__ = [
     "adapt_learning_rate",
@@ -57,9 +59,12 @@ __all__ = [
     "n_step",
     "next_valid",
     "ppo_clip",
+    "q_scale",
     "quantile_huber",
+    "smoothed_action",
     "soft_median_loss",
     "soft_quantile_loss",
+    "squared_distance",
     "standardize",
     "tanh_gaussian_log_prob",
     "tanh_gaussian_sample",

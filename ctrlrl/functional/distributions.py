@@ -22,6 +22,14 @@ def gaussian_sample(mean: Tensor, log_std: Tensor) -> Tensor:
     return mean + log_std.exp() * torch.randn_like(mean)
 
 
+def smoothed_action(action: Tensor, noise: Tensor, *, std: float, clip: float) -> Tensor:
+    """clip(action + clip(std * noise, -clip, clip), -1, 1), same shape. Target policy smoothing, TD3, arXiv:1802.09477.
+
+    noise: standard normal.
+    """
+    return (action + (std * noise).clamp(-clip, clip)).clamp(-1.0, 1.0)
+
+
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-density of `action` [..., A], summed over A: [...] nats."""
     if action.shape[-1:] != mean.shape[-1:]:
@@ -49,12 +57,13 @@ def gaussian_kl(old_mean: Tensor, old_log_std: Tensor, mean: Tensor, log_std: Te
     return (log_term + 0.5 * (torch.exp(-2.0 * log_scale) + distance - 1.0)).sum(-1)
 
 
-def tanh_gaussian_sample(mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Action tanh(u), u Gaussian, [..., A] in [-1, 1], and its log-density [...]; reparametrised.
 
+    noise: standard normal; broadcasts against the mean, e.g. [M, N, A] for M samples a row. None draws its own.
     The density comes from u itself: exact where the action rounds to 1. Source: SAC, arXiv:1801.01290, appendix C.
     """
-    u = gaussian_sample(mean, log_std)
+    u = gaussian_sample(mean, log_std) if noise is None else mean + log_std.exp() * noise
     return u.tanh(), gaussian_log_prob(u, mean, log_std) - _log_tanh_slope(u).sum(-1)
 
 

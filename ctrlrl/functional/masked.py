@@ -21,6 +21,11 @@ def masked_mean(x: Tensor, mask: Tensor | None = None, *, count: Tensor | float 
     return total / (mask.sum().clamp(min=1) if count is None else count)
 
 
+def batch_mean(x: Tensor) -> Tensor:
+    """Mean over the batch, which is the last axis: [N] -> 0-dim; [S, N], stacked runs of S seeds, -> [S]."""
+    return x.mean(-1)
+
+
 def masked_std(x: Tensor, mask: Tensor | None = None, *, unbiased: bool = True) -> Tensor:
     """Standard deviation of the counting elements, 0-dim; 0, not NaN, when fewer than two count.
 

@@ -85,3 +85,13 @@ def quantile_huber(error: Tensor, *, tau: float | Tensor, delta: float = 1.0) ->
     tau: quantile level in (0, 1), or a tensor of levels that broadcasts. Source: QR-DQN, arXiv:1710.10044, eq. 10.
     """
     return (tau - (error < 0).to(error.dtype)).abs() * huber(error, delta=delta)
+
+
+def squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y|^2, summed over the last axis: actions [..., A] -> [...], squared action units.
+
+    The sum over dimensions, not the mean: both penalties of ReBRAC, arXiv:2305.09836, and CORL's deterministic IQL
+    policy. TD3+BC and BC take the mean, A times less.
+    """
+    same_shape("squared_distance", x=x, y=y)
+    return (x - y).square().sum(-1)

@@ -1,4 +1,4 @@
-"""State-value networks."""
+"""State-value and action-value networks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.nn.mlp import mlp
+from ctrlrl.nn.mlp import Init, mlp, torch_default
 
 
 class ValueCritic(nn.Module):
     """V(s): [..., O] -> [...]."""
 
-    def __init__(self, obs_dim: int, hidden: Sequence[int], *, activation: str, orthogonal: bool = True):
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden: Sequence[int],
+        *,
+        activation: str,
+        orthogonal: bool = True,
+        init: Init | None = None,
+        norm: str = "none",
+    ):
         super().__init__()
-        self.net = mlp((obs_dim, *hidden, 1), activation=activation, output_gain=1.0, orthogonal=orthogonal)
+        sizes = (obs_dim, *hidden, 1)
+        self.net = mlp(sizes, activation=activation, orthogonal=orthogonal, init=init, norm=norm)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.net(obs).float().squeeze(-1)
@@ -61,3 +71,31 @@ class ValueMedianCritic(nn.Module):
         latent = self.trunk(obs)
         median = self.median(latent if self.shared else obs)
         return torch.cat((self.value(latent), median), dim=-1).float()
+
+
+class QCritic(nn.Module):
+    """K action values Q_k(s, a): [..., O] and [..., A] -> [K, ...]. Separate networks: on a CPU as fast as products of
+    stacked matrices, and each of them can be asked alone."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        *,
+        n: int = 2,
+        activation: str = "relu",
+        init: Init = torch_default,
+        norm: str = "none",
+    ):
+        super().__init__()
+        sizes = (obs_dim + action_dim, *hidden, 1)
+        self.heads = nn.ModuleList(mlp(sizes, activation=activation, init=init, norm=norm) for _ in range(n))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat((obs, action), -1)
+        return torch.stack([head(x).float().squeeze(-1) for head in self.heads])
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Q_1 alone, [...]: what the policies of the TD3 family climb."""
+        return self.heads[0](torch.cat((obs, action), -1)).float().squeeze(-1)

@@ -1,9 +1,9 @@
-"""Multi-layer perceptrons with the two initialisations in use: orthogonal (SB3, CleanRL) and torch's own (rsl_rl)."""
+"""Multi-layer perceptrons, and the initialisations in use: each paper's code has its own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -15,21 +15,36 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
 }
+NORM_EPS = 1e-6  # of Flax's LayerNorm, which the JAX codes of the papers use; torch's is 1e-5
+Init = Callable[[nn.Linear, bool], None]  # (layer, is the last one); changes it in place
 
 
 def mlp(
-    sizes: Sequence[int], *, activation: str, output_gain: float, orthogonal: bool = True, activate_last: bool = False
+    sizes: Sequence[int],
+    *,
+    activation: str,
+    output_gain: float = 1.0,
+    orthogonal: bool = True,
+    activate_last: bool = False,
+    init: Init | None = None,
+    norm: str = "none",
+    dropout: float = 0.0,
 ) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them.
 
     orthogonal: gain sqrt(2) on hidden layers, `output_gain` on the last, zero bias; otherwise torch's default.
+    init: instead of both.
     activate_last: also after the last layer, for a trunk that several heads share.
+    norm: LayerNorm "before" or "after" every activation.
+    dropout: after every activation, in training mode.
     """
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
         linear = nn.Linear(n_in, n_out)
-        if orthogonal:
+        if init is not None:
+            init(linear, last)
+        elif orthogonal:
             nn.init.orthogonal_(linear.weight, output_gain if last else math.sqrt(2.0))
             nn.init.zeros_(linear.bias)
         if n_in < n_out:
@@ -37,6 +52,23 @@ def mlp(
             # libraries compute up to six times faster than g^T x when there are few inputs.
             linear.weight = nn.Parameter(linear.weight.detach().t().contiguous().t())
         layers.append(linear)
-        if not last or activate_last:
-            layers.append(ACTIVATIONS[activation]())
+        if last and not activate_last:
+            continue
+        if norm == "before":
+            layers.append(nn.LayerNorm(n_out, eps=NORM_EPS))
+        layers.append(ACTIVATIONS[activation]())
+        if norm == "after":
+            layers.append(nn.LayerNorm(n_out, eps=NORM_EPS))
+        if dropout:
+            layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers)
+
+
+def torch_default(layer: nn.Linear, last: bool) -> None:
+    """U(+-1/sqrt(n_in)) on weights and biases, as torch makes them: TD3 and its descendants, CORL."""
+
+
+def orthogonal_everywhere(layer: nn.Linear, last: bool) -> None:
+    """Gain sqrt(2) on every layer, the last one too; biases 0. IQL's code, arXiv:2110.06169."""
+    nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
+    nn.init.zeros_(layer.bias)

@@ -60,6 +60,31 @@ class ObsNormalizer(nn.Module):
         self.scale.copy_((self.moments.var + self.eps).rsqrt())
 
 
+class DataNormalizer(nn.Module):
+    """(obs - mean) / (std + eps) with the statistics of a data set; identity until `fit`. TD3+BC's, arXiv:2106.06860."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, obs_dim: int, *, eps: float = 1e-3):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("shift", torch.zeros(obs_dim))
+        self.register_buffer("scale", torch.ones(obs_dim))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return (obs - self.shift) * self.scale
+
+    @torch.no_grad()
+    def fit(self, obs: Tensor) -> None:
+        """obs: [N, O] the whole data set; its population statistics, summed in float64."""
+        blocks = obs.split(2**16)
+        mean = torch.stack([block.double().sum(0) for block in blocks]).sum(0) / len(obs)
+        var = torch.stack([(block.double() - mean).square().sum(0) for block in blocks]).sum(0) / len(obs)
+        self.shift.copy_(mean)
+        self.scale.copy_(1.0 / (var.sqrt() + self.eps))
+
+
 class Identity(nn.Module):
     """The normaliser of an algorithm that wants raw observations."""
 

@@ -1,4 +1,4 @@
-"""Diagonal Gaussian policy with a state-independent standard deviation."""
+"""Diagonal Gaussian policies with a state-independent standard deviation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrlrl.functional import distributions as dist
-from ctrlrl.nn.mlp import mlp
+from ctrlrl.nn.mlp import Init, mlp, torch_default
 from ctrlrl.types import Extras, PolicyOutput
 
 
@@ -49,3 +49,44 @@ class GaussianPolicy(nn.Module):
         if "mean" in old:
             kl = dist.gaussian_kl(old["mean"], old["log_std"], mean.detach(), self.log_std.detach())
         return log_prob, dist.gaussian_entropy(self.log_std).expand_as(log_prob), kl
+
+
+class BoundedGaussianPolicy(nn.Module):
+    """N(mean(s), std) with a free log std held in bounds; the density is not squashed, even where the mean is tanh.
+
+    A tanh-squashed density would have log pi(a) explode for actions of a data set that lie at +-1 (IQL,
+    arXiv:2110.06169, the authors' code).
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        *,
+        activation: str = "relu",
+        log_std_bounds: tuple[float, float],
+        squash_mean: bool = True,
+        init: Init = torch_default,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.squash_mean, self.log_std_bounds = squash_mean, log_std_bounds
+        self.net = mlp((obs_dim, *hidden, action_dim), activation=activation, init=init, dropout=dropout)
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [..., A] and log std, which broadcasts against it."""
+        mean = self.net(obs).float()
+        return mean.tanh() if self.squash_mean else mean, self.log_std.clamp(*self.log_std_bounds)
+
+    def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
+        mean, log_std = self(obs)
+        if deterministic:
+            return PolicyOutput(mean.clamp(-1.0, 1.0), None, {})
+        action = dist.gaussian_sample(mean, log_std)
+        return PolicyOutput(action, dist.gaussian_log_prob(action, mean, log_std), {})
+
+    def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
+        mean, log_std = self(obs)
+        return dist.gaussian_log_prob(action, mean, log_std)

@@ -13,14 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from ctrlrl.nn.features import Vector
-from ctrlrl.nn.normalize import Identity, ObsNormalizer
+from ctrlrl.nn.normalize import DataNormalizer, Identity, ObsNormalizer
+from ctrlrl.policies.deterministic import DeterministicPolicy
 from ctrlrl.policies.discrete import CategoricalPolicy
-from ctrlrl.policies.gaussian import GaussianPolicy
+from ctrlrl.policies.gaussian import BoundedGaussianPolicy, GaussianPolicy
 
 Array = np.ndarray[Any, Any]
 ACTIVATIONS: dict[type, Callable[[Array], Array]] = {
     nn.ReLU: lambda x: np.maximum(x, 0.0, out=x),
     nn.Tanh: lambda x: np.tanh(x, out=x),
+}
+BODIES = {  # policy -> the name of its layers
+    GaussianPolicy: "mean",
+    CategoricalPolicy: "logits",
+    DeterministicPolicy: "net",
+    BoundedGaussianPolicy: "net",
 }
 LARGEST = 2**17  # numbers of one layer; beyond, the products take most of the time, and torch's threads help
 KEPT = 64  # views; more than any network here has
@@ -36,12 +43,12 @@ class Quick:
     def __call__(self, row: Array) -> Array | None:
         """row: [O] float32 -> [A] float32 or 0-dim int64; None where this file does not know the network's form."""
         kind = type(self.policy)
-        if type(self.features) is not Vector or kind not in (GaussianPolicy, CategoricalPolicy):
+        if type(self.features) is not Vector or kind not in BODIES:
             return None
         x = self._normalized(row)
         if x is None:
             return None
-        net = self.policy._modules["mean" if kind is GaussianPolicy else "logits"]
+        net = self.policy._modules[BODIES[kind]]
         assert net is not None
         for layer in net._modules.values():
             if layer is None or layer._forward_hooks or layer._forward_pre_hooks:
@@ -56,18 +63,24 @@ class Quick:
                 x = ACTIVATIONS[type(layer)](x)
             else:
                 return None
-        return x if kind is GaussianPolicy else np.asarray(x.argmax())
+        if kind is CategoricalPolicy:
+            return np.asarray(x.argmax())
+        if kind is DeterministicPolicy or (kind is BoundedGaussianPolicy and self.policy.squash_mean):
+            return np.tanh(x)
+        return np.clip(x, -1.0, 1.0) if kind is BoundedGaussianPolicy else x
 
     def _normalized(self, row: Array) -> Array | None:
         normalizer = self.normalizer
         if type(normalizer) is Identity:
             return row
-        if type(normalizer) is not ObsNormalizer:
+        if type(normalizer) not in (ObsNormalizer, DataNormalizer):
             return None
         shift, scale = normalizer._buffers["shift"], normalizer._buffers["scale"]
         if shift is None or scale is None or not _plain(shift):
             return None
         x = (row - self._view(shift)) * self._view(scale)
+        if not isinstance(normalizer, ObsNormalizer):
+            return x
         return np.minimum(np.maximum(x, -normalizer.clip, out=x), normalizer.clip, out=x)
 
     def _view(self, tensor: Tensor) -> Array:

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from ctrlrl.report.drawing import LIGHT, NARROW, WIDE, Theme, picture
 from ctrlrl.report.published import published, task_key
-from ctrlrl.report.runs import Array, Run, read_run
+from ctrlrl.report.results import algo_of, task_of
+from ctrlrl.report.runs import SCORE, Array, Run, read_run
 from ctrlrl.report.stats import MIN_SEEDS, mean_and_interval, on_common_grid
 
-
-class Theme(NamedTuple):
-    """Colours of a picture; the background is transparent on the page."""
-
-    text: str
-    muted: str
-    grid: str
-    background: str
-    series: tuple[str, ...]  # told apart also by colour-blind readers
-
-
-LIGHT = Theme(
-    "#1f2328", "#6b7280", "#e5e7eb", "#ffffff", ("#2563eb", "#d9480f", "#0f8a6d", "#9333ea", "#b45309", "#475569")
-)
-DARK = Theme(
-    "#e6e8eb", "#9aa3ad", "#2b3138", "#14171a", ("#6ea8fe", "#ff9f6b", "#4fd1b0", "#c79bff", "#f2c063", "#a9b4c0")
-)
-
 UNITS = {"env_steps": "environment steps", "gradient_steps": "gradient steps"}
+RETURN = "eval/return_mean"
 
 
 def write_curve(run: Path, out: Path) -> None:
@@ -39,82 +23,95 @@ def write_curve(run: Path, out: Path) -> None:
     Path(out).write_bytes(curve_png([read_run(run)], LIGHT, transparent=False))
 
 
-def curve_png(runs: Sequence[Run], theme: Theme, *, transparent: bool = True) -> bytes:
-    """The learning curves of all runs as PNG bytes: thin lines seeds, thick lines means, dots evaluations."""
-    figure_class, style = _matplotlib()
+def curve_png(runs: Sequence[Run], theme: Theme, *, narrow: bool = False, transparent: bool = True) -> bytes:
+    """The learning curves of all runs as PNG bytes: thin lines seeds, thick lines means, dots evaluations.
+
+    narrow: one column, for a phone.
+    """
     panels: dict[str, list[Run]] = {}
     for run in runs:
-        panels.setdefault(task_key(run.env), []).append(run)
-    algos = list(dict.fromkeys(run.algo for run in runs))
-    n_columns = 1 if len(panels) == 1 else 2
+        panels.setdefault(_panel_key(run), []).append(run)
+    algos = list(dict.fromkeys(algo_of(run.result) for run in runs))
+    n_columns = 1 if len(panels) == 1 or narrow else 2
     n_rows = -(-len(panels) // n_columns)
-    with style(_rc(theme)):
-        figure = figure_class(figsize=(8.4, 3.9 if n_columns == 1 else 3.1 * n_rows), dpi=200, layout="constrained")
-        figure.patch.set_alpha(0.0 if transparent else 1.0)
-        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.04)
+    height = 3.9 if n_columns == 1 and not narrow else 3.1
+    legend = 0.25 * (len(algos) // (2 if narrow else 4))
+
+    def draw(figure: Any) -> None:
         axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for ax, members in zip(axes, panels.values(), strict=False):
             _panel(ax, members, algos, theme)
-            if n_columns > 1:
-                ax.set_title(members[0].env)
-        _legend(figure, runs, algos, theme)
+            if len(panels) > 1:
+                ax.set_title(task_of(members[0].result) if members[0].offline else members[0].env)
+        _legend(figure, runs, algos, theme, n_columns=2 if narrow else 6)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", transparent=transparent)
-    return buffer.getvalue()
+
+    size = (NARROW if narrow else WIDE, height * n_rows + legend)
+    return picture(draw, theme, size, transparent=transparent)
+
+
+def _panel_key(run: Run) -> str:
+    return task_of(run.result) if run.offline or run.result.get("task") else task_key(run.env)
 
 
 def _panel(ax: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme) -> None:
-    present = list(dict.fromkeys(run.algo for run in runs))
-    drawn = [_algorithm(ax, [run for run in runs if run.algo == a], _color(a, algos, theme)) for a in present]
+    present = list(dict.fromkeys(algo_of(run.result) for run in runs))
+    column = SCORE if all(len(run.curve(SCORE)[0]) for run in runs) else RETURN
+    drawn = [
+        _algorithm(ax, [run for run in runs if algo_of(run.result) == a], _color(a, algos, theme), column)
+        for a in present
+    ]
     ax.set_xlabel(UNITS[runs[0].x_name])
-    ax.set_ylabel("return")
+    ax.set_ylabel("normalised score" if column == SCORE else "return")
     ax.xaxis.set_major_formatter(lambda value, _: steps(value))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}" if abs(value) < 1e15 else f"{value:g}")
     ax.grid(axis="y")
     last = max((run.progress[run.x_name].max() for run in runs if len(run.progress["env_steps"])), default=0.0)
     ax.set_xlim(0.0, 1.02 * last or 1.0)
-    if any(drawn):
-        _references(ax, present, runs[0].env, algos, theme)
-    else:
+    if not any(drawn):
         ax.text(0.5, 0.5, "no return measured yet", transform=ax.transAxes, ha="center", color=theme.muted)
+    elif not any(run.offline for run in runs):
+        _references(ax, present, runs[0].env, algos, theme)
 
 
 def _color(algo: str, algos: Sequence[str], theme: Theme) -> str:
     return theme.series[algos.index(algo) % len(theme.series)]
 
 
-def _legend(figure: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme) -> None:
+def _legend(figure: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme, *, n_columns: int) -> None:
     """One legend above all panels, where it covers no data."""
     from matplotlib.lines import Line2D
 
     handles = []
     for algo in algos:
-        color, own = _color(algo, algos, theme), [run for run in runs if run.algo == algo]
-        if any(len(run.curve("rollout/return")[0]) > 1 for run in own):
+        color, own = _color(algo, algos, theme), [run for run in runs if algo_of(run.result) == algo]
+        trained = any(len(run.curve("rollout/return")[0]) > 1 for run in own)
+        if trained:
             handles.append(Line2D([], [], color=color, lw=2.0, label=f"{algo} training"))
-        if any(len(run.curve("eval/return_mean")[0]) for run in own):
-            handles.append(Line2D([], [], color=color, lw=0, marker="o", ms=5, label=f"{algo} evaluation"))
+        if any(len(run.curve(RETURN)[0]) for run in own):
+            look, label = {"lw": 0} if trained else {"lw": 2.0}, f"{algo} evaluation" if trained else algo
+            handles.append(Line2D([], [], color=color, marker="o", ms=5, label=label, **look))
     if handles:
-        figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 6))
+        figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), n_columns))
 
 
-def _algorithm(ax: Any, runs: Sequence[Run], color: str) -> bool:
+def _algorithm(ax: Any, runs: Sequence[Run], color: str, column: str) -> bool:
     """Draw one algorithm's seeds; False when nothing was measured."""
     training = [run.curve("rollout/return") for run in runs]
     training = [(x, y) for x, y in training if len(x) > 1]
-    evaluations = [(*run.curve("eval/return_mean"), run) for run in runs]
+    evaluations = [(*run.curve(column), run) for run in runs]
     evaluations = [(x, y, run) for x, y, run in evaluations if len(x)]
     alone = len(runs) == 1
-    for x, y in training:
+    lines = training or [(x, y) for x, y, _ in evaluations]
+    for x, y in lines:
         ax.plot(x, y, color=color, lw=1.5 if alone else 0.8, alpha=0.9 if alone else 0.35)
-    if len(training) > 1 and (band := _mean(training)) is not None:
+    if len(lines) > 1 and (band := _mean(lines)) is not None:
         grid, mean, low, high = band
         ax.fill_between(grid, low, high, color=color, alpha=0.16, lw=0)
         ax.plot(grid, mean, color=color, lw=2.0)
     for x, y, run in evaluations:
-        if alone:
+        if alone and column == RETURN:
             spread = np.interp(x, *run.curve("eval/return_std")) if len(run.curve("eval/return_std")[0]) else None
             ax.errorbar(x, y, yerr=spread, fmt="o", color=color, ms=5.5, mec=ax.get_figure().get_facecolor(), mew=0.8,
                         elinewidth=1.0, alpha=0.95, zorder=4)  # fmt: skip
@@ -158,51 +155,3 @@ def steps(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"
     return f"{value:g}"
-
-
-def _rc(theme: Theme) -> dict[str, Any]:
-    return {
-        "font.size": 9,
-        "font.family": ["DejaVu Sans"],
-        "text.color": theme.text,
-        "axes.labelcolor": theme.muted,
-        "axes.edgecolor": theme.grid,
-        "axes.facecolor": "none",
-        "figure.facecolor": theme.background,
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlecolor": theme.text,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.axisbelow": True,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.8,
-        "xtick.color": theme.grid,
-        "ytick.color": theme.grid,
-        "xtick.labelcolor": theme.muted,
-        "ytick.labelcolor": theme.muted,
-        "ytick.left": False,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "legend.labelcolor": theme.text,
-        "path.simplify": True,
-    }
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    """(Figure, rc_context) without pyplot: no global state, no display, safe beside a user's own figures."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("a report needs matplotlib to draw its curves: pip install 'ctrlrl[report]'") from None
-
-    def figure(**kwargs: Any) -> Any:
-        made = Figure(**kwargs)
-        FigureCanvasAgg(made)
-        return made
-
-    return figure, rc_context

@@ -2,89 +2,53 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ctrlrl.report.curves import DARK, LIGHT, curve_png, steps, write_curve
+from ctrlrl.report.benchmark import benchmark
+from ctrlrl.report.curves import curve_png, steps, write_curve
+from ctrlrl.report.html import data_uri, folded, page_html, picture_html, table_html
+from ctrlrl.report.page_benchmark import beside_html, compare_html, note_html
 from ctrlrl.report.published import SOURCES, Published, published
-from ctrlrl.report.runs import Run, read_run
+from ctrlrl.report.results import algo_of
+from ctrlrl.report.runs import Run
+from ctrlrl.report.sources import read_sources
 from ctrlrl.report.stats import MIN_SEEDS
 from ctrlrl.report.tables import NONE, Table, duration, number, plus_minus, pooled_table, results_table
 
 __all__ = ["write_curve", "write_page"]
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1f2328; --muted: #6b7280; --line: #e5e7eb; --page: #fff; --soft: #f6f7f9;
-  --accent: #2563eb; --good: #0f8a6d; --bad: #c2410c }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --muted: #9aa3ad; --line: #2b3138; --page: #14171a;
-  --soft: #1b1f24; --accent: #6ea8fe; --good: #4fd1b0; --bad: #ff9f6b } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--page); color: var(--text);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
-main { max-width: 60rem; margin: 0 auto; padding: 3rem 1.5rem 4rem }
-h1 { font-size: 1.75rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 .35rem; overflow-wrap: anywhere }
-h2 { font-size: 1.05rem; margin: 2.75rem 0 .75rem }
-p { margin: .4rem 0 }
-.muted, figcaption { color: var(--muted); font-size: .85rem }
-.status { font-weight: 600; color: var(--muted) } .finished { color: var(--good) } .failed { color: var(--bad) }
-.facts { display: flex; flex-wrap: wrap; gap: 1px; margin: 1.75rem 0 0;
-  background: var(--line); border: 1px solid var(--line); border-radius: 10px; overflow: hidden }
-.facts div { flex: 1 1 9rem; background: var(--page); padding: .8rem 1rem }
-.facts dt { color: var(--muted); font-size: .8rem } .facts dd { margin: .1rem 0 0; font-size: 1.3rem; font-weight: 600;
-  font-variant-numeric: tabular-nums; white-space: nowrap }
-.facts dd small { font-size: .85rem; font-weight: 400; color: var(--muted) }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums }
-th { text-align: left; font-weight: 500; color: var(--muted); border-bottom: 1px solid var(--line);
-  padding: .4rem 1.1rem .4rem 0; white-space: nowrap; vertical-align: bottom }
-td { border-bottom: 1px solid var(--line); padding: .45rem 1.1rem .45rem 0; vertical-align: top }
-td:not(.words) { white-space: nowrap } th.right, td.right { text-align: right } tr > :last-child { padding-right: 0 }
-figure { margin: 0 } img, video { display: block; max-width: 100%; height: auto } figure img { width: 100% }
-video { border-radius: 10px; background: #000; max-height: 28rem }
-figcaption { margin-top: .5rem } table.fit { width: auto } table.fit th, table.fit td { padding-right: 2.25rem }
-.videos { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1.25rem }
-.runs { border: 1px solid var(--line); border-radius: 10px; overflow: hidden; margin: 0 0 1rem }
-details + details { border-top: 1px solid var(--line) } summary { cursor: pointer; padding: .55rem 1rem }
-summary code { color: var(--muted); margin-left: .5rem }
-details pre { margin: 0; border-top: 1px solid var(--line); border-radius: 0 }
-pre, code { font: .82rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace }
-pre { background: var(--soft); padding: .9rem 1rem; overflow-x: auto; border-radius: 10px }
-ul { padding-left: 1.1rem; margin: .4rem 0 } li { margin: .25rem 0; overflow-wrap: anywhere }
-@media print { details { break-inside: avoid } main { padding: 0 } }
-"""
+MANY = 12  # runs: more are folded away
 
 
 def write_page(runs: Sequence[Path], out: Path) -> None:
-    """Write the report of the given run folders to the HTML file `out`."""
-    if not runs:
-        raise ValueError("report: no run folder given; name one or more, e.g. `ctrlrl report runs/a runs/b`.")
-    read = [read_run(Path(path)) for path in runs]
+    """Write the report of run folders, sweep folders or files of result rows to the HTML file `out`."""
+    read = read_sources(runs)
     title = _title(read)
+    bench = benchmark(run.result for run in read)
+    compared = len(bench.algos) * len(bench.tasks) > 1
     parts = [
         _header(read, title),
-        _facts(read[0]) if len(read) == 1 else _seeds(read),
+        _facts(read[0]) if len(read) == 1 else "",
+        note_html(bench),
+        compare_html(bench) if compared else "",
+        beside_html(bench),
         _curves(read),
+        _seeds(read, pooled=not compared) if len(read) > 1 else "",
         _videos(read),
         _published(read),
         _settings(read),
         _machine(read),
     ]
-    body = "\n".join(part for part in parts if part)
-    head = f"<title>{escape(title)}</title>\n<style>{STYLE}</style>"
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{head}\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n",
-        encoding="utf-8",
-    )
+    out.write_text(page_html(title, "\n".join(part for part in parts if part)), encoding="utf-8")
 
 
 def _title(runs: Sequence[Run]) -> str:
-    algos, envs = list(dict.fromkeys(r.algo.upper() for r in runs)), list(dict.fromkeys(r.env for r in runs))
+    algos = list(dict.fromkeys(algo_of(r.result).upper() for r in runs))
+    envs = list(dict.fromkeys(str(r.result.get("task") or r.env) for r in runs))
     return f"{_listed(algos, 'algorithms')} on {_listed(envs, 'tasks')}"
 
 
@@ -117,7 +81,8 @@ def _facts(run: Run) -> str:
     facts = [
         ("Last return", number(mean), tail),
         ("Best return", number(r.get("best_return_mean")), ""),
-        ("Normalised score", number(r.get("normalized_score"), 1), ""),
+        ("Last score", number(r.get("normalized_score"), 1), "0-100"),
+        ("Best score", number(r.get("best_normalized_score"), 1), ""),
         ("Success", NONE if success is None else f"{100 * success:.0f} %", ""),
         ("Gradient steps" if offline else "Environment steps",
          number(r.get("gradient_steps" if offline else "env_steps")), ""),
@@ -133,35 +98,43 @@ def _facts(run: Run) -> str:
     return f'<dl class="facts">{cells}</dl>'
 
 
-def _seeds(runs: Sequence[Run]) -> str:
+def _seeds(runs: Sequence[Run], *, pooled: bool) -> str:
     results = [run.result for run in runs]
-    return (
-        f"<h2>Every seed</h2>\n{_table(results_table(results))}\n"
+    table = table_html(results_table(results))
+    heading = "<h2>Every seed</h2>\n"
+    if len(runs) > MANY:
+        heading, table = "", f'<div class="runs screen">{folded(f"Every seed: {len(runs)} runs", table)}</div>'
+    text = (
+        f"{heading}{table}\n"
         '<p class="muted">Last: the final evaluation, ± standard deviation over its episodes. '
-        "Best: the best evaluation of the run.</p>\n"
-        f"<h2>Over seeds</h2>\n{_table(pooled_table(results), fit=True)}\n"
-        '<p class="muted">Finished runs only. Intervals: 95 % percentile bootstrap over seeds, '
-        f"from {MIN_SEEDS} seeds on.</p>"
+        "Best: the best evaluation of the run.</p>"
     )
+    if pooled:
+        text += (
+            f"\n<h2>Over seeds</h2>\n{table_html(pooled_table(results), fit=True)}\n"
+            '<p class="muted">Finished runs only. Intervals: 95 % percentile bootstrap over seeds, '
+            f"from {MIN_SEEDS} seeds on.</p>"
+        )
+    return text
 
 
 def _curves(runs: Sequence[Run]) -> str:
-    light, dark = (_data("image/png", curve_png(runs, theme)) for theme in (LIGHT, DARK))
-    title = escape(_title(runs))
-    near = " Dashed: published end values, where near." if any(published(r.algo, r.env) for r in runs) else ""
+    trained = any(len(run.curve("rollout/return")[0]) > 1 for run in runs)
+    lines = "return of training episodes" if trained else "evaluations"
     if len(runs) == 1:
-        caption = "Line: return of training episodes. Dots: evaluation, ± standard deviation over its episodes."
+        dots = "evaluation, ± standard deviation over its episodes"
+        caption = f"Line: {lines}. Dots: {dots}."
     else:
         caption = (
-            "Lines: return of training episodes, thin for each seed, thick for their mean. "
+            f"Lines: {lines}, thin for each seed, thick for their mean. "
             f"Band: 95 % bootstrap interval from {MIN_SEEDS} seeds on, else the range. Dots: evaluations."
         )
-    return (
-        "<h2>Learning curve</h2>\n<figure><picture>"
-        f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="Return against steps, {title}">'
-        f"</picture><figcaption>{caption}{near}</figcaption></figure>"
+    if any(published(run.algo, run.env) for run in runs if not run.offline):
+        caption += " Dashed: published end values, where near."
+    drawn = picture_html(
+        lambda theme, narrow: curve_png(runs, theme, narrow=narrow), f"Return against steps, {_title(runs)}", caption
     )
+    return f"<h2>Learning curve</h2>\n{drawn}"
 
 
 def _videos(runs: Sequence[Run]) -> str:
@@ -169,7 +142,7 @@ def _videos(runs: Sequence[Run]) -> str:
     for run in runs:
         file = run.path / "video.mp4"
         if file.exists():
-            data = _data("video/mp4", file.read_bytes())
+            data = data_uri("video/mp4", file.read_bytes())
             caption = escape(f"{run.algo}, {run.env}, seed {run.seed}")
             figures.append(
                 f'<figure><video src="{data}" controls autoplay muted loop playsinline></video>'
@@ -179,7 +152,7 @@ def _videos(runs: Sequence[Run]) -> str:
 
 
 def _published(runs: Sequence[Run]) -> str:
-    known = dict.fromkeys(p for run in runs for p in published(run.algo, run.env))
+    known = dict.fromkeys(p for run in runs if not run.offline for p in published(run.algo, run.env))
     if not known:
         return ""
 
@@ -191,45 +164,28 @@ def _published(runs: Sequence[Run]) -> str:
     table = Table(columns, tuple(row(p) for p in known), (False, False, True, True, False, False))
     sources = dict.fromkeys(p.source for p in known)
     listed = "".join(f"<li>{escape(name)}: {escape(SOURCES[name])}</li>" for name in sources)
-    return f'<h2>Published</h2>\n{_table(table, fit=True)}\n<ul class="muted">{listed}</ul>'
+    return f'<h2>Published</h2>\n{table_html(table, fit=True)}\n<ul class="muted">{listed}</ul>'
 
 
 def _settings(runs: Sequence[Run]) -> str:
-    parts, opened = [], " open" if len(runs) == 1 else ""
+    parts = []
     for run in runs:
         typed = run.overrides.replace("\n", " ") or "no overrides"
-        parts.append(
-            f"<details{opened}><summary><strong>{escape(run.path.name)}</strong> <code>{escape(typed)}</code></summary>"
-            f"<pre>{escape(run.config.strip())}</pre></details>"
-        )
-    return f'<h2>Settings</h2>\n<div class="runs">{"".join(parts)}</div>'
+        summary = f"<strong>{escape(run.path.name)}</strong> <code>{escape(typed)}</code>"
+        parts.append(folded(summary, f"<pre>{escape(run.config.strip())}</pre>", opened=len(runs) == 1))
+    listed = "".join(parts)
+    if len(runs) > MANY:
+        listed = folded(f"{len(runs)} runs", f'<div class="runs">{listed}</div>')
+    return f'<h2>Settings</h2>\n<div class="runs">{listed}</div>'
 
 
 def _machine(runs: Sequence[Run]) -> str:
     lines = []
+    names = ("device", "dtype", "threads", "commit", *(("config_hash",) if len(runs) == 1 else ()))
     for run in runs:
         r = run.result
-        facts = [f"{name} {r[name]}" for name in ("device", "dtype", "threads", "commit", "config_hash") if r.get(name)]
+        facts = [f"{name} {r[name]}" for name in names if r.get(name)]
         versions = r.get("versions")
         facts += [f"{name} {version}" for name, version in versions.items()] if isinstance(versions, dict) else []
         lines.append(" · ".join(facts))
     return "".join(f'<p class="muted">{escape(line)}</p>' for line in dict.fromkeys(lines) if line)
-
-
-def _table(table: Table, *, fit: bool = False) -> str:
-    """fit: as wide as its text, instead of the page."""
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        out = ""
-        for cell, right in zip(cells, table.numeric, strict=True):
-            kind = ' class="right"' if right else ' class="words"' if len(cell) > 32 else ""
-            out += f"<{tag}{kind}>{escape(cell)}</{tag}>"
-        return out
-
-    rows = "".join(f"<tr>{line('td', row)}</tr>" for row in table.rows)
-    head = f"<thead><tr>{line('th', table.columns)}</tr></thead>"
-    return f'<div class="wide"><table class="{"fit" if fit else ""}">{head}<tbody>{rows}</tbody></table></div>'
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -13,6 +13,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 FIRST_COLUMNS = ("env_steps", "gradient_steps", "wall_seconds")
+SCORE = "eval/normalized_score"  # column of progress.csv, D4RL's 0-100 scale
 
 
 class Run(NamedTuple):
@@ -37,9 +38,15 @@ class Run(NamedTuple):
         return str(self.result["seed"])
 
     @property
+    def offline(self) -> bool:
+        """Learned from a data set."""
+        return bool(self.result.get("data")) or self.x_name == "gradient_steps"
+
+    @property
     def x_name(self) -> str:
         """Progress is counted in environment steps, or in gradient steps where there were none (offline)."""
-        return "env_steps" if self.progress["env_steps"].any() else "gradient_steps"
+        steps = self.progress
+        return "gradient_steps" if steps["gradient_steps"].any() and not steps["env_steps"].any() else "env_steps"
 
     def curve(self, name: str) -> tuple[Array, Array]:
         """(steps, values) of the rows where a column was measured; empty when it never was."""
@@ -56,13 +63,23 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise ValueError(f"{path}: no such run folder. A run folder holds config.yaml, progress.csv and result.json.")
     overrides = path / "overrides.txt"
-    return Run(
-        path,
-        _read_result(path / "result.json"),
-        _read_progress(path / "progress.csv"),
-        _read_text(path / "config.yaml"),
-        _read_text(overrides).strip() if overrides.exists() else "",
+    return with_best(
+        Run(
+            path,
+            _read_result(path / "result.json"),
+            _read_progress(path / "progress.csv"),
+            _read_text(path / "config.yaml"),
+            _read_text(overrides).strip() if overrides.exists() else "",
+        )
     )
+
+
+def with_best(run: Run) -> Run:
+    """The run with its best normalised score in the result, where its curve has scores."""
+    scores = run.curve(SCORE)[1]
+    if not len(scores) or run.result.get("best_normalized_score") is not None:
+        return run
+    return run._replace(result=run.result | {"best_normalized_score": float(scores.max())})
 
 
 def _read_text(file: Path) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ctrlrl.report.published import published
+from ctrlrl.report.published_offline import d4rl_id, published_score
+from ctrlrl.report.results import Result, algo_of, data_of, expand, is_offline, measured, task_of
 from ctrlrl.report.stats import MIN_SEEDS, bootstrap_interval, iqm
 
-Result = Mapping[str, Any]
 NONE = "\u2013"  # not measured
 
 
@@ -52,7 +53,7 @@ def results_table(results: Iterable[Result]) -> Table:
     usual = {name: (NONE, "finished") if name == "status" else (NONE,) for name in names}  # says nothing new
     used = [name for name in names if any(entry[name] not in usual[name] for entry in entries)]
     rows = tuple(tuple(entry[name] for name in used) for entry in entries)
-    words = {"algo", "env", "data", "seed", "status", "published"}
+    words = {"algo", "task", "env", "data", "seed", "status", "published"}
     return Table(tuple(used), rows, tuple(name not in words for name in used))
 
 
@@ -64,7 +65,7 @@ def pooled_table(results: Iterable[Result], *, metric: str = "final_return_mean"
     rows = []
     for (algo, env), group in grouped(results).items():
         finished = [r for r in group if r.get("status", "finished") == "finished"]  # half a run is no sample of a whole
-        values = [float(r[metric]) for r in finished if _measured(r.get(metric))]
+        values = [float(r[metric]) for r in finished if measured(r.get(metric))]
         if len(values) < MIN_SEEDS:
             listed = ", ".join(number(v) for v in values) or NONE
             rows.append((algo, env, str(len(values)), listed, f"n<{MIN_SEEDS}: no interval"))
@@ -83,14 +84,8 @@ def grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
     """Results by (algorithm, task, with its data set where there is one), in order of appearance."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for r in expand(results):
-        task = f"{r['env']} · {r['data']}" if r.get("data") else str(r["env"])
-        groups.setdefault((str(r["algo"]), task), []).append(r)
+        groups.setdefault((algo_of(r), task_of(r)), []).append(r)
     return groups
-
-
-def expand(results: Iterable[Result]) -> list[Result]:
-    """Stacked runs hold one entry a seed under "seeds": make each a result of its own."""
-    return [{**r, **one} if isinstance(one, Mapping) else r for r in results for one in r.get("seeds") or [r]]
 
 
 def markdown(table: Table) -> str:
@@ -114,35 +109,40 @@ def text(table: Table) -> str:
 
 
 def _row(r: Result) -> dict[str, str]:
-    references = published(str(r["algo"]), str(r["env"]))
     success = r.get("success_rate")
-    offline = not r.get("env_steps") and r.get("gradient_steps")
+    offline = is_offline(r)
     return {
-        "algo": str(r["algo"]),
+        "algo": algo_of(r),
+        "task": str(r.get("task") or NONE),
         "env": str(r["env"]),
-        "data": str(r.get("data") or NONE),
+        "data": data_of(r) or NONE,
         "seed": str(r["seed"]),
         "status": str(r.get("status") or NONE),
         "steps": number(r.get("gradient_steps") if offline else r.get("env_steps")),
         "last return": plus_minus(r.get("final_return_mean"), r.get("final_return_std")),
         "best return": number(r.get("best_return_mean")),
-        "score": number(r.get("normalized_score"), 1),
+        "last score": number(r.get("normalized_score"), 1),
+        "best score": number(r.get("best_normalized_score"), 1),
         "success": NONE if success is None else f"{100 * success:.0f} %",
         "wall time": duration(r.get("wall_seconds")),
         "steps/s": number(r.get("updates_per_second" if offline else "steps_per_second"), 0),
-        "published": " · ".join(f"{number(p.value)} {p.source}" for p in references) or NONE,
+        "published": _published(r) or NONE,
     }
 
 
+def _published(r: Result) -> str:
+    """Of the same data set for an offline run, of the same environment for any other."""
+    if is_offline(r):
+        scores = published_score(str(r["algo"]), d4rl_id(r), "last")
+        return " · ".join(f"score {number(p.mean, 1)} {p.source}" for p in scores)
+    return " · ".join(f"{number(p.value)} {p.source}" for p in published(str(r["algo"]), str(r["env"])))
+
+
 def plus_minus(mean: Any, std: Any) -> str:
-    if not _measured(mean):
+    if not measured(mean):
         return NONE
-    return f"{number(mean)} ± {number(std, _digits(mean))}" if _measured(std) else number(mean)
+    return f"{number(mean)} ± {number(std, _digits(mean))}" if measured(std) else number(mean)
 
 
 def _interval(value: float, low: float, high: float) -> str:
     return f"{number(value)} [{number(low, _digits(value))}, {number(high, _digits(value))}]"
-
-
-def _measured(x: Any) -> bool:
-    return isinstance(x, int | float) and math.isfinite(x)

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ctrlrl.train.disk import read_plain, remove, sync_folder, write_atomic, write_flushed
+from ctrlrl.train.disk import present, read_plain, remove, replace_folder, write_atomic, write_flushed
 from ctrlrl.types import EnvSpec
 
 FORMAT = 1
@@ -102,32 +102,17 @@ def _line(error: BaseException) -> str:
 
 def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint folder. If anything fails, even the power, `folder` or its `.old` neighbour stays loadable."""
-    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove(fresh)
-    fresh.mkdir()
-    try:
+
+    def fill(fresh: Path) -> None:
         for name, data in _encode(checkpoint).items():
             write_flushed(fresh / name, data)
-        sync_folder(fresh)
-    except OSError:
-        remove(fresh)
-        raise
-    if os.path.lexists(folder):
-        remove(old)
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    sync_folder(folder.parent)  # before the old one goes
-    remove(old)
+
+    replace_folder(folder, fill)
 
 
 def exists(folder: Path) -> bool:
     """Whether there is a complete checkpoint: the folder itself, or what a crash in the middle of a swap left of it."""
-    return _source(folder).exists()
-
-
-def _source(folder: Path) -> Path:
-    return folder if folder.exists() else folder.with_name(f".{folder.name}.old")
+    return present(folder).exists()
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -150,7 +135,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _read(folder: Path) -> Checkpoint:
-    source = _source(folder)
+    source = present(folder)
     limits = dict(zip(FILES, (None, None, STATE_LIMIT), strict=True))
     try:
         files = {name: read_plain(source / name, at_most=limit) for name, limit in limits.items()}

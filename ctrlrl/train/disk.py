@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,6 +74,34 @@ def read_plain(path: Path, *, at_most: int | None = None) -> bytes:
             return file.read(status.st_size)
     finally:
         os.close(handle)
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Put a folder in place whose files `fill` writes, flushed, into a fresh one.
+
+    If anything fails, even the power, `present(folder)` is still the old one, whole.
+    """
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove(fresh)
+    fresh.mkdir()
+    try:
+        fill(fresh)
+        sync_folder(fresh)
+    except OSError:
+        remove(fresh)
+        raise
+    if os.path.lexists(folder):
+        remove(old)
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    sync_folder(folder.parent)  # before the old one goes
+    remove(old)
+
+
+def present(folder: Path) -> Path:
+    """The folder itself, or what a crash in the middle of a swap left of it."""
+    return folder if folder.exists() else folder.with_name(f".{folder.name}.old")
 
 
 def remove(path: Path) -> None:

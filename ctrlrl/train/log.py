@@ -22,10 +22,13 @@ FIRST = ("env_steps", "gradient_steps", "wall_seconds")
 
 
 class RunFolder:
-    """`progress.csv`, `result.json` and, when asked for, TensorBoard events of one run."""
+    """`progress.csv`, `result.json` and, when asked for, TensorBoard events of one run.
 
-    def __init__(self, path: Path, *, tensorboard: bool = False):
-        self.path = path
+    clock: the column that orders the rows.
+    """
+
+    def __init__(self, path: Path, *, tensorboard: bool = False, clock: str = "env_steps"):
+        self.path, self.clock = path, clock
         path.mkdir(parents=True, exist_ok=True)
         self.columns = list(FIRST)
         self.rows: list[dict[str, float]] = []
@@ -39,7 +42,7 @@ class RunFolder:
                 ) from None
             self._writer = SummaryWriter(str(path / "tensorboard"))
 
-    def resume(self, env_steps: int) -> None:
+    def resume(self, step: int) -> None:
         """Read the rows written so far and forget those after the checkpoint that training goes on from."""
         file = self.path / "progress.csv"
         if not file.exists():
@@ -50,7 +53,7 @@ class RunFolder:
         for count, row in enumerate(csv.DictReader(lines), 2):
             try:
                 values = {k: float(v) if set(v) - set("0123456789") else int(v) for k, v in row.items() if v}
-                if values["env_steps"] <= env_steps:
+                if values[self.clock] <= step:
                     self.rows.append(values)
             except (ValueError, TypeError, KeyError):
                 raise ValueError(f"{file}: line {count} is not a row of numbers; mend it or remove the file") from None
@@ -62,8 +65,8 @@ class RunFolder:
 
     @property
     def last_step(self) -> float:
-        """Environment steps of the last row."""
-        return self.rows[-1]["env_steps"] if self.rows else 0
+        """What the clock showed at the last row."""
+        return self.rows[-1][self.clock] if self.rows else 0
 
     def sync(self) -> None:
         """Bring the rows to the disk."""
@@ -85,7 +88,7 @@ class RunFolder:
         if self._writer is not None:
             for name, value in row.items():
                 if name not in FIRST:
-                    self._writer.add_scalar(name, value, int(row["env_steps"]))
+                    self._writer.add_scalar(name, value, int(row[self.clock]))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_atomic(self.path / "result.json", json.dumps(result, indent=2, default=str).encode())
@@ -105,8 +108,11 @@ class RunFolder:
 class Progress:
     """One live line: a bar, steps, steps/s, return, time left. Off a terminal: a plain line at each evaluation."""
 
-    def __init__(self, title: str, total: int, *, enabled: bool, console: Console | None = None):
+    def __init__(
+        self, title: str, total: int, *, enabled: bool, unit: str = "env_steps", console: Console | None = None
+    ):
         self.title, self.total, self.enabled = title, total, enabled
+        self.unit = {"env_steps": "steps", "gradient_steps": "updates"}[unit]
         self.console = console or Console(stderr=True)
         self._live = Live(console=self.console, transient=True, auto_refresh=False) if self._shows(enabled) else None
 
@@ -127,13 +133,14 @@ class Progress:
             return
         speed = row.get("time/steps_per_s", 0.0)
         left = (self.total - done) / speed if speed else math.inf
+        mean = row.get("rollout/return", row.get("eval/return_mean"))
         line = Table.grid(padding=(0, 2))
         line.add_row(
             self.title,
             ProgressBar(total=self.total, completed=min(done, self.total), width=28),
-            f"{done:,} / {self.total:,} steps",
-            f"{speed:,.0f} steps/s",
-            f"return {row['rollout/return']:.1f}" if "rollout/return" in row else "return –",
+            f"{done:,} / {self.total:,} {self.unit}",
+            f"{speed:,.0f} {self.unit}/s",
+            "return –" if mean is None else f"return {mean:.1f}",
             f"{_clock(left)} left",
         )
         self._live.update(line, refresh=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ WINDOW = 100  # episodes the reported training return averages over
 
 class OnPolicyLoop:
     """One `iterate` is one rollout and one update. Counters are plain integers; `state_dict` holds all tensors."""
+
+    clock: ClassVar[str] = "env_steps"
 
     def __init__(
         self,

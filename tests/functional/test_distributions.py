@@ -15,6 +15,7 @@ from ctrlrl.functional.distributions import (
     gaussian_kl,
     gaussian_log_prob,
     gaussian_sample,
+    smoothed_action,
     tanh_gaussian_log_prob,
     tanh_gaussian_sample,
 )
@@ -233,3 +234,26 @@ def test_the_learning_rate_stays_within_its_ends_and_ignores_zero_and_nan():
     close(step(1e-3, 0.0), 1e-3)
     close(step(1e-3, math.nan), 1e-3)
     close(step(1e-3, 3 * 1e-5), 1.5e-3)  # equal policies under rsl_rl's offset: it grows
+
+
+# off-policy methods
+
+
+def test_gaussian_and_tanh_gaussian_numbers_of_the_specification():
+    close(gaussian_log_prob(tensor(0.3, -0.7), tensor(0.3, -0.7), tensor(0.0, 0.0)), -1.837877, atol=5e-7)
+    close(torch.tanh(tensor(0.5)), [0.462117], atol=5e-7)
+    close(tanh_gaussian_log_prob(torch.tanh(tensor(0.5)), tensor(0.0), tensor(0.0)), -0.803710, atol=5e-7)
+
+
+def test_smoothed_actions_clip_the_noise_and_then_the_action():
+    action, noise = tensor(0.0, 0.0, 0.9, 0.9, -0.9), tensor(1.0, -30.0, 1.0, -1.0, -30.0)
+    close(smoothed_action(action, noise, std=0.2, clip=0.5), [0.2, -0.5, 1.0, 0.7, -1.0])
+
+
+def test_the_clipped_noise_has_the_variance_of_a_censored_normal():
+    noise = smoothed_action(torch.zeros(400_000, dtype=F64), torch.randn(400_000, dtype=F64), std=0.2, clip=0.5)
+    # z = noise / 0.2 censored at c = 2.5: 1 - 2 (c phi(c) + Q(c)) + 2 c^2 Q(c)
+    density, tail = math.exp(-0.5 * 2.5**2) / math.sqrt(2.0 * math.pi), 0.5 * math.erfc(2.5 / math.sqrt(2.0))
+    expected = 0.04 * (1.0 - 2.0 * (2.5 * density + tail) + 2.0 * 2.5**2 * tail)
+    close(noise.square().mean(), expected, atol=4e-4)
+    close(noise.abs().max(), 0.5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ctrlrl.functional.masked import masked_mean, masked_std, standardize
+from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
 
 F64 = torch.float64
 
@@ -94,3 +94,9 @@ def test_a_single_element_standardizes_to_zero_not_nan():
 
 def test_equal_elements_standardize_to_zero():
     assert not standardize(torch.full((5,), 2.0)).any()
+
+
+def test_the_batch_mean_leaves_the_axes_of_stacked_runs():
+    x, _ = sample((3, 5))
+    assert batch_mean(x[0]).ndim == 0
+    torch.testing.assert_close(batch_mean(x), torch.stack([row.mean() for row in x]), rtol=0, atol=1e-12)

@@ -10,6 +10,7 @@ from ctrlrl.functional.regression import (
     quantile_huber,
     soft_median_loss,
     soft_quantile_loss,
+    squared_distance,
     td_target,
 )
 from ctrlrl.functional.surrogate import bpo_target
@@ -193,3 +194,32 @@ def test_td_target_bootstraps_unless_terminated():
 def test_td_target_refuses_a_forgotten_axis():
     with pytest.raises(ValueError, match=r"td_target: shapes must match, got reward \(3,\), next_value \(3, 1\)\. A v"):
         td_target(torch.zeros(3), torch.zeros(3, dtype=torch.bool), torch.zeros(3, 1), gamma=0.9)
+
+
+def test_expectile_numbers_of_the_specification():
+    loss = expectile(tensor(1, -2), tau=0.7)
+    close(loss, [0.7, 1.2])
+    close(loss.mean(), 0.95)
+    for q, tau, expected in (((0, 0, 0, 1), 0.9, 0.75), ((0, 0, 0, 1), 0.5, 0.25), ((0, 1), 0.9, 0.9)):
+        value = torch.zeros((), dtype=F64, requires_grad=True)
+        for _ in range(400):
+            (slope,) = torch.autograd.grad(expectile(tensor(*q) - value, tau=tau).mean(), value)
+            value = (value - 0.5 * slope).detach().requires_grad_()
+        close(value.detach(), expected)
+
+
+def test_squared_distance_sums_over_action_dimensions_alone():
+    x = tensor(0.1, 0.2).expand(4, 3, 2)
+    close(squared_distance(x, torch.zeros_like(x)), torch.full((4, 3), 0.05, dtype=F64))
+    close(gradient(lambda y: squared_distance(x, y), torch.zeros_like(x)), -2.0 * x)
+
+
+def test_rebracs_target_of_the_specification():
+    penalty = squared_distance(tensor(0.3, -0.2), tensor(0.2, 0.0))
+    target = td_target(tensor(0), torch.tensor([False]), (1.0 - 0.5 * penalty)[None], gamma=0.99)
+    close(target, [0.96525])
+
+
+def test_squared_distance_refuses_to_broadcast():
+    with pytest.raises(ValueError, match=r"squared_distance: shapes must match, got x \(4, 2\), y \(4, 1\)"):
+        squared_distance(torch.zeros(4, 2), torch.zeros(4, 1))

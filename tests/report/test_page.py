@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from ctrlrl.report.curves import steps
+from ctrlrl.report.curves import curve_png, steps
+from ctrlrl.report.drawing import LIGHT
 from ctrlrl.report.page import write_curve, write_page
 from ctrlrl.report.runs import read_run
 
@@ -73,7 +74,7 @@ def test_a_single_run_shows_its_facts_curve_settings_and_video(tmp_path):
                   "algo=ppo seed=0", "torch 2.13.0", "5,728 ± 712", "DLR-RM/rl-trained-agents"):  # fmt: skip
         assert words in page.text, words
     assert page.tags.count("video") == 1
-    assert len(page.links) == 3  # light and dark picture, video
+    assert len(page.links) == 5  # page and phone by day and by night, video
     assert all(link.startswith("data:") for link in page.links)  # nothing is loaded from outside
 
 
@@ -194,3 +195,75 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_steps_for_people():
     assert [steps(x) for x in (0, 500, 250_000, 1_500_000, 2e9)] == ["0", "500", "250k", "1.5M", "2B"]
+
+
+# sweeps and offline runs ---------------------------------------------------------------------------------------------
+
+OFFLINE = "env_steps,gradient_steps,wall_seconds,eval/return_mean,eval/return_std,eval/normalized_score\n"
+
+
+def offline(path, *, algo="iql", data="hopper-medium-v2", seed=0, score=50.0, **facts):
+    run = folder(path, algo=algo, env="hopper-v4", seed=seed, data=data, env_steps=0, gradient_steps=200,
+                 normalized_score=score, updates_per_second=900.0, **facts)  # fmt: skip
+    rows = [f"0,{100 * i},{i},{30 * score + i},1,{score - 2 + i}\n" for i in (1, 2)]
+    (run / "progress.csv").write_text(OFFLINE + "".join(rows))
+    return run
+
+
+def sweep_folder(path, data=("hopper-medium-v2", "hopper-medium-replay-v2"), n_seeds=3):
+    cells = []
+    for algo, bonus in (("iql", 0.0), ("td3bc", 7.0)):
+        for task in data:
+            for seed in range(n_seeds):
+                name = f"{algo}-{task.replace('/', '_')}-s{seed}"
+                offline(path / name, algo=algo, data=task, seed=seed, score=40.0 + bonus + seed)
+                cells.append({"name": name, "task": task, "variant": ""})
+    cells.append({"name": "never-started", "task": "x", "variant": ""})
+    (path / "cells.json").write_text(json.dumps(cells))
+    return path
+
+
+def test_an_offline_run_shows_scores_and_what_is_published_for_its_data_set_alone(tmp_path):
+    page = page_of([offline(tmp_path / "run")], tmp_path)
+    for words in ("Last score 50.0", "Best score 50.0", "Gradient steps 200", "67.5 ± 3.8", "tinkoff-ai/CORL"):
+        assert words in page.text, words
+    other = page_of([offline(tmp_path / "other", data="x/hopper-medium.npz")], tmp_path)
+    assert "67.5" not in other.text
+    assert "no published score is of the same task" in other.text
+    assert "SB3" not in page_of([offline(tmp_path / "sac", algo="sac", data="x/hopper.npz")], tmp_path).text
+
+
+def test_a_sweep_folder_is_compared_over_tasks_with_names_intervals_and_seeds(tmp_path):
+    page = page_of([sweep_folder(tmp_path / "s")], tmp_path)
+    for words in ("IQL and TD3BC on hopper-medium-v2 and hopper-medium-replay-v2", "12 runs, 12 finished",
+                  "Last score: the final evaluation", "Best score: the best evaluation of each run",
+                  "40.0 · 41.0 · 42.0", "2 x 3", "last: IQM", "optimality gap", "Probability of improvement",
+                  "1.00 [1.00, 1.00]", "Published scores beside ours", "97.4 ± 6.4"):  # fmt: skip
+        assert words in page.text, words
+    assert page.tags.count("img") == 2  # curves and profile
+    assert "never-started" not in page.text
+
+
+def test_many_runs_are_folded_away_and_paper_does_without_what_only_a_screen_can_unfold(tmp_path):
+    few = page_of([sweep_folder(tmp_path / "few", n_seeds=2)], tmp_path)
+    many = page_of([sweep_folder(tmp_path / "many", n_seeds=4)], tmp_path)
+    assert "Every seed: 16 runs" in many.text
+    assert few.tags.count("details") == 8
+    assert many.tags.count("details") == 16 + 2
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for rule in ("@media print", "@media (max-width: 600px)", ".screen { display: none }"):
+        assert rule in text
+
+
+def test_a_folder_of_run_folders_is_all_of_them(tmp_path):
+    for seed in range(2):
+        folder(tmp_path / "runs" / f"s{seed}", seed=seed)
+    assert "2 runs, 2 finished" in page_of([tmp_path / "runs"], tmp_path).text
+
+
+def test_a_phone_gets_a_picture_of_half_the_width_with_letters_of_the_same_size(tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    runs = [read_run(folder(tmp_path / "a")), read_run(folder(tmp_path / "b", env="swimmer"))]
+    for narrow, width in ((False, 1680), (True, 840)):
+        (tmp_path / "x.png").write_bytes(curve_png(runs, LIGHT, narrow=narrow))
+        assert image.imread(tmp_path / "x.png").shape[1] == width

@@ -29,7 +29,7 @@ def test_columns_appear_when_a_run_fills_them():
     rows = [result(0), result(1, status="failed", normalized_score=41.26, success_rate=0.5, final_return_mean=None)]
     table = results_table(rows)
     cells = dict(zip(table.columns, table.rows[1], strict=True))
-    assert (cells["status"], cells["score"], cells["success"], cells["last return"]) == (
+    assert (cells["status"], cells["last score"], cells["success"], cells["last return"]) == (
         "failed",
         "41.3",
         "50 %",

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ctrlrl.train import checkpoint as module
+from ctrlrl.train import disk
 from ctrlrl.train.checkpoint import (
     FILES,
     Checkpoint,
@@ -230,7 +231,7 @@ def test_a_crash_between_any_two_steps_leaves_the_old_or_the_new_checkpoint(tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_flushed", dying(module.write_flushed))
-        patch.setattr(module, "sync_folder", dying(module.sync_folder))
+        patch.setattr(disk, "sync_folder", dying(disk.sync_folder))
         patch.setattr(os, "rename", dying(os.rename))
         patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
         with suppress(Crash):

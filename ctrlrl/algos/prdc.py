@@ -1,0 +1,150 @@
+"""PRDC: TD3 whose policy is pulled to the data's action nearest to (s, pi(s)), of any state. arXiv:2306.06569."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrlrl.core.cached import Arrays, cached, fingerprint
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
+from ctrlrl.core.update import GradStep, Target
+from ctrlrl.functional.checks import in_range
+from ctrlrl.functional.distributions import smoothed_action
+from ctrlrl.functional.masked import batch_mean
+from ctrlrl.functional.neighbors import Keys, Lists, Match, k_nearest, keys, look_up, near_lists, nearest
+from ctrlrl.functional.regression import td_target
+from ctrlrl.functional.weights import q_scale
+from ctrlrl.nn.critics import QCritic
+from ctrlrl.nn.normalize import DataNormalizer
+from ctrlrl.policies.deterministic import DeterministicPolicy
+from ctrlrl.types import EnvSpec, Metrics, Transition
+
+
+@dataclass
+class PRDCConfig:
+    name: str = "prdc"
+    learning_rate: float = 3e-4
+    batch_size: int = 256
+    gamma: float = 0.99
+    tau: float = 0.005
+    alpha: float = 2.5  # weight of the normalised value against the constraint; 40 on halfcheetah
+    beta: float = 2.0  # weight of the state in the distance; large = the action of the nearest state
+    n_neighbors: int = 1
+    list_length: int = 16  # nearest states kept for every state, on a CPU; no result depends on it
+    policy_delay: int = 2  # critic updates a policy update; targets move with the policy
+    target_noise: float = 0.2
+    target_noise_clip: float = 0.5
+    hidden: list[int] = field(default_factory=lambda: [256, 256])
+    normalize_obs: bool = True
+
+    def __post_init__(self) -> None:
+        in_range("PRDCConfig", low=0.0, high=float("inf"), open_ends=True, learning_rate=self.learning_rate)
+        in_range("PRDCConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
+        weights = {"alpha": self.alpha, "beta": self.beta}
+        noise = {"target_noise": self.target_noise, "target_noise_clip": self.target_noise_clip}
+        in_range("PRDCConfig", low=0.0, high=float("inf"), **weights, **noise)
+        if self.n_neighbors != 1:
+            raise ValueError(f"PRDCConfig.n_neighbors must be 1, the paper's setting, got {self.n_neighbors}")
+        if min(self.policy_delay, self.batch_size, self.list_length) < 1:
+            raise ValueError("PRDCConfig.policy_delay, batch_size and list_length must be at least 1")
+
+
+class PRDCLearner(OffPolicyLearner):
+    config = PRDCConfig
+    cache: Path | None = None  # folder beside the data set, where the table of neighbours is kept
+    notices: tuple[str, ...] = ()
+
+    def __init__(self, cfg: PRDCConfig, spec: EnvSpec):
+        sizes: Any = (spec.obs_dim, spec.action_dim, cfg.hidden)
+        policy, critic = DeterministicPolicy(*sizes), QCritic(*sizes)
+        nets = Nets(
+            normalizer=DataNormalizer(spec.obs_dim),
+            policy=policy,
+            critic=critic,
+            target_policy=copy.deepcopy(policy),
+            target_critic=copy.deepcopy(critic),
+        )
+        super().__init__(cfg, nets.to(spec.device))
+
+    def optimizers(self) -> dict[str, GradStep]:
+        lr, nets = self.cfg.learning_rate, self.nets
+        return {name: GradStep(getattr(nets, name).parameters(), learning_rate=lr) for name in ("policy", "critic")}
+
+    def followers(self) -> dict[str, Target]:
+        names = ("policy", "critic")
+        return {name: Target(getattr(self.nets, f"target_{name}"), self.opt[name]) for name in names}
+
+    @property
+    def period(self) -> int:
+        return self.cfg.policy_delay
+
+    def prefit(self, data: Transition) -> None:
+        """Keep the keys (beta s, a), s normalised, and on a CPU the table of near states."""
+        super().prefit(data)
+        states = self.nets.normalizer(data.obs)
+        self._actions: Tensor = data.action
+        self._keys: Keys = keys(torch.cat((self.cfg.beta * states, data.action), -1))
+        self._lists: Lists | None = self._near(states) if states.device.type == "cpu" else None
+
+    def _near(self, states: Tensor) -> Lists:
+        def make() -> Arrays:
+            lists = near_lists(states, self.cfg.list_length)
+            return {name: column.numpy() for name, column in lists._asdict().items()}
+
+        key = fingerprint(states.numpy(), self.cfg.list_length)
+        arrays, notice = cached(self.cache, "neighbors", key, make)
+        self.notices = () if notice is None else (notice,)
+        return Lists(**{name: torch.from_numpy(column) for name, column in arrays.items()})
+
+    @torch.no_grad()
+    def neighbor(self, row: Tensor, action: Tensor) -> Match:
+        """The data-set row nearest to (state of `row` [..., ], action [..., A]).
+
+        `proven` says where it was had without a second search. On a CPU the result is exact; on a GPU, where nothing
+        may be read, a row that was not proven is nearest up to the rounding of float32 products.
+        """
+        if self._lists is None:
+            state = self._keys.rows[row, : -action.shape[-1]]
+            found = k_nearest(torch.cat((state, action), -1).flatten(0, -2), self._keys, 1)
+            columns = (found.index[:, 0], found.squared[:, 0], found.proven)
+            return Match(*(column.view(row.shape) for column in columns))
+        match = look_up(self._lists, row, action, self._actions, beta=self.cfg.beta)
+        missed = ~match.proven
+        if bool(missed.any()):
+            state = self._keys.rows[row[missed], : -action.shape[-1]]
+            found = nearest(torch.cat((state, action[missed]), -1), self._keys)
+            match.index[missed], match.squared[missed] = found.index[:, 0], found.squared[:, 0]
+        return match
+
+    def step(self, batch: Transition, phase: int) -> Metrics:
+        nets, cfg = self.nets, self.cfg
+        with torch.no_grad(), self.precision():
+            noise = self.random.randn_like(batch.action)
+            action = nets.target_policy(batch.next_obs)
+            action = smoothed_action(action, noise, std=cfg.target_noise, clip=cfg.target_noise_clip)
+            next_q = nets.target_critic(batch.next_obs, action).amin(0)
+        target = td_target(batch.reward, batch.terminated, next_q, gamma=cfg.gamma)
+        with self.precision():
+            q = nets.critic(batch.obs, batch.action)
+        critic_loss = batch_mean((q - target).square()).sum(0)
+        self.opt["critic"](critic_loss)
+        metrics = detached(loss_critic=critic_loss, value_q=batch_mean(q[0]))
+        if phase < self.period - 1:
+            return metrics
+
+        with self.precision():
+            action = nets.policy(batch.obs)
+            q = nets.critic.first(batch.obs, action)
+        match = self.neighbor(batch.extras["index"], action)
+        constraint = batch_mean((action - self._actions[match.index]).square().mean(-1))
+        policy_loss = batch_mean(-q_scale(q, alpha=cfg.alpha) * q) + constraint
+        self.opt["policy"](policy_loss)
+        for follower in self.targets.values():
+            follower.move(cfg.tau)
+        share = batch_mean(match.proven.float())
+        return metrics | detached(loss_policy=policy_loss, loss_constraint=constraint, policy_certified=share)

@@ -1,0 +1,77 @@
+"""Arrays that take long to compute, kept in files: named by what they were computed from, checked when read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def fingerprint(*parts: Any) -> str:
+    """sha256, hex, of arrays (their type, shape and bytes) and of plain values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype} {part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def cached(folder: Path | None, name: str, key: str, make: Callable[[], Arrays]) -> tuple[Arrays, str | None]:
+    """The arrays of `folder/name-key.npz`, or those that `make` returns, which are then written there.
+
+    folder: None keeps nothing. A file that is damaged is written anew.
+    Returns a notice too, where the folder cannot be written.
+    """
+    if folder is None:
+        return make(), None
+    path = folder / f"{name}-{key[:16]}.npz"
+    found = _read(path, key)
+    if found is not None:
+        return found, None
+    arrays = make()
+    try:
+        _write(path, key, arrays)
+    except OSError as error:
+        return arrays, f"{folder}: cannot keep {name} here ({error.strerror}), so every run computes it anew"
+    return arrays, None
+
+
+def _read(path: Path, key: str) -> Arrays | None:
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    seal = str(arrays.pop("seal", ""))
+    return arrays if seal == _seal(key, arrays) else None
+
+
+def _write(path: Path, key: str, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, seal=np.array(_seal(key, arrays)), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _seal(key: str, arrays: Arrays) -> str:
+    return fingerprint(key, *(part for name in sorted(arrays) for part in (name, arrays[name])))

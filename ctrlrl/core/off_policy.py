@@ -1,0 +1,138 @@
+"""What the off-policy algorithms share: normalised batches, a schedule of phases, precision, and compiled updates.
+
+A paper writes `step(batch, phase)` in the order of its pseudo-code. Everything in it is per element with the batch on
+the last axis (features after it), so that the same lines train the stacked networks of several seeds.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ctrlrl.core.compile import Graph, Mode, compiled, undoing
+from ctrlrl.core.learner import Learner
+from ctrlrl.core.random import Randomness
+from ctrlrl.core.update import GradStep, Target
+from ctrlrl.types import Metrics, PolicyOutput, Transition, tree_map
+
+
+class Nets(nn.Module):
+    """The networks of a learner under their names: `nets.policy`, `nets.critic`, ..."""
+
+    def __init__(self, **modules: nn.Module):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+class OffPolicyLearner(Learner):
+    """nets must hold `normalizer` and `policy`. They may be exchanged for stacked ones: look them up at every use."""
+
+    loop = "off_policy"
+    compile_units: ClassVar[
+        tuple[str, ...]
+    ] = ()  # methods that torch.compile takes; the graph mode takes the whole step
+    normalized: ClassVar[bool] = True  # obs and next_obs of a batch reach `step` normalised
+    stackable: ClassVar[bool] = True  # `step` trains the stacked networks of several seeds as it stands
+
+    cfg: Any
+    nets: Any
+    targets: dict[str, Target]
+
+    def __init__(self, cfg: Any, nets: Nets):
+        self.cfg, self.nets = cfg, nets
+        self.random = Randomness()
+        self.n_updates = 0
+        self._mode: Mode = "eager"
+        self._bf16 = False
+        self._graphs: dict[int, Graph] = {}
+        self.prepare()
+
+    def optimizers(self) -> dict[str, GradStep]:
+        """The gradient steps over the present networks."""
+        raise NotImplementedError
+
+    def followers(self) -> dict[str, Target]:
+        """The targets that follow them; by default none."""
+        return {}
+
+    def step(self, batch: Transition, phase: int) -> Metrics:
+        """One update in the paper's order; phase counts 0 ... period - 1 over and over."""
+        raise NotImplementedError
+
+    @property
+    def period(self) -> int:
+        """Updates after which the schedule begins anew, e.g. the policy delay."""
+        return 1
+
+    def prepare(self) -> None:
+        """Optimizers and targets anew, over the present networks."""
+        self.opt = self.optimizers()
+        self.targets = self.followers()
+
+    def prefit(self, data: Transition) -> None:
+        if self.cfg.normalize_obs:
+            self.nets.normalizer.fit(data.obs)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
+        policy = self.nets.policy
+        if policy.training:
+            policy.eval()  # dropout is for learning
+        with self.precision():
+            return policy.act(self.nets.normalizer(obs), deterministic=deterministic)
+
+    def update(self, batch: Transition) -> Metrics:
+        phase = self.n_updates % self.period
+        self.n_updates += 1
+        if self._mode != "graph":
+            return self._step(batch, phase)
+        if phase not in self._graphs:
+            self._graphs[phase] = self._captured(batch, phase)
+        return tree_map(torch.clone, self._graphs[phase](batch))
+
+    def _captured(self, batch: Transition, phase: int) -> Graph:
+        changed = list(self.nets.state_dict().values())  # the flat vectors lie under them
+        changed += [t for step in self.opt.values() for t in step.state_dict().values()]
+        streams = self.random.streams or ()
+        return Graph(lambda b: self._step(b, phase), (batch,), undo=undoing(changed), generators=streams)
+
+    def _step(self, batch: Transition, phase: int) -> Metrics:
+        if not self.nets.policy.training:
+            self.nets.policy.train()
+        if self.normalized:
+            norm = self.nets.normalizer
+            batch = batch._replace(obs=norm(batch.obs), next_obs=norm(batch.next_obs))
+        return self.step(batch, phase)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """bfloat16 products over float32 weights where asked for; networks return float32."""
+        if not self._bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def set_dtype(self, dtype: str) -> None:
+        self._bf16 = dtype == "bfloat16"
+
+    def set_compile(self, mode: str) -> None:
+        self._mode = mode  # type: ignore[assignment]
+        if mode == "compile":
+            for name in self.compile_units:
+                setattr(self, name, compiled(getattr(self, name), "compile"))
+
+    def training_state(self) -> dict[str, Tensor]:
+        random = {f"random/{key}": t for key, t in self.random.state_dict().items()}
+        return {**super().training_state(), **random, "n_updates": torch.tensor(self.n_updates)}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        super().load_training_state(state)
+        self.n_updates = int(state["n_updates"])
+        self.random.load_state_dict({k[7:]: t for k, t in state.items() if k.startswith("random/")})
+
+
+def detached(**values: Tensor) -> Metrics:
+    """Metrics from keyword arguments: loss_critic -> "loss/critic"."""
+    return {name.replace("_", "/", 1): value.detach() for name, value in values.items()}

@@ -1,0 +1,73 @@
+"""A data set as it was collected, whatever file it came from: loaders make it, writers, checks and `Dataset` read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file says of itself."""
+
+    format: str  # "d4rl", "rollouts", "ogbench", "minari", "adroit"
+    path: str
+    env_id: str | None = None  # Gymnasium id of the simulator
+    data_id: str | None = None  # id in its collection, e.g. "hopper-medium-v2"
+    versions: dict[str, str] = field(default_factory=dict)  # of the simulator that made it, where the file says
+    ref_min: float | None = None  # mean return of a random and of an expert policy: normalised score 0 and 100
+    ref_max: float | None = None
+    checksum: str | None = None  # sha256 of the file or of its arrays, hex
+    notices: tuple[str, ...] = ()  # what the loader had to decide, one line each
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E episodes one after another, N rows. Actions as stored, rewards raw.
+
+    `terminated` is the bootstrap mask alone: in AntMaze and OGBench an episode goes on after it. Where an episode ends
+    is `ends`, and only that.
+    """
+
+    obs: Array  # [N, O] float32, or [N, ...] uint8 images
+    action: Array  # [N, A] float32, or [N] int64
+    reward: Array  # [N] float32
+    terminated: Array  # [N] bool: no bootstrap from what followed this row
+    ends: Array  # [E] int64, exclusive: episode e is rows ends[e-1] ... ends[e]-1
+    final_obs: Array  # [E, O] the observation after an episode's last row; meaningless where not has_final
+    has_final: Array  # [E] bool
+    usable: Array  # [N] bool: the rows that learning sees (D4RL's loader drops time-outs and the last row)
+    extras: dict[str, Array]  # [N, ...] further columns: "infos/qpos", "source_terminal", ...
+    episode_extras: dict[str, Array]  # [E, ...]: "episode_policy", "episode_seed", ...
+    facts: Facts
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.reward)
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self.ends)
+
+    def starts(self) -> Array:
+        """[E] first row of each episode."""
+        return np.concatenate(([0], self.ends[:-1])).astype(np.int64)
+
+    def returns(self) -> Array:
+        """[E] undiscounted sums of raw rewards, float64, rows that learning does not see included."""
+        total = np.concatenate(([0.0], np.cumsum(self.reward, dtype=np.float64)))
+        return total[self.ends] - total[self.starts()]
+
+    def lengths(self) -> Array:
+        return self.ends - self.starts()
+
+    def next_obs(self) -> Array:
+        """[N, O] observation after each row; row i + 1 of the file where an episode's last observation is not known."""
+        following = np.concatenate((self.obs[1:], self.obs[-1:]))
+        last = self.ends[self.has_final] - 1
+        following[last] = self.final_obs[self.has_final]
+        return following

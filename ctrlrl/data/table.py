@@ -1,0 +1,265 @@
+"""Transitions as packed rows on one device: one gather a batch, the columns are views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrlrl.data.episodes import Episodes
+from ctrlrl.types import HybridBatch, Source, Transition, tree_map
+
+BLOCK = 2**16  # rows of a pass over the whole table: bounds the memory of what is computed on the way
+
+
+class Table:
+    """obs | action | reward | next_obs | terminated | extras, float32. An extra of width 0 is one number a row, [N]."""
+
+    def __init__(
+        self, capacity: int, obs_dim: int, action_dim: int, extras: Mapping[str, int], device: torch.device | str
+    ):
+        widths = [("obs", obs_dim), ("action", action_dim), ("reward", 0), ("next_obs", obs_dim), ("terminated", 0)]
+        self.obs_dim, self.action_dim, self.extras = obs_dim, action_dim, tuple(extras)
+        self.columns: dict[str, slice | int] = {}
+        at = 0
+        for name, width in [*widths, *extras.items()]:
+            self.columns[name] = slice(at, at + width) if width else at
+            at += max(width, 1)
+        self.rows = torch.empty(capacity, at, device=device)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The column [capacity, width] or [capacity], a view."""
+        return self.rows[:, self.columns[name]]
+
+    def read(self, rows: Tensor) -> Transition:
+        """Rows [..., width] as a transition of views."""
+        c = self.columns
+        return Transition(
+            rows[..., c["obs"]],
+            rows[..., c["action"]],
+            rows[..., c["reward"]],
+            rows[..., c["next_obs"]],
+            rows[..., c["terminated"]] > 0.5,
+            {name: rows[..., c[name]] for name in self.extras},
+        )
+
+
+class Dataset:
+    """A fixed set of N transitions. Every row knows its number: extras["index"], int64.
+
+    Rewards and actions are as they are learned from; observations are raw, learners normalise them.
+    """
+
+    def __init__(self, table: Table):
+        self.table, self.size = table, len(table.rows)
+        if self.size == 0:
+            raise ValueError("the data set holds no transition to learn from")
+
+    @classmethod
+    def of(cls, data: Transition) -> Dataset:
+        """From tensors of N rows, e.g. a test's."""
+        n, device = len(data.reward), data.reward.device
+        extras = {k: v.shape[1] if v.ndim > 1 else 0 for k, v in data.extras.items() if k != "index"}
+        table = Table(n, data.obs.shape[1], data.action.shape[1], extras, device)
+        for name, column in {**data._asdict(), **data.extras}.items():
+            if name in table.columns:
+                table[name].copy_(column)
+        return cls(table)
+
+    @classmethod
+    def of_episodes(
+        cls,
+        episodes: Episodes,
+        *,
+        needs: Iterable[str] = (),
+        device: torch.device | str = "cpu",
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
+        clip_actions: float | None = None,
+        gamma: float = 0.99,
+        best_fraction: float = 1.0,
+    ) -> Dataset:
+        """The usable rows of a data set, rewards as scale * r + shift.
+
+        needs: extra columns: "next_action" [N, A] (the next row's; of an episode's last row the file's next one),
+        "return_to_go" [N] (discounted by gamma, of the transformed rewards).
+        best_fraction: only rows of the episodes with the highest undiscounted returns, at least one episode.
+        """
+        makers = {"next_action": lambda: _next_action(episodes, clip_actions)}
+        makers["return_to_go"] = lambda: _return_to_go(episodes, reward_scale, reward_shift, gamma)
+        unknown = [name for name in needs if name not in makers]
+        if unknown:
+            raise ValueError(
+                f"{episodes.facts.path}: the algorithm reads {unknown[0]!r}, which a data set does not hold"
+            )
+        extra = {name: makers[name]() for name in needs}
+        keep = np.flatnonzero(episodes.usable & _of_best(episodes, best_fraction))
+        widths = {name: column.shape[1] if column.ndim > 1 else 0 for name, column in extra.items()}
+        table = Table(len(keep), episodes.obs.shape[1], episodes.action.shape[1], widths, device)
+        following = episodes.next_obs()
+        for begin in range(0, len(keep), BLOCK):
+            rows = keep[begin : begin + BLOCK]
+            action = episodes.action[rows]
+            block = {
+                "obs": episodes.obs[rows],
+                "action": action if clip_actions is None else action.clip(-clip_actions, clip_actions),
+                "reward": episodes.reward[rows] * np.float32(reward_scale) + np.float32(reward_shift),
+                "next_obs": following[rows],
+                "terminated": episodes.terminated[rows],
+                **{name: column[rows] for name, column in extra.items()},
+            }
+            for name, column in block.items():
+                table[name][begin : begin + len(rows)] = torch.as_tensor(column, device=device)
+        return cls(table)
+
+    def sample(self, n: int) -> Transition:
+        """n rows with replacement, drawn on the device."""
+        return self.take(torch.randint(self.size, (n,), device=self.table.rows.device))
+
+    def take(self, index: Tensor) -> Transition:
+        """Rows by number, [...] int64."""
+        data = self.table.read(self.table.rows[index])
+        data.extras["index"] = index
+        return data
+
+    def all(self) -> Transition:
+        """Every row once, in order, as views."""
+        data = self.table.read(self.table.rows)
+        data.extras["index"] = torch.arange(self.size, device=self.table.rows.device)
+        return data
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions of an environment, a ring of packed rows."""
+
+    def __init__(
+        self,
+        capacity: int,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        extras: Mapping[str, int] | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        if capacity < 1:
+            raise ValueError(f"buffer_size must be at least 1, got {capacity}")
+        self.table = Table(capacity, obs_dim, action_dim, extras or {}, device)
+        self.capacity, self.added = capacity, 0  # rows ever added
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, data: Transition) -> None:
+        """B new transitions [B, ...]; the oldest make room."""
+        n = len(data.reward)
+        if n > self.capacity:
+            raise ValueError(f"buffer_size={self.capacity} is smaller than one step of {n} environments")
+        begin = self.added % self.capacity
+        first = min(n, self.capacity - begin)
+        for name, column in {**data._asdict(), **data.extras}.items():
+            if name in self.table.columns:
+                stored = self.table[name]
+                stored[begin : begin + first] = column[:first]
+                stored[: n - first] = column[first:]
+        self.added += n
+
+    def sample(self, n: int) -> Transition:
+        if self.added == 0:
+            raise ValueError("the replay buffer is empty; collect transitions before the first update")
+        rows = torch.randint(len(self), (n,), device=self.table.rows.device)
+        return self.table.read(self.table.rows[rows])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"rows": self.table.rows[: len(self)], "added": torch.tensor(self.added)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.added = int(state["added"])
+        self.table.rows[: len(self)] = state["rows"].to(self.table.rows.device)
+
+
+class Mixture:
+    """Rows of several sources in fixed shares, interleaved in the order given: any slice of a batch holds the shares.
+
+    extras that not every source has are left out.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Source, float]]):
+        total = sum(share for _, share in parts)
+        if not parts or min(share for _, share in parts) < 0 or total <= 0:
+            raise ValueError(f"a mixture needs shares that are not negative and not all 0, got {[s for _, s in parts]}")
+        self.sources = [source for source, _ in parts]
+        self.shares = [share / total for _, share in parts]
+
+    def sample(self, n: int) -> Transition:
+        edges = [round(n * sum(self.shares[:i])) for i in range(len(self.shares) + 1)]
+        counts = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        drawn = [source.sample(k) for source, k in zip(self.sources, counts, strict=True) if k]
+        place = torch.cat([(torch.arange(k) + 0.5) / k for k in counts if k])  # where in the batch, as a fraction
+        order = torch.argsort(place, stable=True).to(drawn[0].reward.device)
+        shared = set.intersection(*(set(d.extras) for d in drawn))
+        alike = [d._replace(extras={name: d.extras[name] for name in shared}) for d in drawn]
+        return tree_map(lambda *parts: torch.cat(parts)[order], alike[0], *alike[1:])
+
+
+class Pair:
+    """A batch of each of two sources, kept apart: real transitions and simulated ones."""
+
+    def __init__(self, real: Source, sim: Source):
+        self.real, self.sim = real, sim
+
+    def sample(self, n: int) -> HybridBatch:
+        """n rows in all, half of each."""
+        return HybridBatch(self.real.sample(n - n // 2), self.sim.sample(n // 2))
+
+
+def return_range(episodes: Episodes) -> float:
+    """Largest minus smallest episode return of the raw rewards of usable rows; IQL scales rewards by 1000 over it."""
+    reward = np.where(episodes.usable, episodes.reward, 0.0).astype(np.float64)
+    total = np.concatenate(([0.0], np.cumsum(reward)))
+    returns = total[episodes.ends] - total[episodes.starts()]
+    spread = float(returns.max() - returns.min())
+    if spread <= 0.0:
+        raise ValueError(
+            f"{episodes.facts.path}: data.return_range needs episodes of different returns, all have {returns[0]:g}"
+        )
+    return spread
+
+
+def _of_best(episodes: Episodes, fraction: float) -> np.ndarray:
+    if fraction >= 1.0:
+        return np.ones(episodes.n_rows, dtype=bool)
+    count = max(1, int(fraction * episodes.n_episodes))
+    best = np.zeros(episodes.n_episodes, dtype=bool)
+    best[np.argsort(-episodes.returns(), kind="stable")[:count]] = True
+    return np.repeat(best, episodes.lengths())
+
+
+def _next_action(episodes: Episodes, clip: float | None) -> np.ndarray:
+    action = np.concatenate((episodes.action[1:], episodes.action[-1:]))
+    return action if clip is None else action.clip(-clip, clip)
+
+
+def _return_to_go(episodes: Episodes, scale: float, shift: float, gamma: float) -> np.ndarray:
+    """Discounted sum of the transformed rewards of usable rows to the episode's end, nothing after a terminated row.
+
+    Rows that see nothing but the data set's lowest reward until the clock ends the episode go on failing for ever:
+    r / (1 - gamma), as Cal-QL's authors have it for sparse rewards, arXiv:2303.05479.
+    """
+    reward = np.where(episodes.usable, episodes.reward.astype(np.float64) * scale + shift, 0.0)
+    cut = episodes.terminated.copy()
+    cut[episodes.ends - 1] = True
+    decay = np.where(cut, 0.0, gamma)
+    out, running = np.empty(episodes.n_rows, dtype=np.float32), 0.0
+    for i in range(episodes.n_rows - 1, -1, -1):
+        running = reward[i] + decay[i] * running
+        out[i] = running
+    if gamma < 1.0:
+        lowest = episodes.reward[episodes.usable].min(initial=np.inf)
+        last = np.flatnonzero(cut)
+        first = np.concatenate(([0], last[:-1] + 1))
+        failed = np.logical_and.reduceat((episodes.reward == lowest) | ~episodes.usable, first)
+        failed &= ~episodes.terminated[last]
+        out[np.repeat(failed, last - first + 1)] = (lowest * scale + shift) / (1.0 - gamma)
+    return out

@@ -1,0 +1,107 @@
+"""A data set as a new file or folder in any layout; what a layout cannot hold comes back, a line for each thing.
+
+Writers take a path where nothing is; a caller that must not leave half a file gives a temporary one and renames it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ctrlrl.data.episodes import Array, Episodes
+from ctrlrl.data.write_states import new_hdf5, save_npz, time_outs, write_minari, write_ogbench
+
+_GOALS = "infos/goal"  # the column by which D4RL files tell that their episodes go on after a terminal row
+
+
+class Layout(NamedTuple):
+    write: Callable[[Episodes, Path, str], list[str]]
+    endings: tuple[str, ...]  # of file names; () = a folder
+
+
+def layout_of(out: Path, asked: str | None) -> str:
+    """The layout of a new file, as asked or by its ending; ValueError where the two do not go together."""
+    name = asked or _BY_ENDING.get(out.suffix, "")
+    if name not in LAYOUTS:
+        known = f"format must be {', '.join(LAYOUTS)}"
+        raise ValueError(f"{known}, got {asked!r}" if asked else f"out={out}: its ending tells no format; {known}")
+    endings = LAYOUTS[name].endings
+    if endings and out.suffix not in endings:
+        raise ValueError(f"out={out}: format={name} needs a name that ends in {' or '.join(endings)}")
+    if not endings and _BY_ENDING.get(out.suffix, name) != name:
+        raise ValueError(f"out={out}: format={name} is a folder; leave {out.suffix} away")
+    return name
+
+
+def write(episodes: Episodes, path: Path, layout: str, *, name: str) -> list[str]:
+    """name: what the file or folder will be called, which becomes the id of a Minari set."""
+    return LAYOUTS[layout].write(episodes, path, name)
+
+
+def _rollouts(episodes: Episodes, path: Path, name: str) -> list[str]:
+    arrays = _columns(episodes) | {"episode_ends": episodes.ends}
+    if episodes.has_final.any():
+        arrays["final_observations"] = episodes.final_obs
+    if episodes.has_final.any() and not episodes.has_final.all():
+        arrays["has_final_observation"] = episodes.has_final
+    if versions := episodes.facts.versions:
+        arrays["versions"] = np.array([f"{package}=={version}" for package, version in versions.items()])
+    save_npz(path, arrays | episodes.episode_extras)
+    last, usable = episodes.ends - 1, np.ones(episodes.n_rows, dtype=bool)
+    usable[last] = episodes.has_final | episodes.terminated[last]
+    n_changed = int((usable != episodes.usable).sum())
+    return [f"which rows learning leaves out: {n_changed:,} differ"] if n_changed else []
+
+
+def _d4rl(episodes: Episodes, path: Path, name: str) -> list[str]:
+    arrays = _columns(episodes)
+    if episodes.has_final.all():
+        arrays["next_observations"] = episodes.next_obs()
+    if path.suffix == ".npz":
+        save_npz(path, arrays)
+    else:
+        with new_hdf5(path) as file:
+            for key, array in arrays.items():
+                file.create_dataset(key, data=str(array) if array.dtype.kind == "U" else array)
+    lost = []
+    unusable = time_outs(episodes).copy()
+    unusable[-1] = True
+    n_unusable = int((unusable & episodes.usable).sum())
+    if n_unusable:
+        lost.append(
+            f"{n_unusable:,} rows for learning: its loader leaves out the last of each time-out and of the file"
+        )
+    inside = episodes.terminated.copy()
+    inside[episodes.ends - 1] = False
+    if inside.any() and _GOALS not in arrays:
+        lost.append(f"that episodes go on after a terminal: its loader ends one at each of {inside.sum():,} rows")
+    if episodes.facts.versions:
+        lost.append("the simulator's version")
+    if episodes.episode_extras:
+        lost.append(f"columns with a value an episode: {', '.join(episodes.episode_extras)}")
+    return lost
+
+
+def _columns(episodes: Episodes) -> dict[str, Array]:
+    """What both flat layouts call the same."""
+    own = {
+        "observations": episodes.obs,
+        "actions": episodes.action,
+        "rewards": episodes.reward,
+        "terminals": episodes.terminated,
+        "timeouts": time_outs(episodes),
+    }
+    named: Mapping[str, Array] = {} if episodes.facts.env_id is None else {"env_id": np.array(episodes.facts.env_id)}
+    return {**episodes.extras, **own, **named}
+
+
+LAYOUTS = {
+    "rollouts": Layout(_rollouts, (".npz",)),
+    "d4rl": Layout(_d4rl, (".hdf5", ".h5", ".npz")),
+    "ogbench": Layout(write_ogbench, (".npz",)),
+    "minari": Layout(write_minari, ()),
+}
+_BY_ENDING = {".npz": "rollouts", ".hdf5": "d4rl", ".h5": "d4rl", "": "minari"}

@@ -1,0 +1,90 @@
+"""The networks of S learners as one module whose parameters have a leading [S] axis: several seeds in one pass.
+
+Inputs are [S, N, ...] throughout, and nothing computed for one seed depends on another's numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Draw = Callable[[Tensor, float], Tensor]  # (x [S, ...], p) -> 1 with probability p, else 0, from each seed's numbers
+PLAIN = (nn.ReLU, nn.SiLU, nn.ELU, nn.Tanh, nn.GELU, nn.Identity)
+
+
+def stack(modules: Sequence[nn.Module], draw: Draw) -> Any:
+    """One module from S of the same make, with their values and the names of their parameters.
+
+    A module's own vectors [A] become [S, 1, A] and its numbers [S, 1], which broadcast against [S, N, A] and [S, N].
+    draw: for dropout. Raises ValueError that names the layer where there is no stacked form of it.
+    """
+    first = modules[0]
+    kind = type(first)
+    if kind in PLAIN:
+        return first
+    if kind is nn.Linear:
+        return StackedLinear(modules)  # type: ignore[arg-type]
+    if kind is nn.LayerNorm:
+        return StackedLayerNorm(modules)  # type: ignore[arg-type]
+    if kind is nn.Dropout:
+        return StackedDropout(first.p, draw)  # type: ignore[arg-type]
+    own = {**first._parameters, **first._buffers}
+    unknown = bool(own) and kind.__module__.startswith("torch.")
+    if unknown or any(x is not None and x.ndim > 1 for x in own.values()):
+        raise ValueError(f"seeds: {kind.__name__} has no stacked form")
+    twin = nn.Module.__new__(kind)
+    twin.__dict__ = {k: v for k, v in first.__dict__.items() if k not in ("_parameters", "_buffers", "_modules")}
+    twin.__dict__ |= {"_parameters": {}, "_buffers": {}, "_modules": {}}
+    for name in own:
+        rows = torch.stack([getattr(m, name).detach() for m in modules]).unsqueeze(1)
+        if name in first._buffers:
+            twin.register_buffer(name, rows)
+        else:
+            twin.register_parameter(name, nn.Parameter(rows))
+    for name, _ in first.named_children():
+        twin.add_module(name, stack([getattr(m, name) for m in modules], draw))
+    return twin
+
+
+class StackedLinear(nn.Module):
+    """x_s W_s^T + b_s: [S, ..., n_in] -> [S, ..., n_out]. The weights lie in memory as those of the layers given."""
+
+    def __init__(self, layers: Sequence[nn.Linear]):
+        super().__init__()
+        weights = [layer.weight.detach() for layer in layers]
+        by_column = weights[0].stride(0) < weights[0].stride(1)
+        self.weight = nn.Parameter(
+            torch.stack([w.t() for w in weights]).transpose(1, 2) if by_column else torch.stack(weights)
+        )
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]).unsqueeze(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.baddbmm(self.bias, x.flatten(1, -2), self.weight.transpose(1, 2))
+        return y.view(*x.shape[:-1], -1)
+
+
+class StackedLayerNorm(nn.Module):
+    def __init__(self, layers: Sequence[nn.LayerNorm]):
+        super().__init__()
+        self.eps = layers[0].eps
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]).unsqueeze(1))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]).unsqueeze(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = (len(x), *[1] * (x.ndim - 2), x.shape[-1])
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.view(wide) + self.bias.view(wide)
+
+
+class StackedDropout(nn.Module):
+    def __init__(self, p: float, draw: Draw):
+        super().__init__()
+        self.p, self.draw = p, draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        return x * self.draw(x, 1.0 - self.p).div_(1.0 - self.p)

@@ -1,0 +1,77 @@
+"""Results of several algorithms on several tasks: which runs can be compared, and with what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ctrlrl.report.results import Result, algo_of, expand, measured, task_of
+
+Array = np.ndarray[Any, Any]
+LAST, BEST = "last", "best"
+
+
+class Metric(NamedTuple):
+    """What is compared: D4RL's normalised score where every run has one, the return otherwise."""
+
+    name: str  # "score" or "return"
+    keys: Mapping[str, str]  # last, best -> key of a result
+
+
+SCORE = Metric("score", {LAST: "normalized_score", BEST: "best_normalized_score"})
+RETURN = Metric("return", {LAST: "final_return_mean", BEST: "best_return_mean"})
+
+
+class Benchmark(NamedTuple):
+    """Finished runs as algorithm -> task -> seed -> result, in order of appearance."""
+
+    runs: dict[str, dict[str, dict[str, Result]]]
+    tasks: list[str]
+    left_out: list[str]  # runs that are not finished or have no evaluation, one line each
+
+    @property
+    def algos(self) -> list[str]:
+        return list(self.runs)
+
+    @property
+    def metric(self) -> Metric:
+        """The score where all runs have one."""
+        results = [r for tasks in self.runs.values() for seeds in tasks.values() for r in seeds.values()]
+        return SCORE if results and all(measured(r.get("normalized_score")) for r in results) else RETURN
+
+    def values(self, algo: str, task: str, key: str) -> list[float]:
+        """One value a seed, in the order of the seeds; empty where a seed has none."""
+        seeds = self.runs[algo].get(task, {})
+        found: list[Any] = [seeds[seed].get(key) for seed in sorted(seeds, key=_by_number)]
+        return [float(x) for x in found] if all(map(measured, found)) else []
+
+    def matrices(self, key: str) -> tuple[list[str], dict[str, Array]]:
+        """(tasks that every algorithm has, algorithm -> scores [seeds, tasks] of the seeds it has on all of them)."""
+        common = [t for t in self.tasks if all(self.values(algo, t, key) for algo in self.algos)]
+        found = {}
+        for algo in self.algos:
+            seeds = [set(self.runs[algo][task]) for task in common]
+            kept = sorted(set.intersection(*seeds), key=_by_number) if seeds else []
+            found[algo] = np.array([[self.runs[algo][task][seed][key] for task in common] for seed in kept])
+        return common, {algo: scores for algo, scores in found.items() if scores.size}
+
+
+def benchmark(results: Iterable[Result]) -> Benchmark:
+    """Sort results by algorithm, task and seed; the later of two with the same three stays."""
+    runs: dict[str, dict[str, dict[str, Result]]] = {}
+    tasks: dict[str, None] = {}
+    left_out = []
+    for r in expand(results):
+        algo, task, seed = algo_of(r), task_of(r), str(r["seed"])
+        if r.get("status", "finished") != "finished" or not measured(r.get("final_return_mean")):
+            left_out.append(f"{algo}, {task}, seed {seed}: {r.get('status', 'finished')}, left out")
+            continue
+        tasks[task] = None
+        runs.setdefault(algo, {}).setdefault(task, {})[seed] = r
+    return Benchmark(runs, list(tasks), left_out)
+
+
+def _by_number(seed: str) -> tuple[int, str]:
+    return (int(seed), "") if seed.isdecimal() else (2**62, seed)

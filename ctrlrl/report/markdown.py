@@ -1,0 +1,58 @@
+"""A report as Markdown, for a README: the tables of the page, without pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ctrlrl.report.benchmark import BEST, LAST, benchmark
+from ctrlrl.report.page import write_page
+from ctrlrl.report.published_offline import SOURCES
+from ctrlrl.report.scoreboard import (
+    INTERVALS,
+    SEEDS_NOTE,
+    TITLES,
+    aggregates,
+    beside,
+    improvements,
+    incomparable,
+    matrix,
+)
+from ctrlrl.report.sources import read_sources
+from ctrlrl.report.tables import markdown, pooled_table, results_table
+
+FORMATS = ("html", "markdown")
+
+
+def write_report(paths: Sequence[Path], out: Path, form: str | None = None) -> None:
+    """Write the report; form: html or markdown, None = by the suffix of `out`."""
+    if form is not None and form not in FORMATS:
+        raise ValueError(f"format must be {' or '.join(FORMATS)}, got {form!r}")
+    if form == "html" or (form is None and out.suffix not in (".md", ".markdown")):
+        write_page(paths, out)
+        return
+    text = report_markdown(paths)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+
+
+def report_markdown(paths: Sequence[Path]) -> str:
+    """Tasks x algorithms where there are several of either, else one row a seed."""
+    results = [run.result for run in read_sources(paths)]
+    bench = benchmark(results)
+    if len(bench.algos) * len(bench.tasks) < 2:
+        return f"{markdown(results_table(results))}\n{markdown(pooled_table(results))}"
+    parts = []
+    for stage in (LAST, BEST):
+        parts.append(f"**{TITLES[stage].format(bench.metric.name)}**\n\n{markdown(matrix(bench, stage))}")
+    parts.append(SEEDS_NOTE)
+    if (table := aggregates(bench)) is not None:
+        parts.append(f"**All tasks together**\n\n{markdown(table)}\n{INTERVALS}.")
+        if (table := improvements(bench)) is not None:
+            parts.append(markdown(table))
+    if (table := beside(bench)) is not None:
+        sources = ". ".join(f"{name}: {said}" for name, said in SOURCES.items())
+        parts.append(f"**Published scores beside ours**\n\n{markdown(table)}\n{sources}.")
+    parts += [note] if (note := incomparable(bench)) else []
+    parts += bench.left_out
+    return "\n\n".join(part.strip() for part in parts) + "\n"

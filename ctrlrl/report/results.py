@@ -1,0 +1,42 @@
+"""Names in a result (result.json, or a row of results): its algorithm, its task, its seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def algo_of(r: Result) -> str:
+    """Algorithm with its variant in a sweep: "td3bc alpha=10"."""
+    return f"{r['algo']} {r['variant']}" if r.get("variant") else str(r["algo"])
+
+
+def task_of(r: Result) -> str:
+    """The task's name in its sweep, else its environment with its data set."""
+    if r.get("task"):
+        return str(r["task"])
+    return f"{r['env']} · {data_of(r)}" if r.get("data") else str(r["env"])
+
+
+def data_of(r: Result) -> str:
+    """The data set's id, or its file's name without the way there."""
+    name = str(r.get("data") or "")
+    return Path(name).name if Path(name).suffix in (".npz", ".hdf5", ".h5") else name
+
+
+def is_offline(r: Result) -> bool:
+    """Learned from a data set, and not known as anything published for training in the environment."""
+    return bool(r.get("data")) or bool(not r.get("env_steps") and r.get("gradient_steps"))
+
+
+def expand(results: Iterable[Result]) -> list[Result]:
+    """Stacked runs hold one entry a seed under "seeds": make each a result of its own."""
+    return [{**r, **one} if isinstance(one, Mapping) else r for r in results for one in r.get("seeds") or [r]]
+
+
+def measured(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)

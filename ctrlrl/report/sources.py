@@ -1,0 +1,81 @@
+"""What `ctrlrl report` is given: run folders, sweep folders, folders of run folders, files of result rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctrlrl.report.runs import FIRST_COLUMNS, SCORE, Run, read_run, with_best
+
+
+def read_sources(paths: Sequence[Path]) -> list[Run]:
+    """Every run behind the given paths; ValueError names the path that holds none."""
+    if not paths:
+        raise ValueError("report: no run folder given; name one or more, e.g. `ctrlrl report runs/a runs/b`.")
+    return [run for path in paths for run in _runs(Path(path))]
+
+
+def _runs(path: Path) -> list[Run]:
+    if path.suffix == ".jsonl":
+        return _rows(path)
+    if (path / "cells.json").is_file():
+        return _sweep(path)
+    inside = sorted(p.parent for p in path.glob("*/result.json")) if not (path / "config.yaml").exists() else []
+    if path.is_dir() and not any(path.iterdir()):
+        raise ValueError(f"{path}: an empty folder, no run to report")
+    return [read_run(folder) for folder in inside] or [read_run(path)]
+
+
+def _sweep(path: Path) -> list[Run]:
+    """The cells of a sweep that have a result, with the names of their tasks."""
+    file = path / "cells.json"
+    try:
+        cells = [(str(c["name"]), {"task": c["task"], "variant": c["variant"] or None}) for c in _json(file)]
+    except (TypeError, KeyError):
+        raise ValueError(f"{file}: damaged, wanted a list of cells") from None
+    runs = []
+    for name, facts in cells:
+        if (path / name / "result.json").exists():
+            run = read_run(path / name)
+            runs.append(run._replace(result=run.result | facts))
+    if not runs:
+        raise ValueError(f"{path}: no cell of this sweep has a result yet")
+    return runs
+
+
+def _rows(path: Path) -> list[Run]:
+    """Result rows as `ctrlrl sweep rows=...` appends them; `evaluations` is their curve."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    runs = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            missing = [key for key in ("algo", "env", "seed") if key not in row]
+            curve = np.array(row.get("evaluations") or np.empty((0, 3)), dtype=np.float64).reshape(-1, 3)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: line {number} is no result row ({str(error).splitlines()[0]})") from None
+        if missing:
+            raise ValueError(f"{path}: line {number} is no result row, {', '.join(missing)} missing")
+        steps, none = curve[:, 0], np.full(len(curve), np.nan)
+        clock = row.get("clock", "env_steps")
+        columns: dict[str, Any] = {name: np.zeros(len(curve)) for name in FIRST_COLUMNS}
+        columns |= {clock: steps, "wall_seconds": none, "eval/return_mean": curve[:, 1], SCORE: curve[:, 2]}
+        typed = str(row.get("command", "")).removeprefix("ctrlrl train ")
+        runs.append(with_best(Run(path / str(row.get("cell", number)), row, columns, "", typed)))
+    if not runs:
+        raise ValueError(f"{path}: no result row in it")
+    return runs
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged, not JSON ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,71 @@
+"""From `data=...` to the data set that an offline learner samples."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from ctrlrl.config import DataConfig, TrainConfig
+from ctrlrl.core.learner import Learner
+from ctrlrl.data.episodes import Episodes
+from ctrlrl.data.load import find, load
+from ctrlrl.data.table import Dataset, return_range
+from ctrlrl.registry import ROBOTS
+from ctrlrl.types import EnvSpec
+
+_PACKED = Path(__file__).parent / "assets"  # in an installed wheel
+ASSETS = _PACKED if _PACKED.is_dir() else Path(__file__).parent.parent / "assets"
+
+
+def read_data(cfg: DataConfig) -> Episodes:
+    """The data set that a configuration names; ValueError in one line where there is none."""
+    if cfg.name == "none":
+        raise ValueError(
+            "this algorithm learns from a data set: give data=file data.path=FILE, or data=d4rl data.id=ID"
+        )
+    if cfg.name == "file":
+        return load_data(str(cfg.path), data_id=cfg.id)
+    return load(find(cfg.name, str(cfg.id)), data_id=cfg.id)
+
+
+def load_data(path: str | os.PathLike[str], *, data_id: str | None = None) -> Episodes:
+    """The data set in a file or folder; a bare name that is no file here may be one that comes with ctrlrl."""
+    found = Path(path)
+    packed = ASSETS / found.name
+    return load(packed if not found.exists() and found.parent == Path() and packed.exists() else found, data_id=data_id)
+
+
+def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device: torch.device) -> Dataset:
+    """The transformed transitions on the device."""
+    data = cfg.data
+    scale = data.reward_scale * (1000.0 / return_range(episodes) if data.return_range else 1.0)
+    return Dataset.of_episodes(
+        episodes,
+        needs=learner.needs,
+        device=device,
+        reward_scale=scale,
+        reward_shift=data.reward_shift,
+        clip_actions=data.clip_actions,
+        gamma=getattr(cfg.algo, "gamma", 1.0),
+        best_fraction=data.best_fraction,
+    )
+
+
+def same_task(episodes: Episodes, spec: EnvSpec, env: str) -> None:
+    """ValueError where the data set's shapes are not the environment's."""
+    facts = episodes.facts
+    found = tuple(x.shape[1] if x.ndim == 2 else 0 for x in (episodes.obs, episodes.action))
+    if found == (spec.obs_dim, spec.action_dim):
+        return
+    hint = f" The data set says {facts.env_id}: use {_as_words(facts.env_id)}." if facts.env_id else ""
+    raise ValueError(
+        f"{facts.path}: observations and actions have {found[0]} and {found[1]} numbers, those of {env} "
+        f"{spec.obs_dim} and {spec.action_dim}.{hint}"
+    )
+
+
+def _as_words(env_id: str) -> str:
+    named = [name for name, gym_id in ROBOTS.items() if gym_id == env_id]
+    return f"env={named[0]}" if named else f"env=gym env.id={env_id}"

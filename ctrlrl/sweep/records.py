@@ -1,0 +1,179 @@
+"""What is known of a sweep's cells: their states in cells.json, their progress in their run folders, their rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ctrlrl.report.runs import SCORE, read_run
+from ctrlrl.sweep.cells import Cell
+from ctrlrl.train.disk import write_atomic
+
+TAIL = 2**16  # bytes of progress.csv that hold its last row
+
+
+@dataclass
+class Record:
+    """One cell and where it stands."""
+
+    cell: Cell
+    state: str = "waiting"  # waiting | running | finished | interrupted | failed
+    error: str | None = None  # first line of what it failed with
+
+
+class Progress(NamedTuple):
+    """How far a cell has come."""
+
+    steps: int = 0
+    total: int | None = None
+    score: str = ""
+    left: float | None = None  # seconds
+
+
+def read_cells(folder: Path) -> dict[str, dict[str, Any]]:
+    """cells.json: cell name -> {algo, task, seed, variant, words, state, error, log}; empty where there is none."""
+    file = folder / "cells.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {str(entry["name"]): entry for entry in found}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file}: damaged; remove it, the run folders beside it hold the results") from None
+
+
+def write_cells(folder: Path, before: Mapping[str, dict[str, Any]], records: Iterable[Record]) -> None:
+    """Write cells.json; cells of earlier calls that this one did not ask for stay in it."""
+    entries = dict(before)
+    for record in records:
+        cell = record.cell
+        facts = asdict(record) | cell._asdict() | {"log": f"logs/{cell.name}.log"}
+        del facts["cell"]
+        entries[cell.name] = facts
+    write_atomic(folder / "cells.json", json.dumps(list(entries.values()), indent=1).encode())
+
+
+def check_same(folder: Path, before: Mapping[str, dict[str, Any]], cells: Iterable[Cell]) -> None:
+    """ValueError where a cell of this name was made with other settings."""
+    for cell in cells:
+        if cell.name not in before:
+            continue
+        was, now = Cell(**{k: before[cell.name][k] for k in Cell._fields}).settings(), cell.settings()
+        for key in sorted(was.keys() | now.keys()):
+            if was.get(key) != now.get(key):
+                raise ValueError(
+                    f"sweep.dir={folder}: {cell.name} was made with {key}={was.get(key, '(default)')}, "
+                    f"now {key}={now.get(key, '(default)')}. Use another sweep.dir."
+                )
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """result.json of a cell's folder; empty where there is none yet."""
+    try:
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def state_of(folder: Path) -> str:
+    """What a folder that nobody works on says of its cell: finished, interrupted (to be resumed) or waiting."""
+    if result_of(folder).get("status") == "finished":
+        return "finished"
+    return "interrupted" if (folder / "config.yaml").exists() else "waiting"
+
+
+def progress_of(folder: Path, totals: Mapping[str, int | None]) -> Progress:
+    """Steps, last score and time left; totals: length of the run by clock (env_steps, gradient_steps)."""
+    result = result_of(folder)
+    row = _last_row(folder / "progress.csv")
+    clock = "env_steps" if row.get("env_steps") else "gradient_steps"
+    steps, total, seconds = int(row.get(clock, 0)), totals.get(clock), row.get("wall_seconds", 0.0)
+    left = seconds * (total - steps) / steps if steps and total else None
+    return Progress(steps, total, score_of(result), left)
+
+
+def score_of(result: Mapping[str, Any]) -> str:
+    """The last normalised score, or the last return where the task has none; with its name."""
+    for name, key in (("score", "normalized_score"), ("return", "final_return_mean")):
+        if isinstance(result.get(key), int | float):
+            return f"{name} {result[key]:,.1f}"
+    return ""
+
+
+def _last_row(file: Path) -> dict[str, float]:
+    try:
+        with open(file, "rb") as f:
+            header = f.readline().decode().strip().split(",")
+            f.seek(max(f.tell(), os.path.getsize(file) - TAIL))
+            lines = f.read().decode(errors="replace").splitlines(keepends=True)
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        cells = line.strip().split(",")
+        if line.endswith("\n") and len(cells) == len(header):
+            try:
+                return {name: float(cell) for name, cell in zip(header, cells, strict=True) if cell}
+            except ValueError:
+                return {}
+    return {}
+
+
+def row_of(cell: Cell, folder: Path, sweep: str, data_dir: str) -> dict[str, Any]:
+    """A finished cell as one result row: result.json, the cell, and its evaluations [steps, return, score or null].
+
+    The folder of data sets is written as {data_dir}: where it lies on this machine is nobody's business.
+    """
+    run = read_run(folder)
+    steps, returns = run.curve("eval/return_mean")
+    scores = dict(zip(*(x.tolist() for x in run.curve(SCORE)), strict=True))
+    row = {
+        "kind": "offline" if run.offline else "online",
+        "sweep": sweep or None,
+        "cell": cell.name,
+        "task": cell.task,
+        "variant": cell.variant or None,
+        "command": f"ctrlrl train {' '.join(cell.words)}",
+        **run.result,
+        "clock": run.x_name,
+        "evaluations": [[x, y, scores.get(x)] for x, y in zip(steps.tolist(), returns.tolist(), strict=True)],
+    }
+    text = json.dumps(row, default=str).replace(f"{data_dir.rstrip('/')}/", "{data_dir}/")
+    return json.loads(text)
+
+
+def append_row(file: Path, row: Mapping[str, Any]) -> bool:
+    """Append one JSON line; False where the file has this cell with the same command already."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    key = [row[name] for name in ("sweep", "cell", "command")]
+    with open(file, "a+b") as f:
+        _wait_for(f)
+        f.seek(0)
+        content = f.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            f.truncate(len(whole))  # a row that a crash cut short
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                old = json.loads(line)
+            except ValueError:
+                raise ValueError(f"{file}: line {number} is not JSON; mend it or name another file") from None
+            if isinstance(old, dict) and [old.get(name) for name in ("sweep", "cell", "command")] == key:
+                return False
+        f.write(json.dumps(row, default=str).encode() + b"\n")
+        f.flush()
+        os.fsync(f.fileno())
+    return True
+
+
+def _wait_for(file: Any) -> None:
+    """Two sweeps may write to one file of rows."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)

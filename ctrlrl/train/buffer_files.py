@@ -1,0 +1,86 @@
+"""A replay buffer on the disk: chunks of rows as safetensors and one JSON, no pickle. One chunk at a time in memory.
+
+buffer.json            format, rows ever added, capacity, columns, rows a chunk, checksum of every chunk
+rows_00000.safetensors and on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+
+from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.train.disk import present, read_plain, replace_folder, write_flushed
+
+FORMAT = 1
+CHUNK_BYTES = 2**26
+_JSON_LIMIT = 2**22  # bytes of buffer.json
+
+
+def save_buffer(buffer: ReplayBuffer, folder: Path, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+    """Write the buffer as `folder`, in place of what is there once it is complete."""
+    rows = buffer.table.rows[: len(buffer)]
+    per_chunk = max(1, chunk_bytes // (rows.shape[1] * rows.element_size()))
+
+    def fill(fresh: Path) -> None:
+        sums = []
+        for i, chunk in enumerate(rows.split(per_chunk) if len(rows) else ()):
+            data = save({"rows": chunk.cpu().contiguous()})
+            sums.append(hashlib.sha256(data).hexdigest())
+            write_flushed(fresh / _name(i), data)
+        write_flushed(
+            fresh / "buffer.json", json.dumps({**_facts(buffer), "per_chunk": per_chunk, "sums": sums}).encode()
+        )
+
+    replace_folder(folder, fill)
+
+
+def load_buffer(buffer: ReplayBuffer, folder: Path) -> None:
+    """Fill a buffer of the same capacity and columns; ValueError names what is missing, damaged or different."""
+    source = present(folder)
+    try:
+        found = json.loads(read_plain(source / "buffer.json", at_most=_JSON_LIMIT))
+        if not isinstance(found, dict):
+            raise ValueError("buffer.json is no object")
+        for name, value in _facts(buffer).items():
+            if name != "added" and found.get(name) != value:
+                raise ValueError(f"it has {name}={found.get(name)!r:.80}, this buffer has {value!r:.80}")
+        added, per_chunk, sums = found["added"], found["per_chunk"], found["sums"]
+        if type(added) is not int or added < 0 or type(per_chunk) is not int or per_chunk < 1:
+            raise ValueError("its counts are not counts")
+        count = min(added, buffer.capacity)
+        if len(sums) != -(-count // per_chunk):
+            raise ValueError(f"{count} rows do not fill {len(sums)} chunks of {per_chunk}")
+        for i, wanted in enumerate(sums):
+            _load_chunk(buffer, source / _name(i), wanted, i * per_chunk, min((i + 1) * per_chunk, count))
+    except OSError as error:
+        raise ValueError(f"{folder}: no replay buffer there ({error.strerror}: {error.filename})") from None
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: damaged replay buffer ({type(error).__name__}: {error})") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}: not a replay buffer for this run ({error})") from None
+    buffer.added = added
+
+
+def _load_chunk(buffer: ReplayBuffer, path: Path, wanted: str, begin: int, end: int) -> None:
+    data = read_plain(path, at_most=(end - begin) * buffer.table.rows.shape[1] * 4 + 2**16)
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise ValueError(f"the checksum of {path.name} does not match")
+    rows = load(data)["rows"]
+    if rows.shape != buffer.table.rows[begin:end].shape:
+        raise ValueError(f"{path.name} has shape {tuple(rows.shape)}")
+    buffer.table.rows[begin:end] = rows.to(buffer.table.rows.device)
+
+
+def _facts(buffer: ReplayBuffer) -> dict[str, Any]:
+    table = buffer.table
+    columns = {k: [v.start, v.stop] if isinstance(v, slice) else v for k, v in table.columns.items()}
+    return {"format": FORMAT, "added": buffer.added, "capacity": buffer.capacity, "columns": columns}
+
+
+def _name(i: int) -> str:
+    return f"rows_{i:05d}.safetensors"

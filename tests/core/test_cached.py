@@ -1,0 +1,95 @@
+import threading
+
+import numpy as np
+import pytest
+
+from ctrlrl.core.cached import cached, fingerprint
+
+ARRAYS = {"index": np.arange(6, dtype=np.int32).reshape(2, 3), "squared": np.linspace(0, 1, 6, dtype=np.float32)}
+KEY = fingerprint("k")
+
+
+def refuse() -> dict[str, np.ndarray]:
+    raise AssertionError("computed again")
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+
+
+def test_arrays_are_computed_once_and_read_ever_after(tmp_path):
+    folder = tmp_path / "deep" / "cache"
+    first, notice = cached(folder, "lists", KEY, lambda: ARRAYS)
+    again, _ = cached(folder, "lists", KEY, refuse)
+    assert same(first, ARRAYS)
+    assert same(again, ARRAYS)
+    assert notice is None
+    assert [p.suffix for p in folder.iterdir()] == [".npz"]
+
+
+def test_another_key_is_another_file(tmp_path):
+    cached(tmp_path, "lists", KEY, lambda: ARRAYS)
+    other = {"index": ARRAYS["index"] + 1}
+    assert same(cached(tmp_path, "lists", fingerprint("other"), lambda: other)[0], other)
+    assert same(cached(tmp_path, "lists", KEY, refuse)[0], ARRAYS)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "foreign"])
+def test_a_damaged_file_is_never_believed_and_is_written_anew(tmp_path, harm):
+    cached(tmp_path, "lists", KEY, lambda: ARRAYS)
+    (path,) = tmp_path.iterdir()
+    data = bytearray(path.read_bytes())
+    if harm == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif harm == "empty":
+        path.write_bytes(b"")
+    elif harm == "foreign":
+        np.savez(path, **{name: column * 2 for name, column in ARRAYS.items()})
+    else:
+        at = data.index(ARRAYS["squared"].tobytes())
+        data[at + 8] ^= 1
+        path.write_bytes(data)
+    assert same(cached(tmp_path, "lists", KEY, lambda: ARRAYS)[0], ARRAYS)
+    assert same(cached(tmp_path, "lists", KEY, refuse)[0], ARRAYS)
+
+
+def test_a_folder_that_cannot_be_written_gives_a_notice_and_the_arrays(tmp_path):
+    (tmp_path / "file").write_text("")
+    arrays, notice = cached(tmp_path / "file", "lists", KEY, lambda: ARRAYS)
+    assert same(arrays, ARRAYS)
+    assert notice is not None
+    assert "lists" in notice
+    assert str(tmp_path / "file") in notice
+
+
+def test_without_a_folder_nothing_is_kept():
+    assert same(cached(None, "lists", KEY, lambda: ARRAYS)[0], ARRAYS)
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    _, notice = cached(tmp_path, "lists", KEY, lambda: ARRAYS)
+    assert notice is not None
+    assert "No space left" in notice
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_writers_at_once_end_in_one_whole_file(tmp_path):
+    writers = [threading.Thread(target=cached, args=(tmp_path, "lists", KEY, lambda: ARRAYS)) for _ in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert same(cached(tmp_path, "lists", KEY, refuse)[0], ARRAYS)
+
+
+def test_a_fingerprint_sees_type_shape_and_every_number():
+    x = np.arange(6.0)
+    prints = [fingerprint(y) for y in (x, x.reshape(2, 3), x.astype(np.float32), x + 1e-9, np.flip(x))]
+    prints += [fingerprint(x, 1), fingerprint(x, 2)]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(x[::2]) == fingerprint(x[::2].copy())

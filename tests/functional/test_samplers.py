@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from ctrlrl.functional.paths import sample_path
+from ctrlrl.functional.samplers import euler, uniform_times
+
+
+def test_uniform_times_end_exactly_at_one():
+    assert uniform_times(1) == [0.0, 1.0]
+    assert uniform_times(10)[0] == 0.0
+    assert uniform_times(10)[-1] == 1.0
+    assert [round(b - a, 12) for a, b in zip(uniform_times(4), uniform_times(4)[1:], strict=False)] == [0.25] * 4
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_euler_is_exact_for_a_constant_velocity(n):
+    x, velocity = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(euler(lambda x, t: velocity, x, uniform_times(n)), x + velocity, rtol=0, atol=1e-14)
+
+
+def test_euler_multiplies_by_its_known_factor_where_the_velocity_is_the_point():
+    x = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    found = euler(lambda x, t: x, x, uniform_times(10))
+    torch.testing.assert_close(found, x * 1.1**10, rtol=0, atol=1e-12)
+
+
+def test_the_field_is_asked_at_the_start_of_every_step_and_never_at_the_end():
+    asked = []
+
+    def velocity(x, t):
+        asked.append(t)
+        return x
+
+    euler(velocity, torch.zeros(1), uniform_times(4))
+    assert asked == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_one_step_along_the_conditional_velocity_leads_to_the_data():
+    x1, x0 = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    velocity = sample_path(x1, x0, torch.zeros(6, 1, dtype=torch.float64))[1]
+    torch.testing.assert_close(euler(lambda x, t: velocity, x0, uniform_times(1)), x1, rtol=0, atol=1e-14)
+
+
+def test_the_flow_of_a_gaussian_is_its_affine_map_up_to_an_error_of_first_order():
+    m, s = 1.0, 0.5
+
+    def velocity(x, t):
+        return m + (t * s**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * s**2) * (x - t * m)
+
+    noise = torch.linspace(-1, 1, 21, dtype=torch.float64)
+    errors = [(euler(velocity, noise, uniform_times(n)) - (m + s * noise)).abs().max().item() for n in (10, 100, 1000)]
+    assert errors[0] == pytest.approx(0.090, abs=0.001)
+    assert errors[1] == pytest.approx(0.0096, abs=0.0001)
+    assert math.log10(errors[1] / errors[2]) == pytest.approx(1.0, abs=0.02)

@@ -1,0 +1,85 @@
+"""Off-policy methods where the values are known: two states, a reward in each, linear critics on one-hot states.
+
+State 0 leads to state 1 and pays 1, state 1 pays 2. Either the task ends there, or the clock does while the state
+stays: a time-out, after which the same 2 would have come for ever. Actions change nothing, and data hold all of them.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.types import EnvSpec, Transition
+
+GAMMA = 0.5
+SPEC = EnvSpec(2, 1, 0, 1, 1, 0, torch.device("cpu"))
+METHODS: dict[str, dict[str, Any]] = {
+    "td3bc": {},
+    "iql": {},
+    "iql joint": {"joint": True},
+    "rebrac": {"critic_bc_coef": 0.0},  # its penalty is part of the value
+    "awac": {},
+}
+SHARED = {"hidden": [], "gamma": GAMMA, "tau": 0.1, "learning_rate": 0.05, "normalize_obs": False}
+UPDATES = 400
+
+
+def chain(ends: bool, n: int = 32) -> Transition:
+    """n rows of each state with actions spread evenly over the box."""
+    state = torch.arange(2).repeat_interleave(n)
+    action = torch.linspace(-1.0, 1.0, n).repeat(2)[:, None]
+    terminated = (state == 1) & ends
+    one_hot, reward = F.one_hot(state, 2).float(), 1.0 + state
+    following = F.one_hot(torch.ones_like(state), 2).float()
+    return Transition(one_hot, action, reward, following, terminated, {"next_action": action.flip(0)})
+
+
+def learned(method: str, data: Transition) -> Any:
+    torch.manual_seed(0)
+    kind = lookup(ALGORITHMS, method.split()[0], "algorithm")
+    learner = kind(kind.config(**SHARED, **METHODS[method]), SPEC)
+    for update in range(UPDATES):
+        rate = 0.05 * min(1.0, 2.0 * (1.0 - update / UPDATES))  # Adam at a constant rate would go on trembling
+        for name in ("critic", "value"):
+            if name in learner.opt:
+                learner.opt[name].learning_rate.fill_(rate)
+        learner.update(data)
+    return learner
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["termination", "time-out"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_values_of_a_chain_of_two_states(method, ends):
+    data = chain(ends)
+    learner = learned(method, data)
+    last = 2.0 if ends else 2.0 / (1.0 - GAMMA)
+    exact = torch.where(data.obs[:, 0] == 1.0, 1.0 + GAMMA * last, last)
+    with torch.no_grad():
+        for q in learner.nets.critic(data.obs, data.action):
+            assert (q - exact).abs().max() < 1e-2
+        if "value" in learner.opt:
+            assert (learner.nets.value(data.obs) - exact).abs().max() < 1e-2
+
+
+def test_rebracs_penalty_lowers_the_value_by_what_it_says():
+    # the data's next action is 0.6; a policy held at 0 pays coef * 0.36 a step, but for the step that ends the task
+    data = chain(ends=False)
+    data.extras["next_action"].fill_(0.6)
+    kind = lookup(ALGORITHMS, "rebrac", "algorithm")
+    torch.manual_seed(0)
+    learner = kind(kind.config(**SHARED, critic_bc_coef=0.5, target_noise=0.0), SPEC)
+    learner.opt["policy"].learning_rate.fill_(0.0)
+    with torch.no_grad():
+        for name in ("policy", "target_policy"):
+            for p in getattr(learner.nets, name).parameters():
+                p.zero_()
+    for update in range(UPDATES):
+        learner.opt["critic"].learning_rate.fill_(0.05 * min(1.0, 2.0 * (1.0 - update / UPDATES)))
+        learner.update(data)
+    last = (2.0 - GAMMA * 0.18) / (1.0 - GAMMA)
+    with torch.no_grad():
+        q = learner.nets.critic(data.obs, torch.zeros(64, 1)).mean(0)
+    assert q[0].item() == pytest.approx(1.0 + GAMMA * (last - 0.18), abs=1e-2)
+    assert q[-1].item() == pytest.approx(last, abs=1e-2)

@@ -1,0 +1,80 @@
+"""The Python API of algorithms that learn from a data set, on the data set that comes with the library."""
+
+import numpy as np
+import pytest
+
+import ctrlrl
+from ctrlrl import BC, IQL, TD3BC
+
+SMALL = {"hidden": [16], "batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TD3BC("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, **SMALL).learn(50)
+
+
+def observations(model, n):
+    return np.random.default_rng(0).standard_normal((n, *model.observation_space.shape))
+
+
+def test_predict_is_in_the_action_space_single_and_batched_alike(model):
+    obs = observations(model, 5)
+    batch, state = model.predict(obs, deterministic=True)
+    assert batch.shape == (5, 3)
+    assert state is None
+    for row, action in zip(obs, batch, strict=True):
+        single, _ = model.predict(row, deterministic=True)
+        assert model.action_space.contains(single)
+        np.testing.assert_allclose(single, action, atol=1e-5)
+
+
+def test_a_saved_model_acts_the_same_and_goes_on(model, tmp_path):
+    model.save(tmp_path / "m")
+    copy = ctrlrl.load(tmp_path / "m")
+    obs = observations(model, 4)
+    np.testing.assert_array_equal(copy.predict(obs)[0], model.predict(obs)[0])
+    assert copy.gradient_steps == 50
+    with pytest.raises(ValueError, match="needs a data set"):
+        copy.learn(1)
+    copy.set_dataset("hopper-medium.npz")
+    assert copy.learn(50).gradient_steps == 100
+
+
+def test_one_seed_gives_one_policy():
+    first, second = (IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=3, **SMALL).learn(20) for _ in range(2))
+    obs = observations(first, 3)
+    np.testing.assert_array_equal(first.predict(obs, deterministic=True)[0], second.predict(obs, deterministic=True)[0])
+
+
+def test_evaluate_policy_takes_it(model):
+    mean, std = ctrlrl.evaluate_policy(model, "Hopper-v4", n_eval_episodes=2)
+    assert mean > 0.0
+    assert std >= 0.0
+
+
+def test_data_transforms_are_keywords():
+    model = BC("MlpPolicy", "Hopper-v4", "hopper-medium.npz", best_fraction=0.05, **SMALL)
+    model.learn(1)
+    assert model._loop.source.size < 60_000 * 0.2
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: BC("MlpPolicy", "Hopper-v4", "nowhere.npz"), "nowhere.npz"),
+        (lambda: BC("MlpPolicy", "HalfCheetah-v4", "hopper-medium.npz"), "env=hopper-v4"),
+        (lambda: BC("MlpPolicy", "CartPole-v1", "hopper-medium.npz"), "continuous"),
+        (lambda: BC("MlpPolicy", "Hopper-v4").learn(1), "needs a data set"),
+        (lambda: BC("MlpPolicy", dataset="hopper-medium.npz"), "env is needed"),
+        (lambda: BC("CnnPolicy", "Hopper-v4"), "MlpPolicy"),
+    ],
+)
+def test_bad_input_is_named(make, told):
+    with pytest.raises((ValueError, OSError), match=told):
+        make()
+
+
+def test_unknown_arguments_are_named_with_the_nearest():
+    with pytest.raises(TypeError, match="batch_size"):
+        BC("MlpPolicy", "Hopper-v4", batchsize=3)
