@@ -195,9 +195,7 @@ def _replacing(out: Path, *, overwrite: bool) -> Iterator[Path]:
     remove(temporary)
     try:
         yield temporary
-        for path in [temporary] if temporary.is_file() else [p for p in temporary.rglob("*") if p.is_file()]:
-            with naming(path), open(path, "rb") as file:
-                os.fsync(file.fileno())
+        _flush(temporary)
         _free(out, overwrite)
         if out.is_dir() or temporary.is_dir():  # a folder cannot be renamed onto what is there
             remove(old)
@@ -207,4 +205,16 @@ def _replacing(out: Path, *, overwrite: bool) -> Iterator[Path]:
         remove(old)
     finally:
         remove(temporary)
+        if os.path.lexists(old) and not os.path.lexists(out):  # interrupted between the two renames
+            os.replace(old, out)
     sync_folder(out.parent)
+
+
+def _flush(path: Path) -> None:
+    """A file, or a folder with all that is in it, down to the disk."""
+    for part in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if part.is_dir():
+            sync_folder(part)
+        else:
+            with naming(part), open(part, "rb") as file:
+                os.fsync(file.fileno())

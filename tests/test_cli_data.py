@@ -111,6 +111,11 @@ def test_collect_takes_a_run_folder_a_model_a_weight_file_and_any_gymnasium_id(d
         main(["train", *tiny.split()])
     fine(data("collect", "run=run", "steps=300", "n_envs=2", "noise=-1,0", "progress=false", "out=run.npz"))
     e = load(tmp_path / "run.npz")
+    refused(
+        data("collect", "run=run", "env=pendulum", "steps=30", "out=x.npz"),
+        "run=run was trained with obs_dim",
+        "pendulum",
+    )
     assert set(e.episode_extras["episode_policy"]) == {"run"}
     assert set(e.episode_extras["episode_noise_std"]) == {-1.0, 0.0}
     assert e.facts.env_id == "pointmass"
@@ -200,6 +205,15 @@ def test_check_reads_the_next_observations_that_d4rls_loader_leaves_in_the_file(
     assert "next_observation_across_episodes: next_observations of" in said.out
 
 
+def test_a_data_set_is_found_by_its_id_where_its_own_library_keeps_it(data, tmp_path):
+    fine(data("collect", *RANDOM, "out=home/hopper_medium-v2.hdf5"))
+    text = fine(data("info", "hopper-medium-v2"))
+    assert "hopper_medium-v2.hdf5" in text
+    assert "100 of 3234.3" in text  # the reference returns of the id
+    fine(data("collect", *RANDOM, "out=home/me/points-v0"))
+    assert "no defects" in fine(data("check", "me/points-v0"))
+
+
 # convert -------------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +281,23 @@ def test_a_write_that_ends_early_leaves_nothing_and_what_was_there(data, tmp_pat
     assert said.code == (130 if error is KeyboardInterrupt else 1)
     assert {f: (tmp_path / f).read_bytes() for f in files(tmp_path)} == before
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "home") == sorted({"a.npz", out})
+
+
+def test_ctrl_c_between_the_two_renames_of_a_folder_puts_the_old_one_back(data, tmp_path, monkeypatch):
+    fine(data("collect", *RANDOM, "out=a-v0"))
+    before = {f: (tmp_path / f).read_bytes() for f in files(tmp_path)}
+    inner, count = os.replace, [0]
+
+    def replace(source: str, target: str) -> None:
+        count[0] += 1
+        if count[0] == 2:
+            raise KeyboardInterrupt
+        inner(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert data("collect", *RANDOM, "seed=1", "out=a-v0", "overwrite=true").code == 130
+    assert count[0] == 3
+    assert {f: (tmp_path / f).read_bytes() for f in files(tmp_path)} == before
 
 
 def test_ctrl_c_while_collecting_leaves_nothing(data, tmp_path, monkeypatch):

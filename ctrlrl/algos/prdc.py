@@ -13,10 +13,11 @@ from torch import Tensor
 from ctrlrl.core.cached import Arrays, cached, fingerprint
 from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
 from ctrlrl.core.update import GradStep, Target
+from ctrlrl.functional.boxes import Boxes, boxes, near_lists, nearest_within
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import smoothed_action
 from ctrlrl.functional.masked import batch_mean
-from ctrlrl.functional.neighbors import Keys, Lists, Match, k_nearest, keys, look_up, near_lists, nearest
+from ctrlrl.functional.neighbors import Keys, Lists, Match, k_nearest, keys, look_up
 from ctrlrl.functional.regression import td_target
 from ctrlrl.functional.weights import q_scale
 from ctrlrl.nn.critics import QCritic
@@ -88,8 +89,12 @@ class PRDCLearner(OffPolicyLearner):
         super().prefit(data)
         states = self.nets.normalizer(data.obs)
         self._actions: Tensor = data.action
-        self._keys: Keys = keys(torch.cat((self.cfg.beta * states, data.action), -1))
-        self._lists: Lists | None = self._near(states) if states.device.type == "cpu" else None
+        self._pairs = torch.cat((self.cfg.beta * states, data.action), -1)
+        if states.device.type == "cpu":
+            self._boxes: Boxes = boxes(self._pairs)
+            self._lists: Lists = self._near(states)
+        else:
+            self._keys: Keys = keys(self._pairs)
 
     def _near(self, states: Tensor) -> Lists:
         def make() -> Arrays:
@@ -103,23 +108,29 @@ class PRDCLearner(OffPolicyLearner):
 
     @torch.no_grad()
     def neighbor(self, row: Tensor, action: Tensor) -> Match:
-        """The data-set row nearest to (state of `row` [..., ], action [..., A]).
+        """The data-set row nearest to (state of `row` [...], action [..., A]).
 
         `proven` says where it was had without a second search. On a CPU the result is exact; on a GPU, where nothing
-        may be read, a row that was not proven is nearest up to the rounding of float32 products.
+        may be read, a row that is not proven is nearest up to the rounding of float32 products.
         """
-        if self._lists is None:
-            state = self._keys.rows[row, : -action.shape[-1]]
-            found = k_nearest(torch.cat((state, action), -1).flatten(0, -2), self._keys, 1)
-            columns = (found.index[:, 0], found.squared[:, 0], found.proven)
-            return Match(*(column.view(row.shape) for column in columns))
+        if row.device.type == "cpu":
+            return self._by_table(row, action)
+        return self._by_products(row, action)
+
+    def _by_table(self, row: Tensor, action: Tensor) -> Match:
         match = look_up(self._lists, row, action, self._actions, beta=self.cfg.beta)
         missed = ~match.proven
-        if bool(missed.any()):
-            state = self._keys.rows[row[missed], : -action.shape[-1]]
-            found = nearest(torch.cat((state, action[missed]), -1), self._keys)
-            match.index[missed], match.squared[missed] = found.index[:, 0], found.squared[:, 0]
+        query = self._query(row[missed], action[missed])
+        index, squared = nearest_within(self._boxes, query, match.squared[missed])
+        match.index[missed], match.squared[missed] = index.squeeze(1), squared.squeeze(1)
         return match
+
+    def _by_products(self, row: Tensor, action: Tensor) -> Match:
+        found = k_nearest(self._query(row, action).flatten(0, -2), self._keys, 1)
+        return Match(*(column.view(row.shape) for column in (found.index, found.squared, found.proven)))
+
+    def _query(self, row: Tensor, action: Tensor) -> Tensor:
+        return torch.cat((self._pairs[row, : -action.shape[-1]], action), -1)
 
     def step(self, batch: Transition, phase: int) -> Metrics:
         nets, cfg = self.nets, self.cfg

@@ -43,9 +43,8 @@ class ReBRACConfig:
         rates = {"learning_rate": self.learning_rate, "critic_learning_rate": self.critic_rate}
         in_range("ReBRACConfig", low=0.0, high=float("inf"), open_ends=True, **rates)
         in_range("ReBRACConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
-        coefs = {"actor_bc_coef": self.actor_bc_coef, "critic_bc_coef": self.critic_bc_coef}
-        noise = {"target_noise": self.target_noise, "target_noise_clip": self.target_noise_clip}
-        in_range("ReBRACConfig", low=0.0, high=float("inf"), **coefs, **noise)
+        for name in ("actor_bc_coef", "critic_bc_coef", "target_noise", "target_noise_clip"):
+            in_range("ReBRACConfig", low=0.0, high=float("inf"), **{name: getattr(self, name)})
         if self.policy_delay < 1 or self.batch_size < 1:
             raise ValueError("ReBRACConfig.policy_delay and batch_size must be at least 1")
 

@@ -38,8 +38,8 @@ class TD3BCConfig:
     def __post_init__(self) -> None:
         in_range("TD3BCConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
         in_range("TD3BCConfig", low=0.0, high=float("inf"), open_ends=True, learning_rate=self.learning_rate)
-        noise = {"target_noise": self.target_noise, "target_noise_clip": self.target_noise_clip}
-        in_range("TD3BCConfig", low=0.0, high=float("inf"), alpha=self.alpha, **noise)
+        for name in ("alpha", "target_noise", "target_noise_clip"):
+            in_range("TD3BCConfig", low=0.0, high=float("inf"), **{name: getattr(self, name)})
         if self.policy_delay < 1 or self.batch_size < 1:
             raise ValueError("TD3BCConfig.policy_delay and batch_size must be at least 1")
 

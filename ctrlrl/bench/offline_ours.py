@@ -148,6 +148,7 @@ def updates(
         fields = compare(ours, peer, pairs, note=note)
     facts = ours.loop.facts
     return fields | {
+        "cpu_ratio": None if peer is None else _per_cpu_second(fields, "") / _per_cpu_second(fields, "peer_"),
         "n_envs": None,
         "data": facts.data_id or Path(facts.path).name,
         "data_checksum": facts.checksum,
@@ -159,6 +160,15 @@ def updates(
         "warm": warm,
         "metrics": ours.metrics,
     }
+
+
+def _per_cpu_second(fields: dict[str, Any], side: str) -> float:
+    """Medians over the laps; on a machine that others use too, it moves less than updates by the wall clock."""
+    return (
+        fields["peer_value" if side else "value"]
+        * fields[f"{side}wall_seconds"]
+        / max(fields[f"{side}cpu_seconds"], 1e-3)
+    )
 
 
 def _peer(cfg: TrainConfig, loop: Any, vs: str, peer_dir: str | None, device: torch.device) -> Peer:

@@ -50,7 +50,26 @@ class GradStep:
         if self.max_grad_norm is not None:
             grad = grad * (self.max_grad_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
         self.flat.grad = grad
-        self.adam.step()
+        state, group = self.adam.state[self.flat], self.adam.param_groups[0]
+        beta1, beta2 = group["betas"]
+        with torch.no_grad():
+            state["step"] += 1.0
+            # what adam.step() does in the end; its bookkeeping costs three networks of IQL 0.25 ms an update
+            torch._fused_adam_(
+                [self.flat],
+                [grad],
+                [state["exp_avg"]],
+                [state["exp_avg_sq"]],
+                [],
+                [state["step"]],
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**self.adam.state[self.flat], "learning_rate": self.learning_rate}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import metadata
 from typing import NamedTuple
 
 import numpy as np
@@ -220,6 +222,17 @@ def _duplicated(episodes: Episodes) -> Findings:
         yield Finding("duplicated_rows", text, mend, defect=episodes.action.dtype.kind == "f")
 
 
+def _other_simulator(episodes: Episodes) -> Findings:
+    for package in ("mujoco", "gymnasium"):
+        made_with = episodes.facts.versions.get(package)
+        with suppress(metadata.PackageNotFoundError):
+            here = metadata.version(package)
+            if made_with is not None and made_with != here:
+                text = f"made with {package} {made_with}, here is {here}"
+                mend = "fine for learning; replayed actions drift apart, and evaluated returns differ a little"
+                yield Finding("other_simulator", text, mend, defect=False)
+
+
 def _listed(kind: str, numbers: Array) -> str:
     """ "row 7", "rows 3, 9", "312 rows (3, 9, 20, 21, 30, ...)"."""
     shown = ", ".join(str(i) for i in numbers[:_SHOWN])
@@ -238,4 +251,5 @@ LOOKS: tuple[Callable[[Episodes], Findings], ...] = (
     _final,
     _duplicated,
     _constant,
+    _other_simulator,
 )

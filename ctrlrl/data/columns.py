@@ -6,6 +6,7 @@ Every error is a DataError: a ValueError of one or two lines that names the file
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,8 +85,7 @@ def named(where: str) -> Iterator[None]:
 
 def plausible(where: str, path: Path, claimed: int) -> None:
     """Refuse a header that claims more than the file can hold, before memory is asked for it."""
-    held = path.stat().st_size
-    if claimed > _DEFLATE * held + 2**20:
+    if claimed > 2**20 and claimed > _DEFLATE * (held := path.stat().st_size):
         raise DataError(f"{where} claims {claimed / 1e9:.3g} GB in a file of {held} bytes: damaged, or not data")
 
 
@@ -97,7 +97,7 @@ def opened(path: Path) -> Iterator[Columns]:
             names: list[str] = []
             with named(f"{path}"):
                 file.visititems(lambda name, item: names.append(name) if hasattr(item, "dtype") else None)
-            yield Columns(path, tuple(names), lambda key: read_hdf5(f"{path}: {key!r}", path, file[key]))
+            yield Columns(path, tuple(names), lambda key: read_hdf5(f"{path}: {key!r}", path, file[key].id))
     elif _head(path)[:4] in _ZIP:
         with path.open("rb") as file:  # np.load would leave a broken one open
             with named(f"{path}"):
@@ -136,21 +136,22 @@ def hdf5(path: Path) -> Iterator[Any]:
 
 
 def read_hdf5(where: str, path: Path, dataset: Any) -> Array:
-    import h5py
+    """An h5py.h5d.DatasetID whole, floats as float32, by low-level calls: a Minari set may hold 100,000 datasets."""
+    from h5py import Dataset, check_string_dtype, h5d, h5s
 
-    if dataset.shape is None:
-        raise NotNumbersError(f"{where} is empty")
-    if dataset.external or dataset.is_virtual:
+    layout, space, dtype = dataset.get_create_plist(), dataset.get_space(), dataset.dtype
+    if layout.get_layout() == h5d.VIRTUAL or layout.get_external_count():
         raise DataError(f"{where} points at another file: copy its data into this one")
-    plausible(where, path, dataset.nbytes)
-    if dataset.dtype.kind == "f":
-        out = np.empty(dataset.shape, np.float32)
-        if out.size:
-            dataset.read_direct(out)
-        return out
-    if dataset.dtype.kind in "OS" and h5py.check_string_dtype(dataset.dtype) is not None:
-        return np.asarray(dataset.asstr()[()], dtype=str)
-    return np.asarray(dataset[()])
+    if space.get_simple_extent_type() == h5s.NULL or (dtype.kind in "OS" and check_string_dtype(dtype) is None):
+        raise NotNumbersError(f"{where} holds {dtype}; store numbers, flags or text")
+    shape = space.get_simple_extent_dims()
+    plausible(where, path, math.prod(shape) * dtype.itemsize)
+    if dtype.kind in "OS":
+        return np.asarray(Dataset(dataset).asstr()[()], dtype=str)
+    out = np.empty(shape, np.float32 if dtype.kind == "f" else dtype)
+    if out.size:
+        dataset.read(h5s.ALL, h5s.ALL, out)
+    return out
 
 
 def sha256(path: Path) -> str:

@@ -27,8 +27,8 @@ def load(path: Path, *, data_id: str | None = None) -> Episodes:
     folder = minari.folder_of(path) if path.is_dir() else None
     if path.is_dir() and folder is None:
         raise DataError(f"{path} is a folder without a Minari set (data/metadata.json); give the path of a file")
-    if folder is None and cols.is_hdf5(path) and (path.parent / "metadata.json").is_file():
-        folder = path.parent  # a Minari set's main_data.hdf5
+    if path.name == "main_data.hdf5" and (path.parent / "metadata.json").is_file():
+        folder = path.parent
     episodes = minari.read(folder) if folder is not None else _file(path, data_id)
     if not episodes.usable.any():
         raise DataError(
@@ -55,7 +55,7 @@ def _file(path: Path, data_id: str | None) -> Episodes:
         missing = [key for key in ("observations", "actions", "terminals") if key not in names]
         if missing:
             raise DataError(f"{path}: no {missing[0]!r} among its columns ({cols.listed(names)}).\n{_LAYOUTS}.")
-        if ogbench.recognised(names):
+        if ogbench.recognized(names):
             return ogbench.read(columns, data_id)
         if "episode_ends" in names or ("next_observations" in names and "timeouts" not in names):
             return npz.read(columns, data_id)

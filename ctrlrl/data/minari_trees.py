@@ -8,6 +8,7 @@ lacks the goal that D4RL appends. Every other Dict or Tuple is flattened part af
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,19 +53,24 @@ def from_hdf5(folder: Path, n: int | None) -> Iterator[Record]:
             if f"episode_{number}" not in file:
                 raise DataError(f"{where} is missing: fetch the set again")
             with cols.named(where):
-                group = file[f"episode_{number}"]
-                missing = [k for k in ("observations", *PER_STEP) if k not in group]
+                parts = _tree(where, path, file[f"episode_{number}"].id)
+                missing = [k for k in ("observations", *PER_STEP) if k not in parts]
                 if missing:
-                    raise DataError(f"{where}: no {missing[0]!r} among {cols.listed(tuple(group))}")
-                parts = {k: _tree(where, path, group[k]) for k in ("observations", *PER_STEP)}
-                infos = _tree(where, path, group["infos"]) if "infos" in group else {}
-            yield Record(**parts, infos=infos)
+                    raise DataError(f"{where}: no {missing[0]!r} among {cols.listed(tuple(parts))}")
+            yield Record(**{k: parts[k] for k in ("observations", *PER_STEP)}, infos=parts.get("infos", {}))
 
 
 def _tree(where: str, path: Path, item: Any) -> Tree:
-    if hasattr(item, "items"):
-        return {name: _tree(where, path, part) for name, part in item.items()}
-    return cols.read_hdf5(f"{where}: {item.name!r}", path, item)
+    """An h5py.h5g.GroupID or h5py.h5d.DatasetID; what holds no numbers is left out."""
+    from h5py import h5d, h5o
+
+    if isinstance(item, h5d.DatasetID):
+        return cols.read_hdf5(where, path, item)
+    found = {}
+    for name in item:
+        with contextlib.suppress(cols.NotNumbersError):
+            found[name.decode()] = _tree(f"{where}/{name.decode()}", path, h5o.open(item, name))
+    return found
 
 
 def from_package(folder: Path) -> Iterator[Record]:

@@ -71,7 +71,7 @@ class Goal(NamedTuple):
     window: float | None = None
 
 
-def recognised(names: tuple[str, ...]) -> bool:
+def recognized(names: tuple[str, ...]) -> bool:
     """OGBench's columns: `terminals` on last states, so no rewards, or rewards with masks and no next observations."""
     held = set(names)
     other = held & {"episode_ends", "timeouts", "next_observations"}

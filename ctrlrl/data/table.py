@@ -120,7 +120,8 @@ class Dataset:
 
     def take(self, index: Tensor) -> Transition:
         """Rows by number, [...] int64."""
-        data = self.table.read(self.table.rows[index])
+        rows = torch.embedding(self.table.rows, index)  # as rows[index], which takes five times as long on a CPU
+        data = self.table.read(rows)
         data.extras["index"] = index
         return data
 

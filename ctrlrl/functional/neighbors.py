@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, two ways: any query by chunked matrix products, a row of the set by a table with a proof.
+"""Nearest neighbours, two ways: any query by chunked matrix products, a row of the set by a table. Both with a proof.
 
 The table serves PRDC (arXiv:2306.06569): the row j that minimises beta^2 |s_i - s_j|^2 + |a - a_j|^2 for a state s_i of
 the data set and any action a. Every state outside the list of s_i is farther from it than the last one in the list, so
@@ -100,31 +100,6 @@ def _members(group: Tensor, width: int, n_groups: int) -> Tensor:
     step = (n_groups - first).clamp(max=width)
     inside = torch.arange(GROUP, device=group.device)
     return (first * GROUP + group - first).unsqueeze(-1) + inside * step.unsqueeze(-1)
-
-
-def nearest(query: Tensor, keys: Keys, k: int = 1) -> Nearest:
-    """`k_nearest` with every row proven: queries that it could not settle are answered by differences alone.
-
-    Reads the device once.
-    """
-    found = k_nearest(query, keys, k)
-    open_ = (~found.proven).nonzero().squeeze(-1)
-    for i in open_.tolist():
-        apart = [(block - query[i]).double().square().sum(-1) for block in keys.rows[: keys.n].split(2**16)]
-        squared, index = torch.cat(apart).topk(k, largest=False)
-        found.index[i], found.squared[i] = index, squared.to(query.dtype)
-    return found._replace(proven=torch.ones_like(found.proven))
-
-
-def near_lists(states: Tensor, k: int = 16, *, batch: int = 256) -> Lists:
-    """The k nearest states of each of N states [N, D] float32; N of them where there are fewer."""
-    ready, k = keys(states), min(k, len(states))
-    index = torch.empty(len(states), k, dtype=torch.int32, device=states.device)
-    squared = torch.empty(len(states), k, dtype=states.dtype, device=states.device)
-    for begin in range(0, len(states), batch):
-        found = nearest(states[begin : begin + batch], ready, k)
-        index[begin : begin + batch], squared[begin : begin + batch] = found.index, found.squared
-    return Lists(index, squared)
 
 
 def look_up(lists: Lists, row: Tensor, action: Tensor, actions: Tensor, *, beta: float) -> Match:

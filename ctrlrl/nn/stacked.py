@@ -63,7 +63,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]).unsqueeze(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.baddbmm(self.bias, x.flatten(1, -2), self.weight.transpose(1, 2))
+        y = torch.baddbmm(self.bias, x.flatten(1, -2), self.weight.mT)
         return y.view(*x.shape[:-1], -1)
 
 

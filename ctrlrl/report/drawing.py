@@ -32,13 +32,14 @@ DARK = Theme(
     ("#6ea8fe", "#ff9f6b", "#4fd1b0", "#c79bff", "#f2c063", "#a9b4c0", "#f78fb3", "#67d5e8", "#b5e06b", "#ffffff"),
 )
 WIDE, NARROW = 8.4, 4.2  # inches: a page, and a phone's screen with the same size of type
+DPI = 160
 
 
 def picture(draw: Callable[[Any], None], theme: Theme, size: tuple[float, float], *, transparent: bool = True) -> bytes:
     """PNG bytes of what `draw(figure)` draws; size in inches."""
     figure_class, style = _matplotlib()
     with style(_rc(theme)):
-        figure = figure_class(figsize=size, dpi=200, layout="constrained")
+        figure = figure_class(figsize=size, dpi=DPI, layout="constrained")
         figure.patch.set_alpha(0.0 if transparent else 1.0)
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.04, hspace=0.04)
         draw(figure)

@@ -11,6 +11,8 @@ from ctrlrl.report.tables import Table
 
 Draw = Callable[[Theme, bool], bytes | None]  # theme, narrow -> PNG
 
+MANY = 12  # runs or rows: more are folded away
+
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --muted: #6b7280; --line: #e5e7eb; --page: #fff; --soft: #f6f7f9;
   --accent: #2563eb; --good: #0f8a6d; --bad: #c2410c }
@@ -19,7 +21,7 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
-main { max-width: 60rem; margin: 0 auto; padding: 3rem 1.5rem 4rem }
+main { max-width: 60rem; margin: 0 auto; padding: 3rem 1.5rem 4rem } main.broad { max-width: 80rem }
 h1 { font-size: 1.75rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 .35rem; overflow-wrap: anywhere }
 h2 { font-size: 1.05rem; margin: 2.75rem 0 .75rem } h3 { font-size: .95rem; margin: 1.75rem 0 .5rem }
 p { margin: .4rem 0 }
@@ -53,8 +55,8 @@ pre { background: var(--soft); padding: .9rem 1rem; overflow-x: auto; border-rad
 ul { padding-left: 1.1rem; margin: .4rem 0 } li { margin: .25rem 0; overflow-wrap: anywhere }
 @media (max-width: 600px) { main { padding: 1.5rem 1rem 3rem } h1 { font-size: 1.4rem } h2 { margin-top: 2.25rem }
   table { font-size: .82rem } th, td, table.fit th, table.fit td { padding-right: .9rem }
-  td.words { min-width: 14rem } tr > :first-child { max-width: 45vw; overflow-wrap: anywhere }
-  tr > td:first-child { white-space: normal } }
+  td.words { min-width: 14rem } tr > :first-child { max-width: 45vw }
+  tr > td:first-child { white-space: normal; overflow-wrap: break-word } }
 @media print { @page { margin: 14mm } body { font-size: 10pt } main { max-width: none; padding: 0 }
   h1, h2, h3 { break-after: avoid } figure, tr, .facts, .note { break-inside: avoid }
   thead { display: table-header-group }
@@ -64,12 +66,14 @@ ul { padding-left: 1.1rem; margin: .4rem 0 } li { margin: .25rem 0; overflow-wra
 """
 
 
-def page_html(title: str, body: str) -> str:
+def page_html(title: str, body: str, *, broad: bool = False) -> str:
+    """broad: for tables with many columns."""
+    kind = ' class="broad"' if broad else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n"
-        f"</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"</head>\n<body>\n<main{kind}>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 

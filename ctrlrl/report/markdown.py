@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ctrlrl.report.benchmark import BEST, LAST, benchmark
 from ctrlrl.report.page import write_page
-from ctrlrl.report.published_offline import SOURCES
 from ctrlrl.report.scoreboard import (
     INTERVALS,
     SEEDS_NOTE,
@@ -17,6 +16,7 @@ from ctrlrl.report.scoreboard import (
     improvements,
     incomparable,
     matrix,
+    sources_of,
 )
 from ctrlrl.report.sources import read_sources
 from ctrlrl.report.tables import markdown, pooled_table, results_table
@@ -51,7 +51,7 @@ def report_markdown(paths: Sequence[Path]) -> str:
         if (table := improvements(bench)) is not None:
             parts.append(markdown(table))
     if (table := beside(bench)) is not None:
-        sources = ". ".join(f"{name}: {said}" for name, said in SOURCES.items())
+        sources = ". ".join(f"{name}: {said}" for name, said in sources_of(table).items())
         parts.append(f"**Published scores beside ours**\n\n{markdown(table)}\n{sources}.")
     parts += [note] if (note := incomparable(bench)) else []
     parts += bench.left_out

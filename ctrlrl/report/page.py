@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ctrlrl.report.benchmark import benchmark
 from ctrlrl.report.curves import curve_png, steps, write_curve
-from ctrlrl.report.html import data_uri, folded, page_html, picture_html, table_html
+from ctrlrl.report.html import MANY, data_uri, folded, page_html, picture_html, table_html
 from ctrlrl.report.page_benchmark import beside_html, compare_html, note_html
 from ctrlrl.report.published import SOURCES, Published, published
 from ctrlrl.report.results import algo_of
@@ -18,8 +18,6 @@ from ctrlrl.report.stats import MIN_SEEDS
 from ctrlrl.report.tables import NONE, Table, duration, number, plus_minus, pooled_table, results_table
 
 __all__ = ["write_curve", "write_page"]
-
-MANY = 12  # runs: more are folded away
 
 
 def write_page(runs: Sequence[Path], out: Path) -> None:
@@ -43,7 +41,7 @@ def write_page(runs: Sequence[Path], out: Path) -> None:
     ]
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page_html(title, "\n".join(part for part in parts if part)), encoding="utf-8")
+    out.write_text(page_html(title, "\n".join(part for part in parts if part), broad=compared), encoding="utf-8")
 
 
 def _title(runs: Sequence[Run]) -> str:

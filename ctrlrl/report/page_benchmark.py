@@ -5,9 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from ctrlrl.report.benchmark import BEST, LAST, Benchmark
-from ctrlrl.report.html import picture_html, table_html
+from ctrlrl.report.html import MANY, folded, picture_html, table_html
 from ctrlrl.report.profiles import profile_png
-from ctrlrl.report.published_offline import SOURCES
 from ctrlrl.report.scoreboard import (
     INTERVALS,
     SEEDS_NOTE,
@@ -18,6 +17,7 @@ from ctrlrl.report.scoreboard import (
     improvements,
     incomparable,
     matrix,
+    sources_of,
 )
 
 
@@ -31,7 +31,7 @@ def beside_html(bench: Benchmark) -> str:
     """Published scores of the same algorithms on the same data sets; empty where there are none."""
     if (table := beside(bench)) is None:
         return ""
-    sources = "".join(f"<li>{escape(name)}: {escape(said)}</li>" for name, said in SOURCES.items())
+    sources = "".join(f"<li>{escape(name)}: {escape(said)}</li>" for name, said in sources_of(table).items())
     return f'<h2>Published scores beside ours</h2>\n{table_html(table)}\n<ul class="muted">{sources}</ul>'
 
 
@@ -53,7 +53,11 @@ def compare_html(bench: Benchmark) -> str:
         )
         if (table := improvements(bench)) is not None:
             parts.append(f"<h3>Probability of improvement</h3>\n{table_html(table)}\n{_muted(INTERVALS)}")
-    parts.append(f"<h2>Every task</h2>\n{table_html(every_task(bench))}")
+    table = every_task(bench)
+    shown = table_html(table)
+    if len(table.rows) > MANY:
+        shown = f'<div class="runs">{folded(f"{len(table.rows)} rows", shown)}</div>'
+    parts.append(f"<h2>Every task: last and best, score and return</h2>\n{shown}")
     parts += [_muted(line) for line in bench.left_out]
     return "\n".join(parts)
 

@@ -2,7 +2,7 @@
 
 Sources: tinkoff-ai/CORL @ 6afec904, README (Apache-2.0): last and best scores of ten algorithms on thirty D4RL data
 sets, 4 seeds, 1,000,000 updates; before, after and regret of five fine-tuning algorithms. takuseno/d3rlpy-benchmarks @
-1771c9b2, d4rl_table.csv (MIT): last and best scores on v0 and v2 data sets, 10 seeds, 500,000 updates.
+1771c9b2, d4rl_table.csv (MIT): last and best scores on v0 and v2 data sets, 10 seeds, 500,000 updates (PLAS 1,000,000).
 All on D4RL's 0-100 scale. A number counts as the same task only under the data set's full id, version included.
 """
 

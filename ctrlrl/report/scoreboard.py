@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 
 from ctrlrl.report.aggregate import STATISTICS, Estimate, estimate, probability_of_improvement
 from ctrlrl.report.benchmark import BEST, LAST, RETURN, SCORE, Benchmark, Metric
-from ctrlrl.report.published_offline import OfflineScore, d4rl_id, published_score
+from ctrlrl.report.published_offline import SOURCES, OfflineScore, d4rl_id, published_score
 from ctrlrl.report.stats import MIN_SEEDS
 from ctrlrl.report.tables import NONE, Table, number
 
@@ -111,6 +111,11 @@ def beside(bench: Benchmark) -> Table | None:
                 ours = [seeds_text(bench.values(algo, task, SCORE.keys[stage])) for stage in (LAST, BEST)]
                 rows.append((task, algo, last.source, ours[0], _printed(last), ours[1], _printed(*best)))
     return Table(columns, tuple(rows), (False, False, False, True, True, True, True)) if rows else None
+
+
+def sources_of(table: Table) -> dict[str, str]:
+    """The sources in a table of `beside`, with what they are."""
+    return {name: SOURCES[name] for name in dict.fromkeys(row[2] for row in table.rows)}
 
 
 def incomparable(bench: Benchmark) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ctrlrl import compose
 from ctrlrl.registry import unknown
-from ctrlrl.sweep.cells import Cell, key_of
+from ctrlrl.sweep.cells import DATA, Cell, key_of
 from ctrlrl.sweep.plan import Plan, read_plan
 
 OPTIONS = ("sweep", "sweep.dir", "launcher", "jobs", "rows", "task", "data_dir")
@@ -70,8 +70,10 @@ def check(cells: Sequence[Cell], data_dir: str) -> dict[str, Totals]:
     totals: dict[str, Totals] = {}
     known: dict[frozenset[str], Totals] = {}
     for cell in cells:
+        if not cell.seed.isdecimal():
+            raise ValueError(f"seed must be a whole number, got {cell.seed!r}")
         words = cell.arguments(data_dir)
-        same = frozenset(word for word in words if key_of(word) != "seed")
+        same = frozenset(word for word in words if key_of(word) not in ("seed", *DATA))
         if same not in known:
             try:
                 raw = compose.train_config(words)
@@ -80,6 +82,4 @@ def check(cells: Sequence[Cell], data_dir: str) -> dict[str, Totals]:
                 raise ValueError(f"{cell.name}: {error}") from None
             known[same] = {"env_steps": raw.total_steps, "gradient_steps": raw.get("gradient_steps")}
         totals[cell.name] = known[same]
-        if not cell.seed.isdecimal():
-            raise ValueError(f"seed must be a whole number, got {cell.seed!r}")
     return totals

@@ -122,4 +122,5 @@ def _cell(plan: Plan, task: str, own: tuple[str, ...], chosen: Sequence[str], ax
 def _task_name(value: dict[str, str]) -> str:
     if "data.path" in value:
         return Path(value["data.path"]).stem
-    return value.get("data.id") or value.get("env.id") or value.get("env", "pendulum")
+    env = value.get("env", "pendulum")
+    return value.get("data.id") or (value.get("env.id", env) if env == "gym" else env)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctrlrl.bench import checkout as checkouts
 from ctrlrl.bench.checkout import Repository, checkout
-from ctrlrl.bench.offline_ours import BareProducts
+from ctrlrl.bench.offline_ours import BareProducts, _per_cpu_second
 from ctrlrl.bench.offline_peers import Peer
 from ctrlrl.cli import main
 
@@ -120,13 +120,19 @@ def rollout_file(tmp_path):
 
 
 @pytest.fixture
-def protocol(monkeypatch):
-    """benchmarks/offline_fidelity.py, which is a command and no module of the package."""
-    path = Path(__file__).parents[2] / "benchmarks" / "offline_fidelity.py"
-    spec = importlib.util.spec_from_file_location("offline_fidelity", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmarks(monkeypatch):
+    """The folder of commands, importable as for a command that lies in it."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+
+
+@pytest.fixture
+def protocol(benchmarks):
+    return import_module("offline_protocol")
+
+
+@pytest.fixture
+def fidelity(benchmarks):
+    return import_module("offline_fidelity")
 
 
 def rows_of(n: int = 6) -> dict[str, np.ndarray]:
@@ -234,6 +240,12 @@ def test_a_row_says_what_was_compared_on_which_data(authors, rollout_file, capsy
     assert row["ratio"] == pytest.approx(row["value"] / row["peer_value"])
 
 
+def test_the_ratio_by_processor_time_does_not_see_who_else_uses_the_machine():
+    quiet = {"value": 20.0, "wall_seconds": 1.0, "cpu_seconds": 1.0}
+    fields = quiet | {"peer_value": 2.0, "peer_wall_seconds": 5.0, "peer_cpu_seconds": 1.0}
+    assert _per_cpu_second(fields, "") / _per_cpu_second(fields, "peer_") == 2.0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -265,15 +277,17 @@ def test_losses_are_averaged_over_the_last_even_numbered_updates(protocol, autho
     assert side.advance(2) == {"critic_loss": 8.0}
 
 
-def test_a_run_whose_rows_are_there_is_not_run_again(protocol, authors, rollout_file, monkeypatch, tmp_path, capsys):
+def test_a_run_whose_rows_are_there_is_not_run_again(
+    protocol, fidelity, authors, rollout_file, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setitem(protocol.POINTS, "td3bc", (50, 100))
     monkeypatch.setattr(protocol, "EPISODES", 2)
     out = tmp_path / "rows.jsonl"
     words = ["offline_fidelity.py", "--algo", "td3bc", "--data", str(rollout_file), "--out", str(out)]
     for side in ("peer", "ours"):
         monkeypatch.setattr(sys, "argv", [*words, "--side", side, "--peer-dir", authors])
-        protocol.main()
-        protocol.main()
+        fidelity.main()
+        fidelity.main()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["side"], row["step"]) for row in rows] == [("peer", 50), ("peer", 100), ("ours", 50), ("ours", 100)]
     assert "there already" in capsys.readouterr().out
@@ -281,3 +295,22 @@ def test_a_run_whose_rows_are_there_is_not_run_again(protocol, authors, rollout_
     for row in rows:
         assert {"q_data", "q_policy", "action_mse", "return_mean", "length_mean", "score"} <= set(row)
         assert len(row["returns"]) == 2
+
+
+def test_the_table_marks_what_is_apart_and_counts_shared_points_alone(fidelity, monkeypatch, tmp_path):
+    def row(seed, side, step, q, value):
+        cell = {"algo": "iql", "data": "d", "seed": seed, "side": side, "step": step, "dtype": "float32"}
+        return cell | {"q_data": q, "return_mean": value, "losses": {"critic_loss": 2.0}}
+
+    found = [row(0, "ours", 1, 11.0, 1.0), row(1, "ours", 1, 13.0, 3.0), row(0, "peer", 1, 10.0, 5.0)]
+    found += [row(1, "peer", 1, 10.0, 7.0), row(0, "peer", 2, 99.0, 99.0)]
+    path, reference = tmp_path / "rows.jsonl", tmp_path / "reference.json"
+    path.write_text("".join(json.dumps(r) + "\n" for r in found))
+    reference.write_text(json.dumps({"rows": []}))
+    monkeypatch.setattr(fidelity, "REFERENCE", reference)
+    lines = fidelity.table(path).splitlines()
+    assert "| iql | d | 1 | Q data | ours 12 | peer 10 | **1.200** |" in lines
+    assert "| iql | d | 1 | critic_loss | ours 2 | peer 2 | 1.000 |" in lines
+    # means 2 and 6, standard errors 1 and 1
+    assert "| iql | d | ours 2 ± 1 (2 x 1) | peer 6 ± 1 (2 x 1) | -2.8 |" in lines
+    assert not any("99" in line for line in lines)

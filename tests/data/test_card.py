@@ -120,6 +120,12 @@ def test_the_last_episode_counts_as_cut_where_it_is_shorter_than_the_time_limit_
     assert data_card(e)["complete_episodes"] == n_complete
 
 
+def test_demonstrations_of_all_lengths_are_all_complete():
+    e = made((9, 7, 8))
+    e.terminated[:] = False
+    assert data_card(e)["complete_episodes"] == 3
+
+
 def test_the_card_is_json_and_every_fact_is_in_its_lines():
     facts = Facts(
         format="d4rl",

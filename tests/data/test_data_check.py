@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,14 @@ def test_without_a_known_time_limit_missing_terminals_are_a_fact_and_no_defect()
     assert (found.name, found.defect) == ("never_terminal", False)
 
 
+def test_a_task_that_ends_just_as_the_clock_does_is_no_defect():
+    """Gymnasium sets both flags then; the other time-outs are not terminal."""
+    e = made()
+    time_outs = np.zeros(e.n_rows, dtype=bool)
+    time_outs[e.ends[[0, 1, 2, 4]] - 1] = True  # episode 1 terminated in that step
+    assert check(replace(e, extras={"timeouts": time_outs})) == []
+
+
 def test_an_episode_that_goes_on_where_its_goal_moved_needs_no_terminal():
     """Maze2D: time-outs of all lengths and no terminals, but the walk does not jump."""
     n, ends = 60, np.array([13, 30, 60])
@@ -228,6 +237,10 @@ def test_equal_rows_of_few_discrete_actions_are_a_fact_and_no_defect():
     assert (found.name, found.defect) == ("duplicated_rows", False)
 
 
+def test_two_longest_episodes_that_end_by_themselves_are_no_time_limit():
+    assert check(made((5, 5, 5, 9, 9), limit=99)) == []
+
+
 def test_the_end_of_collecting_is_no_missing_terminal():
     """64 lanes of a task that never ends early, cut in the middle of an episode."""
     lengths = (1000, 100) * 4
@@ -235,6 +248,14 @@ def test_the_end_of_collecting_is_no_missing_terminal():
     e = terminal_at_last_rows(made(lengths, facts=HOPPER, episode_extras=complete), value=False)
     assert check(e) == []
     assert names(replace(e, episode_extras={})) == ["never_terminal"]
+
+
+def test_another_version_of_the_simulator_is_a_fact_and_no_defect():
+    here = replace(HOPPER, versions={"mujoco": version("mujoco"), "torch": "0.1"})
+    assert check(made(facts=here)) == []
+    (found,) = check(made(facts=replace(HOPPER, versions={"mujoco": "1.50"})))
+    assert (found.name, found.defect) == ("other_simulator", False)
+    assert f"made with mujoco 1.50, here is {version('mujoco')}" in found.text
 
 
 def test_defects_come_before_facts():

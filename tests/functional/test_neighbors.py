@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from ctrlrl.functional import neighbors
-from ctrlrl.functional.neighbors import Lists, k_nearest, keys, look_up, near_lists, nearest
+from ctrlrl.functional.boxes import boxes, near_lists, nearest_within
+from ctrlrl.functional.neighbors import Lists, k_nearest, keys, look_up
 
 
 def distances(query: Tensor, rows: Tensor) -> Tensor:
@@ -23,41 +24,51 @@ def clustered_rows(n: int = 3000, dim: int = 23) -> Tensor:
     return rows
 
 
-def assert_nearest(found: neighbors.Nearest, query: Tensor, rows: Tensor, k: int) -> None:
-    exact = distances(query, rows)
+def distant_rows(n: int = 3000, dim: int = 23) -> Tensor:
+    """One cluster far from the origin: a product of two rows rounds by more than they lie apart."""
+    return 200.0 + 1e-3 * torch.randn(n, dim)
+
+
+def queries(rows: Tensor) -> Tensor:
+    """Of the rows, near them, and far from them."""
+    near, far = rows[30:60] + 0.3 * torch.randn(30, rows.shape[1]), 5.0 * torch.randn(30, rows.shape[1])
+    return torch.cat((rows[:30], near, far))
+
+
+def assert_nearest(index: Tensor, squared: Tensor, exact: Tensor) -> None:
+    k = index.shape[1]
     best = exact.sort(-1).values[:, :k]
-    torch.testing.assert_close(found.squared.double(), best, rtol=1e-5, atol=0)
-    torch.testing.assert_close(exact.gather(1, found.index), best, rtol=1e-5, atol=0)
-    assert all(len(set(row)) == k for row in found.index.tolist())
+    torch.testing.assert_close(squared.double(), best, rtol=1e-5, atol=0)
+    torch.testing.assert_close(exact.gather(1, index), best, rtol=1e-5, atol=0)
+    assert all(len(set(row)) == k for row in index.tolist())
 
 
 @pytest.mark.parametrize("make", [random_rows, clustered_rows])
 @pytest.mark.parametrize("k", [1, 16])
 def test_a_search_by_products_equals_brute_force(make, k):
     rows = make()
-    query = torch.cat((rows[:50], rows[50:100] + 0.3 * torch.randn(50, 23), 5.0 * torch.randn(50, 23)))
-    found = nearest(query, keys(rows), k)
-    assert_nearest(found, query, rows, k)
+    query = queries(rows)
+    found = k_nearest(query, keys(rows), k)
     assert found.proven.all()
+    assert_nearest(found.index, found.squared, distances(query, rows))
 
 
-@pytest.mark.parametrize("n", [1, 31, 32, 33, 1000])
+@pytest.mark.parametrize("n", [1, 31, 33, 1000])
 @pytest.mark.parametrize("scores", [1, 4000, 2**19])
 def test_neither_the_number_of_rows_nor_the_size_of_a_pass_matters(n, scores, monkeypatch):
     monkeypatch.setitem(neighbors.SCORES, "cpu", scores)
     rows, query = torch.randn(n, 4), torch.randn(20, 4)
-    assert_nearest(nearest(query, keys(rows), 1), query, rows, 1)
+    found = k_nearest(query, keys(rows), 1)
+    assert_nearest(found.index, found.squared, distances(query, rows))
 
 
 def test_what_rounding_leaves_open_is_never_called_proven():
-    far = torch.tensor([300.0, -200.0, 100.0])
-    rows = far + 1e-3 * torch.randn(4000, 3)  # the products round by more than the rows lie apart
-    query = far + 1e-3 * torch.randn(64, 3)
+    rows = distant_rows()
+    query = rows[:64] + 1e-3
     found, exact = k_nearest(query, keys(rows), 1), distances(query, rows).amin(1)
     wrong = (found.squared[:, 0].double() - exact).abs() > 1e-5 * exact
     assert wrong.any()
     assert not (wrong & found.proven).any()
-    assert_nearest(nearest(query, keys(rows), 1), query, rows, 1)
 
 
 def test_rows_that_are_equal_to_the_query_are_proven_however_many():
@@ -67,12 +78,50 @@ def test_rows_that_are_equal_to_the_query_are_proven_however_many():
     assert (found.squared == 0).all()
 
 
-def test_lists_hold_the_nearest_states_in_order_and_all_of_a_small_set():
-    states = clustered_rows(700, 5)
-    lists = near_lists(states, 8, batch=100)
-    best = distances(states, states).sort(-1).values[:, :8]
-    torch.testing.assert_close(lists.squared.double(), best, rtol=1e-5, atol=0)
-    assert near_lists(states[:5], 8).index.sort(-1).values.tolist() == [[0, 1, 2, 3, 4]] * 5
+@pytest.mark.parametrize("make", [random_rows, clustered_rows, distant_rows])
+@pytest.mark.parametrize("k", [1, 5])
+def test_a_search_by_boxes_equals_brute_force_for_any_limit_that_holds(make, k):
+    rows = make()
+    query = queries(rows)
+    exact, ready = distances(query, rows), boxes(rows)
+    kth = exact.sort(-1).values[:, k - 1].float()
+    for limit in (kth, 1.5 * kth + 1e-3, torch.full_like(kth, float("inf"))):
+        assert_nearest(*nearest_within(ready, query, limit, k), exact)
+
+
+@pytest.mark.parametrize("n", [1, 15, 127, 128, 129, 1000])
+def test_boxes_hold_every_row_once_whatever_their_number(n):
+    rows = torch.randn(n, 3)
+    ready = boxes(rows)
+    assert ready.order[ready.rows[:, 0].isfinite()].sort().values.tolist() == list(range(n))
+    assert_nearest(*nearest_within(ready, rows, torch.full((n,), 100.0), min(n, 3)), distances(rows, rows))
+
+
+def test_boxes_look_at_few_rows_and_draw_no_random_numbers(monkeypatch):
+    states, _ = walk(20000)
+    state = torch.get_rng_state()
+    ready = boxes(states)
+    assert torch.equal(state, torch.get_rng_state())
+    query = states[:32]
+    limit = distances(query, states).sort(-1).values[:, 15].float()
+    seen = []
+    gap = torch.Tensor.repeat_interleave
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", lambda x, n: seen.append(len(x) * 128) or gap(x, n))
+    nearest_within(ready, query, limit, 16)
+    assert sum(seen) < 0.2 * len(query) * len(states)
+
+
+@pytest.mark.parametrize("make", [lambda: clustered_rows(700, 5), lambda: torch.randn(600, 2), lambda: distant_rows(300)])
+def test_lists_hold_the_nearest_states_in_order(make):
+    states = make()
+    lists = near_lists(states, 8)
+    assert_nearest(lists.index.long(), lists.squared, distances(states, states))
+
+
+def test_lists_of_equal_or_of_few_states_are_complete():
+    lists = near_lists(torch.ones(40, 3), 16)
+    assert (lists.squared == 0).all()
+    assert near_lists(torch.randn(5, 3), 8).index.sort(-1).values.tolist() == [[0, 1, 2, 3, 4]] * 5
 
 
 POLICIES = {  # action of row i from the data's
@@ -89,40 +138,37 @@ def walk(n: int = 4000) -> tuple[Tensor, Tensor]:
     return states, (states[:, :3] + 0.3 * torch.randn(n, 3)).clamp(-1, 1)
 
 
-@pytest.mark.parametrize("make", [walk, lambda: (clustered_rows(4000, 6), torch.rand(4000, 3) * 2 - 1)])
+@pytest.mark.parametrize("make", [walk, lambda: (clustered_rows(4000, 6) + 0.1 * torch.randn(4000, 6), torch.rand(4000, 3) * 2 - 1)])
 def test_a_certified_look_up_is_exact_and_the_share_grows_towards_the_data(make):
     beta, (states, actions) = 2.0, make()
     lists, pairs = near_lists(states), torch.cat((beta * states, actions), 1)
-    row = torch.randint(len(states), (500,))
-    shares = {}
+    row, ready, shares = torch.randint(len(states), (200,)), boxes(pairs), {}
     for name, policy in POLICIES.items():
         action = policy(actions[row])
         query = torch.cat((beta * states[row], action), 1)
         exact = distances(query, pairs)
         match = look_up(lists, row, action, actions, beta=beta)
         shares[name] = match.proven.double().mean().item()
-        sure = match.proven
-        best = exact.amin(1)
+        sure, best = match.proven, exact.amin(1)
         torch.testing.assert_close(match.squared.double()[sure], best[sure], rtol=1e-5, atol=1e-9)
-        torch.testing.assert_close(
-            exact.gather(1, match.index.unsqueeze(1))[:, 0], match.squared.double(), rtol=1e-5, atol=1e-9
-        )
-        dense = nearest(query, keys(pairs))  # what answers the others
-        torch.testing.assert_close(dense.squared[:, 0].double(), best, rtol=1e-5, atol=1e-9)
+        chosen = exact.gather(1, match.index.unsqueeze(1))[:, 0]
+        torch.testing.assert_close(chosen, match.squared.double(), rtol=1e-5, atol=1e-9)
+        rest = ~sure
+        index, squared = nearest_within(ready, query[rest], match.squared[rest])  # what answers the others
+        assert_nearest(index, squared, exact[rest])
     assert shares["near"] >= shares["mid"] > shares["random"]
     assert shares["near"] > 0.6
-    assert 0.0 < shares["random"] < 1.0
+    assert shares["random"] < 1.0
 
 
 def test_a_list_that_misses_the_nearest_pair_is_not_certified():
-    states = torch.tensor([[0.0], [0.1], [1.0]])
+    """States 0, 0.1 and 1 with actions 0, 0 and 2; the list of state 0 holds the first two."""
     actions = torch.tensor([[0.0], [0.0], [2.0]])
     lists = Lists(torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([[0.0, 0.01]]))
     row = torch.zeros(2, dtype=torch.long)
     match = look_up(lists, row, torch.tensor([[2.0], [0.05]]), actions, beta=1.0)
-    assert match.proven.tolist() == [False, True]  # the first is nearer to row 2: 1 < 4
+    assert match.proven.tolist() == [False, True]  # action 2 is nearer to the third: 1 against 4
     assert match.index[1] == 0
-    assert states.shape[0] == len(actions)
 
 
 def test_stacked_rows_are_looked_up_like_flat_ones():
@@ -139,8 +185,9 @@ def test_beta_decides_which_row_is_nearest():
     """The paper's distance by hand: 1.28 against 1.48 with beta 2, 0.80 against 0.40 with beta 1."""
     state, action = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])
     for beta, row, squared, constraint in ((2.0, 0, 1.28, 0.64), (1.0, 1, 0.40, 0.04)):
-        pairs = torch.stack((beta * state, action), 1).double()
-        found = nearest(torch.tensor([[beta * 0.4, 0.8]], dtype=torch.float64), keys(pairs))
-        assert found.index.item() == row
-        assert found.squared.item() == pytest.approx(squared, abs=1e-12)
-        assert (0.8 - action[found.index.item()].item()) ** 2 == pytest.approx(constraint)
+        pairs = torch.stack((beta * state, action), 1)
+        query = torch.tensor([[beta * 0.4, 0.8]])
+        index, found = nearest_within(boxes(pairs), query, torch.tensor([9.0]))
+        assert index.item() == k_nearest(query, keys(pairs), 1).index.item() == row
+        assert found.item() == pytest.approx(squared, rel=1e-6)
+        assert (0.8 - action[index.item()].item()) ** 2 == pytest.approx(constraint)

@@ -14,8 +14,9 @@ def test_the_path_leads_from_noise_to_data():
 def test_the_velocity_is_the_derivative_of_the_point_in_time():
     x1, x0 = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
     t = torch.rand(6, 1, dtype=torch.float64)
-    derivative = torch.func.jvp(lambda t: sample_path(x1, x0, t)[0], (t,), (torch.ones_like(t),))[1]
-    torch.testing.assert_close(sample_path(x1, x0, t)[1], derivative, rtol=0, atol=1e-12)
+    ahead, _ = sample_path(x1, x0, t + 0.5)
+    point, velocity = sample_path(x1, x0, t)
+    torch.testing.assert_close(velocity, (ahead - point) / 0.5, rtol=0, atol=1e-12)
 
 
 def test_every_row_stands_at_its_own_time():

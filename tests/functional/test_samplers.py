@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -50,7 +48,6 @@ def test_the_flow_of_a_gaussian_is_its_affine_map_up_to_an_error_of_first_order(
         return m + (t * s**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * s**2) * (x - t * m)
 
     noise = torch.linspace(-1, 1, 21, dtype=torch.float64)
-    errors = [(euler(velocity, noise, uniform_times(n)) - (m + s * noise)).abs().max().item() for n in (10, 100, 1000)]
-    assert errors[0] == pytest.approx(0.090, abs=0.001)
-    assert errors[1] == pytest.approx(0.0096, abs=0.0001)
-    assert math.log10(errors[1] / errors[2]) == pytest.approx(1.0, abs=0.02)
+    errors = [(euler(velocity, noise, uniform_times(n)) - (m + s * noise)).abs().max().item() for n in (100, 1000)]
+    assert errors[0] / errors[1] == pytest.approx(10.0, rel=0.02)
+    assert errors[1] < 1e-3

@@ -16,7 +16,7 @@ ALGOS = {"IQL": "iql", "TD3+BC": "td3_plus_bc", "CQL": "cql"}
 TASKS = ("hopper-medium-v0", "hopper-medium-replay-v0", "hopper-medium-expert-v0",
          "halfcheetah-medium-v0", "halfcheetah-medium-replay-v0", "halfcheetah-medium-expert-v0")  # fmt: skip
 RANGES = {"halfcheetah": (-280.178953, 12135.0), "hopper": (-20.272305, 3234.3)}  # D4RL's reference returns
-REPS = 50_000
+REPS = 10_000
 STATISTICS = {
     "IQM": metrics.aggregate_iqm,
     "median": metrics.aggregate_median,
@@ -51,14 +51,14 @@ def numbers(scores):
             out["estimates"][algo][name] = {"value": float(point[algo][0]), "low": float(low), "high": float(high)}
     pairs = {f"{x} > {y}": (scores[x], scores[y]) for x in scores for y in scores if x != y}
     point, interval = library.get_interval_estimates(
-        pairs, metrics.probability_of_improvement, reps=5000, random_state=state
+        pairs, metrics.probability_of_improvement, reps=2000, random_state=state
     )
-    out["improvement"] = {
-        pair: {"value": float(point[pair]), "low": float(interval[pair][0]), "high": float(interval[pair][1])}
-        for pair in pairs
-    }
+    out["improvement"] = {}
+    for pair in pairs:
+        (low,), (high,) = interval[pair]
+        out["improvement"][pair] = {"value": float(np.squeeze(point[pair])), "low": float(low), "high": float(high)}
     taus = np.linspace(0.0, 120.0, 25)
-    share, bands = library.create_performance_profile(scores, taus, reps=5000)
+    share, bands = library.create_performance_profile(scores, taus, reps=2000)
     out["taus"] = taus.tolist()
     out["profiles"] = {
         a: {"share": share[a].tolist(), "low": bands[a][0].tolist(), "high": bands[a][1].tolist()} for a in scores

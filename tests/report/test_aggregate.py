@@ -34,11 +34,11 @@ def test_point_estimates_are_rliables(algo, name):
 @pytest.mark.parametrize("algo", SCORES)
 @pytest.mark.parametrize("name", STATISTICS)
 def test_intervals_are_rliables_up_to_the_draws(algo, name):
-    """Both ends within 5 % of the width: what 2,000 draws of each leave open."""
+    """Both ends within 12 % of the width: two of our own runs with 10,000 draws differ by 6 % there."""
     known, found = KNOWN["estimates"][algo][name], estimate(SCORES[algo], STATISTICS[name], n=4000)
     width = known["high"] - known["low"]
-    assert found.low == pytest.approx(known["low"], abs=0.05 * width)
-    assert found.high == pytest.approx(known["high"], abs=0.05 * width)
+    assert found.low == pytest.approx(known["low"], abs=0.12 * width)
+    assert found.high == pytest.approx(known["high"], abs=0.12 * width)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" > ".join)

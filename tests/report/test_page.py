@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from ctrlrl.report import drawing
 from ctrlrl.report.curves import curve_png, steps
 from ctrlrl.report.drawing import LIGHT
 from ctrlrl.report.page import write_curve, write_page
@@ -16,6 +17,12 @@ from ctrlrl.report.runs import read_run
 
 HEADER = "env_steps,gradient_steps,wall_seconds,rollout/return,eval/return_mean,eval/return_std\n"
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch):
+    """A quarter of the points a line: pictures take most of the time here."""
+    monkeypatch.setattr(drawing, "DPI", 50)
 
 
 def folder(path, *, seed=0, algo="ppo", env="halfcheetah", rows=None, config="n_envs: 64\n", **facts):
@@ -264,6 +271,6 @@ def test_a_folder_of_run_folders_is_all_of_them(tmp_path):
 def test_a_phone_gets_a_picture_of_half_the_width_with_letters_of_the_same_size(tmp_path):
     image = pytest.importorskip("matplotlib.image")
     runs = [read_run(folder(tmp_path / "a")), read_run(folder(tmp_path / "b", env="swimmer"))]
-    for narrow, width in ((False, 1680), (True, 840)):
+    for narrow, width in ((False, 420), (True, 210)):
         (tmp_path / "x.png").write_bytes(curve_png(runs, LIGHT, narrow=narrow))
         assert image.imread(tmp_path / "x.png").shape[1] == width

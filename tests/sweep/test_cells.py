@@ -4,7 +4,7 @@ import pytest
 
 from ctrlrl import compose, registry
 from ctrlrl.sweep.ask import check, read_options
-from ctrlrl.sweep.cells import cells_of, choices, merged
+from ctrlrl.sweep.cells import DATA, cells_of, choices, key_of, merged
 from ctrlrl.sweep.plan import Plan, Rule, plans, read_plan
 
 PLAN = Plan(
@@ -96,14 +96,36 @@ def test_later_words_win_and_one_word_a_key_stays():
     assert merged(["a=1", "b=2"], ["+a=3"]) == ("b=2", "+a=3")
 
 
-def test_every_packed_sweep_composes_for_every_algorithm_that_it_names():
+def rules_of(plan):
+    """One cell for every algorithm of the file and every set of rules that applies to it."""
+    named = {algo for rule in plan.rules for algo in rule.algo.split(",")}
+    named |= {w.partition("=")[2] for axis in plan.axes if axis.startswith("algo=") for w in choices(axis)}
+    found = {}
+    for algo in sorted(named):
+        for cell in cells_of(plan, [f"algo={algo}", "seed=0"]):
+            found.setdefault(frozenset(w for w in cell.words if key_of(w) not in ("env", "env.id", *DATA)), cell)
+    return list(found.values())
+
+
+def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are():
     assert set(plans()) == {"d4rl_antmaze", "d4rl_mujoco", "ogbench_singletask", "rollouts_mujoco"}
+    presets = compose.presets()
     for name in plans():
-        plan = read_plan(name)
-        named = {algo for rule in plan.rules for algo in rule.algo.split(",")}
-        named |= {w.partition("=")[2] for axis in plan.axes if axis.startswith("algo=") for w in choices(axis)}
-        for algo in named & set(registry.ALGORITHMS):
-            check(cells_of(plan, [f"algo={algo}", "seed=0"]), "data")
+        for cell in rules_of(read_plan(name)):
+            config = registry.lookup(registry.ALGORITHMS, cell.algo, "algorithm").config
+            for key, value in cell.settings().items():
+                if key.startswith("algo."):
+                    assert hasattr(config(), key[5:]), (name, cell.name, key)
+                if key == "experiment":
+                    assert value in presets, (name, cell.name)
+                if key == "data":
+                    assert value in registry.DATA
+
+
+@pytest.mark.slow
+def test_every_packed_sweep_composes_for_every_algorithm_that_it_names():
+    for name in plans():
+        check(rules_of(read_plan(name)), "data")
 
 
 def test_words_of_the_sweep_and_words_of_its_cells_are_told_apart():

@@ -59,10 +59,13 @@ class Stage:
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep_run, "check", lambda *_: {})  # composing and drawing are tested elsewhere
+    monkeypatch.setattr(sweep_run, "write_page", lambda *_: None)
 
     def call(stage, *words):
         monkeypatch.setattr(sweep_run, "make_launcher", lambda *_: stage)
-        return sweep_run.main([*ASKED, *words], Board("t", console=Console(file=open(os.devnull, "w"))))
+        with open(os.devnull, "w") as nowhere:
+            return sweep_run.main([*ASKED, *words], Board("t", console=Console(file=nowhere)))
 
     return call
 
@@ -229,7 +232,7 @@ def test_last_words_are_the_last_attempts(tmp_path):
 
 def test_progress_is_read_off_the_last_whole_row_of_the_clock_that_ticks(tmp_path):
     totals = {"env_steps": 128, "gradient_steps": 40}
-    assert progress_of(tmp_path, totals) == Progress()
+    assert progress_of(tmp_path, totals) == Progress(total=40)
     finish(tmp_path)
     with open(tmp_path / "progress.csv", "a") as file:
         file.write("96,0,9")
