@@ -237,7 +237,8 @@ def _summary(result: dict[str, Any], folder: Path) -> str:
         learned = ("gradient_steps", "updates_per_second")
     keys = ("algo", "env", "data", "seed", "status", learned[0], "final_return_mean", "final_return_std")
     more = ("best_return_mean", "normalized_score", "train_seconds", "wall_seconds", learned[1])
-    return _table({k: result[k] for k in keys + more} | {"folder": str(folder)})
+    each = {f"seed {own['seed']}": own["final_return_mean"] for own in result.get("seeds", ())}
+    return _table({k: result[k] for k in keys + more} | each | {"folder": str(folder)})
 
 
 def _table(values: dict[str, Any]) -> str:

@@ -139,3 +139,15 @@ def test_algorithms_that_train_one_seed_a_run_say_so(tmp_path, capsys):
     assert called("train", "algo=ppo", "env=pendulum", "seeds=0", f"run.dir={tmp_path / 'x'}") == 2
     assert "seeds must lie in 1 ... 1000, got 0" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_the_summary_and_the_report_show_every_seed(file, tmp_path, capsys):
+    folder, page = tmp_path / "x", tmp_path / "page.html"
+    assert called(*words(file, folder, "seeds=2", "gradient_steps=10", "eval.every=0")) == 0
+    returns = [entry["final_return_mean"] for entry in result(folder)["seeds"]]
+    out = capsys.readouterr().out
+    for seed, value in enumerate(returns):
+        assert f"seed {seed}" in out
+        assert f"{value:,.2f}" in out
+    assert called("report", str(folder), f"out={page}") == 0
+    assert "seed_1" in page.read_text()

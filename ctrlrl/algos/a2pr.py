@@ -1,4 +1,4 @@
-"""A2PR: TD3 whose policy is pulled to the better of the data's action and a VAE's, if either beats V. arXiv:2405.19909."""
+"""A2PR: TD3 whose policy is pulled to the data's action or a VAE's, the better one, if it beats V. arXiv:2405.19909."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class A2PRConfig:
         in_range("A2PRConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
         weights = {"alpha": self.alpha, "mask": self.mask, "vae_weight": self.vae_weight}
         noise = {"target_noise": self.target_noise, "target_noise_clip": self.target_noise_clip}
-        in_range("A2PRConfig", low=0.0, high=float("inf"), **weights, **noise)
+        in_range("A2PRConfig", low=0.0, high=float("inf"), open_ends=False, **weights, **noise)
         if min(self.policy_delay, self.batch_size) < 1:
             raise ValueError("A2PRConfig.policy_delay and batch_size must be at least 1")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class PRDCConfig:
         in_range("PRDCConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
         weights = {"alpha": self.alpha, "beta": self.beta}
         noise = {"target_noise": self.target_noise, "target_noise_clip": self.target_noise_clip}
-        in_range("PRDCConfig", low=0.0, high=float("inf"), **weights, **noise)
+        in_range("PRDCConfig", low=0.0, high=float("inf"), open_ends=False, **weights, **noise)
         if self.n_neighbors != 1:
             raise ValueError(f"PRDCConfig.n_neighbors must be 1, the paper's setting, got {self.n_neighbors}")
         if min(self.policy_delay, self.batch_size, self.list_length) < 1:
@@ -57,8 +58,7 @@ class PRDCConfig:
 
 class PRDCLearner(OffPolicyLearner):
     config = PRDCConfig
-    cache: Path | None = None  # folder beside the data set, where the table of neighbours is kept
-    notices: tuple[str, ...] = ()
+    cache: Path | None = None  # folder beside the data set, where the table of near states is kept
 
     def __init__(self, cfg: PRDCConfig, spec: EnvSpec):
         sizes: Any = (spec.obs_dim, spec.action_dim, cfg.hidden)
@@ -85,25 +85,31 @@ class PRDCLearner(OffPolicyLearner):
         return self.cfg.policy_delay
 
     def prefit(self, data: Transition) -> None:
-        """Keep the keys (beta s, a), s normalised, and on a CPU the table of near states."""
+        """Keep the pairs (beta s, a), s normalised."""
         super().prefit(data)
-        states = self.nets.normalizer(data.obs)
-        self._actions: Tensor = data.action
-        self._pairs = torch.cat((self.cfg.beta * states, data.action), -1)
-        if states.device.type == "cpu":
-            self._boxes: Boxes = boxes(self._pairs)
-            self._lists: Lists = self._near(states)
-        else:
-            self._keys: Keys = keys(self._pairs)
+        for made in ("_keys", "_boxes", "_lists"):
+            self.__dict__.pop(made, None)  # of other data
+        self._states, self._actions = self.nets.normalizer(data.obs), data.action
+        self._pairs = torch.cat((self.cfg.beta * self._states, data.action), -1)
 
-    def _near(self, states: Tensor) -> Lists:
+    @cached_property
+    def _keys(self) -> Keys:
+        return keys(self._pairs)
+
+    @cached_property
+    def _boxes(self) -> Boxes:
+        return boxes(self._pairs)
+
+    @cached_property
+    def _lists(self) -> Lists:
+        """The table of near states: at the first search, so that of stacked seeds one alone makes it."""
+
         def make() -> Arrays:
-            lists = near_lists(states, self.cfg.list_length)
+            lists = near_lists(self._states, self.cfg.list_length)
             return {name: column.numpy() for name, column in lists._asdict().items()}
 
-        key = fingerprint(states.numpy(), self.cfg.list_length)
-        arrays, notice = cached(self.cache, "neighbors", key, make)
-        self.notices = () if notice is None else (notice,)
+        key = fingerprint(self._states.numpy(), self.cfg.list_length)
+        arrays = cached(self.cache, "neighbors", key, make)
         return Lists(**{name: torch.from_numpy(column) for name, column in arrays.items()})
 
     @torch.no_grad()
@@ -122,12 +128,12 @@ class PRDCLearner(OffPolicyLearner):
         missed = ~match.proven
         query = self._query(row[missed], action[missed])
         index, squared = nearest_within(self._boxes, query, match.squared[missed])
-        match.index[missed], match.squared[missed] = index.squeeze(1), squared.squeeze(1)
+        match.row[missed], match.squared[missed] = index.squeeze(1), squared.squeeze(1)
         return match
 
     def _by_products(self, row: Tensor, action: Tensor) -> Match:
         found = k_nearest(self._query(row, action).flatten(0, -2), self._keys, 1)
-        return Match(*(column.view(row.shape) for column in (found.index, found.squared, found.proven)))
+        return Match(*(column.view(row.shape) for column in (found.row, found.squared, found.proven)))
 
     def _query(self, row: Tensor, action: Tensor) -> Tensor:
         return torch.cat((self._pairs[row, : -action.shape[-1]], action), -1)
@@ -152,7 +158,7 @@ class PRDCLearner(OffPolicyLearner):
             action = nets.policy(batch.obs)
             q = nets.critic.first(batch.obs, action)
         match = self.neighbor(batch.extras["index"], action)
-        constraint = batch_mean((action - self._actions[match.index]).square().mean(-1))
+        constraint = batch_mean((action - self._actions[match.row]).square().mean(-1))
         policy_loss = batch_mean(-q_scale(q, alpha=cfg.alpha) * q) + constraint
         self.opt["policy"](policy_loss)
         for follower in self.targets.values():

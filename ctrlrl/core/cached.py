@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,24 +30,23 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def cached(folder: Path | None, name: str, key: str, make: Callable[[], Arrays]) -> tuple[Arrays, str | None]:
+def cached(folder: Path | None, name: str, key: str, make: Callable[[], Arrays]) -> Arrays:
     """The arrays of `folder/name-key.npz`, or those that `make` returns, which are then written there.
 
-    folder: None keeps nothing. A file that is damaged is written anew.
-    Returns a notice too, where the folder cannot be written.
+    folder: None keeps nothing. A file that is damaged is written anew. Warns where the folder cannot be written.
     """
     if folder is None:
-        return make(), None
+        return make()
     path = folder / f"{name}-{key[:16]}.npz"
     found = _read(path, key)
     if found is not None:
-        return found, None
+        return found
     arrays = make()
     try:
         _write(path, key, arrays)
     except OSError as error:
-        return arrays, f"{folder}: cannot keep {name} here ({error.strerror}), so every run computes it anew"
-    return arrays, None
+        warnings.warn(f"{folder}: cannot keep {name} here ({error.strerror}); every run computes it anew", stacklevel=2)
+    return arrays
 
 
 def _read(path: Path, key: str) -> Arrays | None:
@@ -59,6 +60,9 @@ def _read(path: Path, key: str) -> Arrays | None:
 
 
 def _write(path: Path, key: str, arrays: Arrays) -> None:
+    there = next(folder for folder in path.parents if folder.exists())
+    if not there.stat().st_mode & 0o222:  # root could, but whoever took the right away meant it
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
     try:

@@ -27,7 +27,7 @@ class Keys(NamedTuple):
 
 
 class Nearest(NamedTuple):
-    index: Tensor  # [Q, k] int64, nearest first
+    row: Tensor  # [Q, k] int64, nearest first
     squared: Tensor  # [Q, k] float32, squared distances to relative float32 precision
     proven: Tensor  # [Q] bool: no other row is nearer, rounding of the products included
 
@@ -35,12 +35,12 @@ class Nearest(NamedTuple):
 class Lists(NamedTuple):
     """Of each of N states the K nearest, itself included."""
 
-    index: Tensor  # [N, K] int32
+    row: Tensor  # [N, K] int32
     squared: Tensor  # [N, K] float32, ascending
 
 
 class Match(NamedTuple):
-    index: Tensor  # [...] int64
+    row: Tensor  # [...] int64
     squared: Tensor  # [...]
     proven: Tensor  # [...] bool
 
@@ -109,10 +109,10 @@ def look_up(lists: Lists, row: Tensor, action: Tensor, actions: Tensor, *, beta:
     action:  [..., A]
     actions: [N, A]
     """
-    index, state = lists.index[row].long(), beta**2 * lists.squared[row]
+    index, state = lists.row[row].long(), beta**2 * lists.squared[row]
     apart = state + (actions[index] - action.unsqueeze(-2)).square().sum(-1)
     squared, place = apart.min(-1)
     proven = squared <= state[..., -1]
-    if lists.index.shape[1] == len(actions):
+    if lists.row.shape[1] == len(actions):
         proven = torch.ones_like(proven)
     return Match(index.gather(-1, place.unsqueeze(-1)).squeeze(-1), squared, proven)

@@ -70,9 +70,9 @@ def aggregates(bench: Benchmark) -> Table | None:
     rows = []
     for algo, scores in last[1].items():
         n_seeds, n_tasks = scores.shape
-        cells = [interval(estimate(scores, STATISTICS[name])) for name in names]
+        cells = [interval(estimate(scores, STATISTICS[name]), n_seeds) for name in names]
         at_best = best[1].get(algo)
-        top = NONE if at_best is None else interval(estimate(at_best))
+        top = NONE if at_best is None else interval(estimate(at_best), len(at_best))
         rows.append((algo, f"{n_tasks} x {n_seeds}", *cells, top))
     if not rows:
         return None
@@ -88,7 +88,9 @@ def improvements(bench: Benchmark) -> Table | None:
     rows = []
     for algo, ours in found.items():
         cells = [
-            NONE if other == algo else interval(probability_of_improvement(ours, theirs), 2)
+            NONE
+            if other == algo
+            else interval(probability_of_improvement(ours, theirs), min(len(ours), len(theirs)), 2)
             for other, theirs in found.items()
         ]
         rows.append((algo, *cells))
@@ -127,9 +129,11 @@ def incomparable(bench: Benchmark) -> str:
     return NOT_D4RL.format(", ".join(other) if len(other) < len(bench.tasks) else "these tasks") if other else ""
 
 
-def interval(e: Estimate, digits: int | None = None) -> str:
+def interval(e: Estimate, n_seeds: int, digits: int | None = None) -> str:
+    """A single seed has nothing to draw from, and no interval."""
     digits = digits if digits is not None else 1 if abs(e.value) < 1000 else 0
-    return f"{number(e.value, digits)} [{number(e.low, digits)}, {number(e.high, digits)}]"
+    value = number(e.value, digits)
+    return value if n_seeds < 2 else f"{value} [{number(e.low, digits)}, {number(e.high, digits)}]"
 
 
 def _printed(*scores: OfflineScore) -> str:

@@ -24,7 +24,8 @@ def _runs(path: Path) -> list[Run]:
         return _rows(path)
     if (path / "cells.json").is_file():
         return _sweep(path)
-    inside = sorted(p.parent for p in path.glob("*/result.json")) if not (path / "config.yaml").exists() else []
+    pattern = "seed_*" if (path / "config.yaml").exists() else "*"  # seeds trained together, or a folder of runs
+    inside = sorted(p.parent for p in path.glob(f"{pattern}/result.json"))
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"{path}: an empty folder, no run to report")
     return [read_run(folder) for folder in inside] or [read_run(path)]
@@ -40,8 +41,7 @@ def _sweep(path: Path) -> list[Run]:
     runs = []
     for name, facts in cells:
         if (path / name / "result.json").exists():
-            run = read_run(path / name)
-            runs.append(run._replace(result=run.result | facts))
+            runs += [run._replace(result=run.result | facts) for run in _runs(path / name)]
     if not runs:
         raise ValueError(f"{path}: no cell of this sweep has a result yet")
     return runs

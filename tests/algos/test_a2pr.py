@@ -1,4 +1,5 @@
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -200,7 +201,7 @@ def test_networks_have_the_authors_sizes():
     }
 
     def dense(*sizes: int) -> int:
-        return sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+        return sum((a + 1) * b for a, b in pairwise(sizes))
 
     assert count["policy"] == dense(17, 256, 256, 256, 6)
     assert count["critic"] == 2 * dense(23, 256, 256, 256, 256, 1)

@@ -53,6 +53,8 @@ def test_a_hundredth_of_the_range_is_one_cell():
     ends = replace(data, obs=np.array([[0.0], [100.0]] * 3, dtype=np.float32))
     assert coverage(data, ends) == 4 / 2
     assert coverage(replace(data, obs=x[:3].repeat(2, 0)), ends) == 2 / 2
+    wide = replace(data, obs=np.array([[-100.0], [100.0]] * 3, dtype=np.float32))  # cells of width 2
+    assert coverage(data, wide) == 3 / 2
 
 
 def test_units_of_the_observations_do_not_change_the_coverage():
@@ -66,7 +68,7 @@ def test_a_reference_of_another_task_is_refused():
     with pytest.raises(ValueError, match=r"reference=made.npz: its observations have 2 numbers.*3.*same task"):
         coverage(made(), replace(made(), obs=made().obs[:, :2]))
     with pytest.raises(ValueError, match="its actions"):
-        coverage(made(), made(action=np.zeros(47, np.int64)))
+        coverage(made(action=np.zeros((47, 1), np.float32)), made(action=np.zeros(47, np.int64)))
 
 
 def test_quality_is_zero_at_the_worst_return_and_one_at_the_experts():

@@ -262,12 +262,13 @@ def test_any_slice_holds_the_shares(shares, n):
 
 
 def test_counts_are_rounded_so_that_they_add_up():
-    parts = [(Dataset.of(transitions(100 * k, 100 * k + 5)), 1.0) for k in range(3)]
-    for n in (1, 2, 4, 100):
-        batch = Mixture(parts).sample(n)  # type: ignore[arg-type]
-        counts = torch.bincount((batch.obs[:, 0] / 100).long(), minlength=3)
-        assert counts.sum() == n
-        assert counts.max() - counts.min() <= 1
+    for n_parts in (3, 10):  # the sum of ten floats 0.1 is less than 1
+        parts = [(Dataset.of(transitions(100 * k, 100 * k + 5)), 1.0) for k in range(n_parts)]
+        for n in (1, 2, 50, 100):
+            batch = Mixture(parts).sample(n)  # type: ignore[arg-type]
+            counts = torch.bincount((batch.obs[:, 0] / 100).long(), minlength=n_parts)
+            assert counts.sum() == n
+            assert counts.max() - counts.min() <= 1
 
 
 def test_a_source_without_a_share_is_not_asked():

@@ -50,7 +50,7 @@ def test_a_search_by_products_equals_brute_force(make, k):
     query = queries(rows)
     found = k_nearest(query, keys(rows), k)
     assert found.proven.all()
-    assert_nearest(found.index, found.squared, distances(query, rows))
+    assert_nearest(found.row, found.squared, distances(query, rows))
 
 
 @pytest.mark.parametrize("n", [1, 31, 33, 1000])
@@ -59,7 +59,7 @@ def test_neither_the_number_of_rows_nor_the_size_of_a_pass_matters(n, scores, mo
     monkeypatch.setitem(neighbors.SCORES, "cpu", scores)
     rows, query = torch.randn(n, 4), torch.randn(20, 4)
     found = k_nearest(query, keys(rows), 1)
-    assert_nearest(found.index, found.squared, distances(query, rows))
+    assert_nearest(found.row, found.squared, distances(query, rows))
 
 
 def test_what_rounding_leaves_open_is_never_called_proven():
@@ -111,17 +111,19 @@ def test_boxes_look_at_few_rows_and_draw_no_random_numbers(monkeypatch):
     assert sum(seen) < 0.2 * len(query) * len(states)
 
 
-@pytest.mark.parametrize("make", [lambda: clustered_rows(700, 5), lambda: torch.randn(600, 2), lambda: distant_rows(300)])
+@pytest.mark.parametrize(
+    "make", [lambda: clustered_rows(700, 5), lambda: torch.randn(600, 2), lambda: distant_rows(300)]
+)
 def test_lists_hold_the_nearest_states_in_order(make):
     states = make()
     lists = near_lists(states, 8)
-    assert_nearest(lists.index.long(), lists.squared, distances(states, states))
+    assert_nearest(lists.row.long(), lists.squared, distances(states, states))
 
 
 def test_lists_of_equal_or_of_few_states_are_complete():
     lists = near_lists(torch.ones(40, 3), 16)
     assert (lists.squared == 0).all()
-    assert near_lists(torch.randn(5, 3), 8).index.sort(-1).values.tolist() == [[0, 1, 2, 3, 4]] * 5
+    assert near_lists(torch.randn(5, 3), 8).row.sort(-1).values.tolist() == [[0, 1, 2, 3, 4]] * 5
 
 
 POLICIES = {  # action of row i from the data's
@@ -138,7 +140,9 @@ def walk(n: int = 4000) -> tuple[Tensor, Tensor]:
     return states, (states[:, :3] + 0.3 * torch.randn(n, 3)).clamp(-1, 1)
 
 
-@pytest.mark.parametrize("make", [walk, lambda: (clustered_rows(4000, 6) + 0.1 * torch.randn(4000, 6), torch.rand(4000, 3) * 2 - 1)])
+@pytest.mark.parametrize(
+    "make", [walk, lambda: (clustered_rows(4000, 6) + 0.1 * torch.randn(4000, 6), torch.rand(4000, 3) * 2 - 1)]
+)
 def test_a_certified_look_up_is_exact_and_the_share_grows_towards_the_data(make):
     beta, (states, actions) = 2.0, make()
     lists, pairs = near_lists(states), torch.cat((beta * states, actions), 1)
@@ -151,7 +155,7 @@ def test_a_certified_look_up_is_exact_and_the_share_grows_towards_the_data(make)
         shares[name] = match.proven.double().mean().item()
         sure, best = match.proven, exact.amin(1)
         torch.testing.assert_close(match.squared.double()[sure], best[sure], rtol=1e-5, atol=1e-9)
-        chosen = exact.gather(1, match.index.unsqueeze(1))[:, 0]
+        chosen = exact.gather(1, match.row.unsqueeze(1))[:, 0]
         torch.testing.assert_close(chosen, match.squared.double(), rtol=1e-5, atol=1e-9)
         rest = ~sure
         index, squared = nearest_within(ready, query[rest], match.squared[rest])  # what answers the others
@@ -168,7 +172,7 @@ def test_a_list_that_misses_the_nearest_pair_is_not_certified():
     row = torch.zeros(2, dtype=torch.long)
     match = look_up(lists, row, torch.tensor([[2.0], [0.05]]), actions, beta=1.0)
     assert match.proven.tolist() == [False, True]  # action 2 is nearer to the third: 1 against 4
-    assert match.index[1] == 0
+    assert match.row[1] == 0
 
 
 def test_stacked_rows_are_looked_up_like_flat_ones():
@@ -188,6 +192,6 @@ def test_beta_decides_which_row_is_nearest():
         pairs = torch.stack((beta * state, action), 1)
         query = torch.tensor([[beta * 0.4, 0.8]])
         index, found = nearest_within(boxes(pairs), query, torch.tensor([9.0]))
-        assert index.item() == k_nearest(query, keys(pairs), 1).index.item() == row
+        assert index.item() == k_nearest(query, keys(pairs), 1).row.item() == row
         assert found.item() == pytest.approx(squared, rel=1e-6)
         assert (0.8 - action[index.item()].item()) ** 2 == pytest.approx(constraint)

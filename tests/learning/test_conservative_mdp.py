@@ -32,8 +32,8 @@ def test_critics_recover_the_values_of_a_two_state_chain(algo, terminated):
         cfg = CQLConfig(**LINEAR, critic_learning_rate=5e-2, learning_rate=1e-3, conservative_coef=0.0, n_samples=2)
         learner = CQLLearner(cfg, SPEC)
     data = chain(terminated=terminated)
-    for i in range(250):
-        if i == 180:
+    for i in range(400):
+        if i == 300:
             learner.opt["critic"].learning_rate.fill_(1e-3)
         learner.update(data.sample(32))
     first = 1.0 if terminated else 1.0 / (1.0 - GAMMA**2)

@@ -237,3 +237,9 @@ def test_one_task_of_one_algorithm_is_listed_seed_by_seed(tmp_path):
     text = report_markdown([write_rows(tmp_path / "r.jsonl", [result(seed=s) for s in range(2)])])
     assert text.splitlines()[0].startswith("| algo | task | env |")
     assert "n<5: no interval" in text
+
+
+def test_a_single_seed_has_no_interval():
+    bench = benchmark(two_by_two(1))
+    assert rows(aggregates(bench))[0]["last: IQM"] == "20.0"
+    assert rows(improvements(bench))[1]["iql"] == "1.00"
