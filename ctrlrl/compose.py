@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -117,6 +118,7 @@ def command(kind: type[Command], words: Sequence[str]) -> Command:
         raise ValueError(_explain(error, words)) from None
 
 
+@functools.cache
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)

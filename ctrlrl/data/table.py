@@ -83,8 +83,8 @@ class Dataset:
     ) -> Dataset:
         """The usable rows of a data set, rewards as scale * r + shift.
 
-        needs: extra columns: "next_action" [N, A] (the next row's; of an episode's last row the file's next one),
-        "return_to_go" [N] (discounted by gamma, of the transformed rewards).
+        needs: extra columns: "next_action" [N, A] (the next row's; an episode's last row, which has none, stays out
+        unless it terminated), "return_to_go" [N] (discounted by gamma, of the transformed rewards).
         best_fraction: only rows of the episodes with the highest undiscounted returns, at least one episode.
         """
         makers = {"next_action": lambda: _next_action(episodes, clip_actions)}
@@ -95,7 +95,11 @@ class Dataset:
                 f"{episodes.facts.path}: the algorithm reads {unknown[0]!r}, which a data set does not hold"
             )
         extra = {name: makers[name]() for name in needs}
-        keep = np.flatnonzero(episodes.usable & _of_best(episodes, best_fraction))
+        usable = episodes.usable & _of_best(episodes, best_fraction)
+        if "next_action" in extra:
+            last = episodes.ends - 1
+            usable[last[~episodes.terminated[last]]] = False
+        keep = np.flatnonzero(usable)
         widths = {name: column.shape[1] if column.ndim > 1 else 0 for name, column in extra.items()}
         table = Table(len(keep), episodes.obs.shape[1], episodes.action.shape[1], widths, device)
         following = episodes.next_obs()
@@ -219,7 +223,8 @@ def return_range(episodes: Episodes) -> float:
     """Largest minus smallest episode return of the raw rewards of usable rows; IQL scales rewards by 1000 over it."""
     reward = np.where(episodes.usable, episodes.reward, 0.0).astype(np.float64)
     total = np.concatenate(([0.0], np.cumsum(reward)))
-    returns = total[episodes.ends] - total[episodes.starts()]
+    seen = np.logical_or.reduceat(episodes.usable, episodes.starts())
+    returns = (total[episodes.ends] - total[episodes.starts()])[seen]
     spread = float(returns.max() - returns.min())
     if spread <= 0.0:
         raise ValueError(

@@ -84,6 +84,7 @@ def nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int = 1) -> tu
     """Numbers [Q, k] and squared distances [Q, k] of the rows nearest to each query [Q, D], nearest first.
 
     limit: [Q], at least the squared distance of the k-th, as some other computation found it.
+    A query with NaN gets row 0 at distance NaN.
     """
     parts = zip(query.split(AT_ONCE), limit.split(AT_ONCE), strict=True)
     found = [_nearest_within(boxes, q, bound, k) for q, bound in parts]
@@ -111,8 +112,11 @@ def _nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int) -> tuple
     best = by_distance[lane[by_distance].argsort(stable=True)]
     lane = lane[best]
     rank = torch.arange(len(lane)) - torch.searchsorted(lane, lane)
-    best = best[rank < k].view(len(query), k)
-    return boxes.order[row[best]], squared[best]
+    lane, rank, best = lane[rank < k], rank[rank < k], best[rank < k]
+    numbers = torch.zeros(len(query), k, dtype=torch.long)
+    distances = query.new_full((len(query), k), float("nan"))
+    numbers[lane, rank], distances[lane, rank] = boxes.order[row[best]], squared[best]
+    return numbers, distances
 
 
 def _near_cells(boxes: Boxes, query: Tensor, norm: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:

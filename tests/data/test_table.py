@@ -104,7 +104,7 @@ def test_a_batch_is_a_view_of_one_gather_and_columns_of_the_table_are_views_of_i
 
 
 def test_rewards_are_scaled_and_then_shifted_and_actions_clipped():
-    raw = episodes([4], action=np.array([[-2.0], [0.5], [0.99], [1.0]], dtype=F32))
+    raw = episodes([4], action=np.array([[-2.0], [0.5], [0.99], [1.0]], dtype=F32), terminated=flags(4, 3))
     data = Dataset.of_episodes(raw, reward_scale=10.0, reward_shift=-5.0, clip_actions=0.9, needs=["next_action"]).all()
     assert data.reward.tolist() == [-5.0, 5.0, 15.0, 25.0]
     limits = torch.tensor([-0.9, 0.5, 0.9, 0.9])
@@ -141,6 +141,18 @@ def test_the_return_range_scales_returns_of_10_to_510_by_two():
     assert 1000.0 / return_range(raw) == 2.0
     # a dropped time-out row counts in no return
     assert return_range(episodes([2, 2, 2], reward=raw.reward, usable=~flags(6, 3))) == 490.0
+
+
+def test_an_episode_that_nothing_is_learned_from_is_not_in_the_return_range():
+    raw = episodes([2, 2, 1], reward=np.array([20, 20, 10, 10, 7], dtype=F32), usable=~flags(5, 4))
+    assert return_range(raw) == 20.0
+
+
+def test_a_row_without_a_next_action_stays_out_where_next_actions_are_learned_from():
+    raw = episodes([3, 2, 2], terminated=flags(7, 4))
+    data = Dataset.of_episodes(raw, needs=["next_action"]).all()
+    assert data.obs[:, 0].tolist() == [0.0, 1.0, 3.0, 4.0, 5.0]
+    assert Dataset.of_episodes(raw).size == 7
 
 
 def test_equal_returns_have_no_range():

@@ -11,11 +11,12 @@ def policy(**options) -> SquashedGaussianPolicy:
     return SquashedGaussianPolicy(3, 2, [8], **options)
 
 
-def test_a_given_noise_gives_the_known_action_and_density():
-    zero = torch.zeros(1, dtype=torch.float64)
-    action, log_prob = tanh_gaussian_sample(zero, zero, torch.tensor([0.5], dtype=torch.float64))
+@pytest.mark.parametrize(("std", "noise", "expected"), [(1.0, 0.5, -0.8037098), (2.0, 0.25, -1.4031069)])
+def test_a_given_noise_gives_the_known_action_and_density(std, noise, expected):
+    mean, log_std = torch.zeros(1, dtype=torch.float64), torch.tensor([math.log(std)], dtype=torch.float64)
+    action, log_prob = tanh_gaussian_sample(mean, log_std, torch.tensor([noise], dtype=torch.float64))
     assert action.item() == pytest.approx(math.tanh(0.5), abs=1e-12)
-    assert log_prob.item() == pytest.approx(-0.8037098, abs=1e-6)
+    assert log_prob.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_many_samples_a_row_each_have_their_own_density():

@@ -112,12 +112,19 @@ def test_a_killed_cell_says_by_which_signal(sweep):
 
 
 def test_ctrl_c_tells_every_cell_once_starts_no_more_and_gives_130(sweep, tmp_path):
+    class Slow(Job):
+        looks = 0
+
+        def poll(self):
+            self.looks += bool(self.stopped)
+            return 130 if self.looks > 3 else None
+
     jobs = []
 
     def press(folder, log):
         (folder).mkdir(parents=True)
         (folder / "config.yaml").write_text("")
-        jobs.append(Job(None))
+        jobs.append(Slow(None))
         signal.raise_signal(signal.SIGINT)
         return jobs[0]
 
