@@ -84,6 +84,8 @@ def test_a_seeds_folder_is_that_of_its_own_run(run, alone):
         assert own.keys() == wanted.keys()
         for name in wanted:
             assert float(own[name]) == pytest.approx(float(wanted[name]), rel=1e-3, abs=1e-3), name
+    configs = [(folder / "config.yaml").read_text().replace(str(folder), "FOLDER") for folder in (inside, alone)]
+    assert configs[0] == configs[1]
     mine, theirs = result(inside), result(alone)
     assert mine.keys() == theirs.keys()
     for name in ("algo", "env", "seed", "status", "gradient_steps", "config_hash", "data_checksum", "eval_episodes"):
