@@ -1,4 +1,4 @@
-"""A data set as it was collected, whatever file it came from: loaders make it, writers, checks and `Dataset` read it."""
+"""A data set as it was collected, whatever file it came from: loaders make it; writers, checks, `Dataset` read it."""
 
 from __future__ import annotations
 

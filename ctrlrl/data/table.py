@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -199,7 +200,7 @@ class Mixture:
 
     def sample(self, n: int) -> Transition:
         edges = [round(n * sum(self.shares[:i])) for i in range(len(self.shares) + 1)]
-        counts = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        counts = [b - a for a, b in pairwise(edges)]
         drawn = [source.sample(k) for source, k in zip(self.sources, counts, strict=True) if k]
         place = torch.cat([(torch.arange(k) + 0.5) / k for k in counts if k])  # where in the batch, as a fraction
         order = torch.argsort(place, stable=True).to(drawn[0].reward.device)

@@ -61,7 +61,7 @@ class ObsNormalizer(nn.Module):
 
 
 class DataNormalizer(nn.Module):
-    """(obs - mean) / (std + eps) with the statistics of a data set; identity until `fit`. TD3+BC's, arXiv:2106.06860."""
+    """(obs - mean) / (std + eps) with a data set's statistics; identity until `fit`. TD3+BC's, arXiv:2106.06860."""
 
     shift: Tensor
     scale: Tensor

@@ -243,7 +243,8 @@ def authors_update(nets: Any, adam: dict[str, Any], batch: Transition, at: int) 
     good = (nets.critic(s, a)[0].detach() > value).float().unsqueeze(-1)
     out["loss/reconstruction"] = (1.5 * good * (recon - a) ** 2).mean()
     out["loss/kl"] = -0.5 * (1 + torch.log(std**2) - mean**2 - std**2).mean()
-    minimize("vae", out["loss/reconstruction"] + 0.5 * out["loss/kl"])
+    out["loss/vae"] = out["loss/reconstruction"] + 0.5 * out["loss/kl"]
+    minimize("vae", out["loss/vae"])
     if at % 2 == 0:
         pi = nets.policy(s)
         q = nets.critic(s, pi)[0]
@@ -264,6 +265,7 @@ def authors_update(nets: Any, adam: dict[str, Any], batch: Transition, at: int) 
 def test_updates_are_those_of_the_authors():
     source, names = data(), ("critic", "policy", "value", "vae")
     learner = made(source, mask=0.4, vae_weight=1.5, learning_rate=3e-3, vae_learning_rate=3e-3, normalize_obs=False)
+    torch.nn.init.constant_(learner.nets.vae.moments.bias, 0.7)  # a KL that counts
     nets = copy.deepcopy(learner.nets)
     adam = {name: torch.optim.Adam(getattr(nets, name).parameters(), lr=3e-3) for name in names}
     for at in range(1, 9):
