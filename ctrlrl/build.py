@@ -30,7 +30,7 @@ from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.seeds import refuse_unless_stackable, stacked
-from ctrlrl.sources import dataset, load_data, read_data, same_task
+from ctrlrl.sources import cache_folder, dataset, load_data, read_data, same_task
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import RunFolder
@@ -234,8 +234,9 @@ def stacked_loop(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> Offline
     data = dataset(cfg, episodes, lookup(ALGORITHMS, cfg.algo.name, "algorithm"), spec.device)
 
     def make() -> Any:
-        learner = make_learner(cfg.algo, spec)
+        learner: Any = make_learner(cfg.algo, spec)
         learner.set_dtype(cfg.dtype)
+        learner.cache = cache_folder(episodes.facts)
         return learner
 
     learner, source = stacked(make, seeds_of(cfg), data)
@@ -256,9 +257,11 @@ def seeds_of(cfg: TrainConfig) -> range:
 def loop_over(cfg: TrainConfig, episodes: Episodes, learner: Learner) -> OfflineLoop:
     """The loop that teaches a data set to a learner, which sees the whole of it once before."""
     data = dataset(cfg, episodes, type(learner), learner.device)
+    teachable: Any = learner
+    teachable.cache = cache_folder(episodes.facts)
     learner.prefit(data.all())
     return OfflineLoop(
-        learner,  # type: ignore[arg-type]
+        teachable,
         data,
         gradient_steps=cfg.gradient_steps,
         batch_size=cfg.algo.batch_size,

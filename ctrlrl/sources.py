@@ -9,7 +9,7 @@ import torch
 
 from ctrlrl.config import DataConfig, TrainConfig
 from ctrlrl.core.learner import Learner
-from ctrlrl.data.episodes import Episodes
+from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.load import find, load
 from ctrlrl.data.table import Dataset, return_range
 from ctrlrl.registry import ROBOTS
@@ -35,6 +35,12 @@ def load_data(path: str | os.PathLike[str], *, data_id: str | None = None) -> Ep
     found = Path(path)
     packed = ASSETS / found.name
     return load(packed if not found.exists() and found.parent == Path() and packed.exists() else found, data_id=data_id)
+
+
+def cache_folder(facts: Facts) -> Path | None:
+    """Where what is computed of a data set once may lie: beside it, but not among the library's own files."""
+    folder = Path(facts.path).absolute().parent
+    return folder / ".ctrlrl" if folder.is_dir() and folder != ASSETS.absolute() else None
 
 
 def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device: torch.device) -> Dataset:

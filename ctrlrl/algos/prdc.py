@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,7 +57,6 @@ class PRDCConfig:
 
 class PRDCLearner(OffPolicyLearner):
     config = PRDCConfig
-    cache: Path | None = None  # folder beside the data set, where the table of near states is kept
 
     def __init__(self, cfg: PRDCConfig, spec: EnvSpec):
         sizes: Any = (spec.obs_dim, spec.action_dim, cfg.hidden)

@@ -7,6 +7,7 @@ the last axis (features after it), so that the same lines train the stacked netw
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +42,7 @@ class OffPolicyLearner(Learner):
     cfg: Any
     nets: Any
     targets: dict[str, Target]
+    cache: Path | None = None  # folder for what `prefit` computes of a data set once; None keeps nothing
 
     def __init__(self, cfg: Any, nets: Nets):
         self.cfg, self.nets = cfg, nets
