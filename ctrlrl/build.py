@@ -30,7 +30,7 @@ from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.seeds import refuse_unless_stackable, stacked
-from ctrlrl.sources import cache_folder, dataset, load_data, read_data, same_task
+from ctrlrl.sources import cache_folder, dataset, load_data, notices, read_data, same_task
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import RunFolder
@@ -283,7 +283,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
     loop = training_loop(cfg)
     every = loop.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
-    notices = list(getattr(loop.env, "notices", ()) if data is None else data.notices)
+    told = list(getattr(loop.env, "notices", ())) if data is None else notices(data, cfg.env)
     options: dict[str, Any] = {
         "eval_every": every,
         "log_every": cfg.log.every,
@@ -293,7 +293,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
         "keep": cfg.checkpoint.keep,
         "spec": env_spec(cfg, device) if loop.env is None else loop.env.spec,
         "device": device,
-        "facts": facts(cfg, device, data) | {"notices": notices},
+        "facts": facts(cfg, device, data) | {"notices": told},
         "progress": cfg.log.progress,
         "score": scorer(cfg, data),
     }
@@ -307,7 +307,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
             **options,
         )
     )
-    for line in notices:
+    for line in told:
         trainer.progress.note(line)
     if resume:
         trainer.resume()

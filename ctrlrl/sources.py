@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from ctrlrl.config import DataConfig, TrainConfig
+from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
+from ctrlrl.data.check import other_versions
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.load import find, load
 from ctrlrl.data.table import Dataset, return_range
-from ctrlrl.registry import ROBOTS
+from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS
 from ctrlrl.types import EnvSpec
 
 _PACKED = Path(__file__).parent / "assets"  # in an installed wheel
@@ -70,6 +71,15 @@ def same_task(episodes: Episodes, spec: EnvSpec, env: str) -> None:
         f"{facts.path}: observations and actions have {found[0]} and {found[1]} numbers, those of {env} "
         f"{spec.obs_dim} and {spec.action_dim}.{hint}"
     )
+
+
+def notices(facts: Facts, env: EnvConfig) -> list[str]:
+    """What a run says of its data set: the loader's decisions, other versions, rules other than the evaluation's."""
+    env_id = env.id or GYMNASIUM_IDS.get(env.name)
+    told = [*facts.notices, *(f"the data set was {line}; scores differ a little" for line in other_versions(facts))]
+    if facts.env_id is not None and env_id is not None and facts.env_id != env_id:
+        told.append(f"the data set is of {facts.env_id}, evaluated on {env_id}; name both beside a score")
+    return told
 
 
 def _as_words(env_id: str) -> str:

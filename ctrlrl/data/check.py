@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctrlrl.data.episodes import Array, Episodes
+from ctrlrl.data.episodes import Array, Episodes, Facts
 from ctrlrl.data.hashes import duplicates, row_hashes
 from ctrlrl.data.limits import complete, time_limit
 
@@ -223,14 +223,19 @@ def _duplicated(episodes: Episodes) -> Findings:
 
 
 def _other_simulator(episodes: Episodes) -> Findings:
+    for text in other_versions(episodes.facts):
+        mend = "fine for learning; replayed actions drift apart, and evaluated returns differ a little"
+        yield Finding("other_simulator", text, mend, defect=False)
+
+
+def other_versions(facts: Facts) -> Iterator[str]:
+    """A line for each simulator package whose installed version is not the one that the data were made with."""
     for package in ("mujoco", "gymnasium"):
-        made_with = episodes.facts.versions.get(package)
+        made_with = facts.versions.get(package)
         with suppress(metadata.PackageNotFoundError):
             here = metadata.version(package)
             if made_with is not None and made_with != here:
-                text = f"made with {package} {made_with}, here is {here}"
-                mend = "fine for learning; replayed actions drift apart, and evaluated returns differ a little"
-                yield Finding("other_simulator", text, mend, defect=False)
+                yield f"made with {package} {made_with}, here is {here}"
 
 
 def _listed(kind: str, numbers: Array) -> str:

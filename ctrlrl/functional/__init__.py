@@ -1,5 +1,6 @@
 """Public, pure functions of tensors: every formula of the library, once. Files inside ctrlrl import the modules."""
 
+from ctrlrl.functional.conservative import calibrated, conservative_gap
 from ctrlrl.functional.distributions import (
     adapt_learning_rate,
     approx_kl,
@@ -15,7 +16,10 @@ from ctrlrl.functional.distributions import (
     tanh_gaussian_log_prob,
     tanh_gaussian_sample,
 )
-from ctrlrl.functional.masked import masked_mean, masked_std, standardize
+from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
+from ctrlrl.functional.gates import advantage_gate, better_action
+from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
+from ctrlrl.functional.paths import sample_path
 from ctrlrl.functional.regression import (
     clipped_value,
     expectile,
@@ -27,24 +31,32 @@ from ctrlrl.functional.regression import (
     td_target,
 )
 from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
+from ctrlrl.functional.samplers import euler
 from ctrlrl.functional.scan import linear_recurrence
 from ctrlrl.functional.surrogate import bpo, bpo_target, ppo_clip
 from ctrlrl.functional.weights import awr_weight, q_scale
 
 __all__ = [
     "adapt_learning_rate",
+    "advantage_gate",
     "approx_kl",
     "awr_weight",
+    "batch_mean",
+    "better_action",
     "bpo",
     "bpo_target",
+    "calibrated",
     "categorical_entropy",
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
     "clipped_value",
+    "conservative_gap",
     "discounted_returns",
     "discounted_sums",
     "egae",
+    "entropy_policy_loss",
+    "euler",
     "expectile",
     "gae",
     "gaussian_entropy",
@@ -61,6 +73,7 @@ __all__ = [
     "ppo_clip",
     "q_scale",
     "quantile_huber",
+    "sample_path",
     "smoothed_action",
     "soft_median_loss",
     "soft_quantile_loss",
@@ -69,4 +82,5 @@ __all__ = [
     "tanh_gaussian_log_prob",
     "tanh_gaussian_sample",
     "td_target",
+    "temperature_loss",
 ]
