@@ -57,12 +57,12 @@ def test_what_was_not_reached_is_null():
 
 def test_a_measurement_prints_its_row_and_appends_it(tmp_path, capsys):
     out = tmp_path / "deep" / "rows.jsonl"
-    words = ["bench", "throughput", "env=cartpole", "n_envs=8,16", "pairs=2", "seconds=0.01", f"out={out}"]
+    words = ["bench", "throughput", "env=cartpole", "n_envs=2048,4096", "pairs=2", "seconds=0.01", f"out={out}"]
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 0
     rows = [json.loads(text) for text in out.read_text().splitlines()]
-    assert [row["n_envs"] for row in rows] == [8, 16]
+    assert [row["n_envs"] for row in rows] == [2048, 4096]
     printed = [json.loads(text) for text in capsys.readouterr().out.splitlines() if text.startswith("{")]
     assert printed == rows
     fixed = "kind env algo n_envs threads device dtype compile value unit spread peer peer_value ratio pairs".split()
