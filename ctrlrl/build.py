@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +22,7 @@ from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
 from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
+from ctrlrl.provenance import facts
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.sources import cache_folder, dataset, load_data, notices, read_data, same_task
@@ -40,14 +35,8 @@ from ctrlrl.train.stacked import StackedTrainer
 from ctrlrl.train.trainer import Loop, Trainer
 from ctrlrl.types import EnvSpec, VecEnv
 
-__all__ = [
-    "Spaces",
-    "evaluate",
-    "load_data",
-    "read_zip",
-    "same_task",
-    "write_zip",
-]  # what the faces take from here besides what stands below
+# what the faces take from here besides what stands below
+__all__ = ["Spaces", "evaluate", "load_data", "read_zip", "same_task", "write_zip"]
 
 
 def make_env(
@@ -349,54 +338,6 @@ def scorer(cfg: TrainConfig, data: Facts | None = None) -> Callable[[float], flo
         return lambda value: 100.0 * (value - low) / (high - low)
     name = cfg.data.id or cfg.env.id or cfg.env.name
     return lambda value: normalized_score(name, value)
-
-
-def facts(cfg: TrainConfig, device: torch.device, data: Facts | None = None) -> dict[str, Any]:
-    """What result.json and state.json say of a run besides its results."""
-    return {
-        "algo": cfg.algo.name,
-        "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
-        "data": None if data is None else data.data_id or data.path,
-        "seed": cfg.seed,
-        "n_envs": cfg.n_envs,
-        "device": str(device),
-        "dtype": cfg.dtype,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "data_checksum": None if data is None else data.checksum,
-        "config_hash": config_hash(cfg),
-        "commit": commit(),
-    }
-
-
-def config_hash(cfg: TrainConfig) -> str:
-    """Of what determines a run's numbers: not of its folder, its logging or its seed."""
-    keys = ("algo", "env", "data", "n_envs", "total_steps", "gradient_steps", "device", "dtype", "eval")
-    values = {k: v for k, v in asdict(cfg).items() if k in keys}
-    values["env"] = {k: v for k, v in values["env"].items() if k not in ("threads", "timeout")}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("ctrlrl", "torch", "numpy", "gymnasium", "mujoco"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """The source tree's git commit, if it is a checkout."""
-    try:
-        here = Path(__file__).parent
-        out = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return out.stdout.strip()
 
 
 def on_policy_loop(

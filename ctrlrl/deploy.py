@@ -20,7 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ctrlrl import build, runs
+from ctrlrl import build, provenance, runs
 from ctrlrl.core.learner import Learner
 from ctrlrl.envs.spec import Array, PartCodec, action_codec, obs_codec
 
@@ -49,7 +49,7 @@ def export_run(folder: Path, path: Path, format: str | None = None, checkpoint: 
     env = build.make_env(cfg.env, 1, stagger=False)
     both = build.spaces(cfg.env, env.spec)
     env.close()
-    facts = build.facts(cfg, torch.device("cpu"))
+    facts = provenance.facts(cfg, torch.device("cpu"))
     kept = {k: facts[k] for k in ("algo", "env", "seed", "config_hash")}
     return _write(learner, both, path, format, kept | {"checkpoint": checkpoint})
 
@@ -69,7 +69,7 @@ def _write(learner: Learner, both: build.Spaces, path: Path, format: str | None,
     module = Deployed(learner, *both).eval()
     observation, action = both.to_json()
     facts |= {"inputs": module.names, "output": module.output, "observation_space": observation, "action_space": action}
-    facts |= {"versions": build.versions(), "commit": build.commit()}
+    facts |= {"versions": provenance.versions(), "commit": provenance.commit()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # beside the target: one file system, atomic moves
         act = save(module, Path(scratch) / path.name, facts)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ctrlrl.build import commit, versions
+from ctrlrl.provenance import commit, versions
 
 DISTURBED = 1.3  # a one-thread contender whose wall time exceeds its CPU time by this factor did not have its core
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from ctrlrl import build
 from ctrlrl.face.arguments import is_schedule, network, start_value
+from ctrlrl.provenance import versions
 
 File = str | os.PathLike[str] | BinaryIO
 KINDS = {"algo": str, "config": dict, "spaces": list, "batch_size": int, "num_timesteps": int}
@@ -39,7 +40,7 @@ def facts(model: Any) -> dict[str, Any]:
         "tensorboard_log": None if model.tensorboard_log is None else str(model.tensorboard_log),
         "verbose": model.verbose,
         "spaces": model._spaces.to_json(),
-        "versions": build.versions(),
+        "versions": versions(),
     }
 
 
@@ -54,7 +55,7 @@ def offline_facts(model: Any) -> dict[str, Any]:
         "seed": model.seed,
         "verbose": model.verbose,
         "spaces": model._spaces.to_json(),
-        "versions": build.versions(),
+        "versions": versions(),
     }
 
 
@@ -128,5 +129,5 @@ def custom(objects: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def versions_text(found: Mapping[str, Any]) -> str:
     """What stands where print_system_info asks for it."""
-    lines = [f"saved: {found['versions']}", f"here:  {build.versions()}"]
+    lines = [f"saved: {found['versions']}", f"here:  {versions()}"]
     return "\n".join(lines) + "\n"

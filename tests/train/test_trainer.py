@@ -519,7 +519,7 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_return(tmp_path):
 
 
 def test_the_config_hash_is_of_what_determines_the_numbers(tmp_path):
-    from ctrlrl.build import config_hash
+    from ctrlrl.provenance import config_hash
 
     assert config_hash(config()) == config_hash(config(seed=3, log=LogConfig(every=9.0)))
     assert config_hash(config()) != config_hash(config(n_envs=5))
