@@ -22,6 +22,7 @@ from ctrlrl.data.ogbench import FILES as OGBENCH_IDS
 from ctrlrl.data.ogbench import SINGLE_TASKS
 from ctrlrl.data.write import layout_of, write
 from ctrlrl.registry import unknown
+from ctrlrl.sources import load_data
 from ctrlrl.train.disk import naming, remove, sync_folder, write_atomic
 
 USAGE = """ctrlrl data info     PATH|id [reference=PATH] [ref_min=R ref_max=R] [out=card.json|card.png]
@@ -129,7 +130,7 @@ ACTIONS: dict[str, Callable[[list[str]], Answer]] = {
 def read(name: str) -> Episodes:
     """A data set by path or id."""
     if os.path.lexists(name) or name.endswith((".npz", ".hdf5", ".h5")):
-        return load(Path(name))
+        return load_data(name)
     ogbench = (*OGBENCH_IDS, *SINGLE_TASKS)
     if name in D4RL_IDS:
         source = "d4rl"

@@ -205,6 +205,10 @@ def test_check_reads_the_next_observations_that_d4rls_loader_leaves_in_the_file(
     assert "next_observation_across_episodes: next_observations of" in said.out
 
 
+def test_the_set_that_comes_with_the_library_needs_no_path(data):
+    assert "113: 82 terminated" in fine(data("info", "hopper-medium.npz"))
+
+
 def test_a_data_set_is_found_by_its_id_where_its_own_library_keeps_it(data, tmp_path):
     fine(data("collect", *RANDOM, "out=home/hopper_medium-v2.hdf5"))
     text = fine(data("info", "hopper-medium-v2"))

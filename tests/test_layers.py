@@ -36,7 +36,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "face": GROUND | {"envs", "train", "build", "provenance", "deploy"},
     "api": {"build", "registry", "train", "face"},
     "collect": GROUND | {"core", "data", "policies", "train", "build", "provenance", "runs", "api"},
-    "datasets": {"collect", "compose", "data", "registry", "report", "train"},
+    "datasets": {"collect", "compose", "data", "registry", "report", "sources", "train"},
     "cli": {"build", "compose", "config", "registry", "runs", "bench", "report", "deploy", "sweep", "datasets"},
     "registration": {"envs", "build", "config", "registry"},
     "__init__": {"api", "registration"},
