@@ -25,7 +25,7 @@ from ctrlrl.policies.quick import Quick
 from ctrlrl.provenance import facts
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.seeds import refuse_unless_stackable, stacked
-from ctrlrl.sources import cache_folder, dataset, load_data, notices, read_data, same_task
+from ctrlrl.sources import cache_folder, dataset, load_data, notices, read_data, same_robot, same_task
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import RunFolder
@@ -36,7 +36,7 @@ from ctrlrl.train.trainer import Loop, Trainer
 from ctrlrl.types import EnvSpec, VecEnv
 
 # what the faces take from here besides what stands below
-__all__ = ["Spaces", "evaluate", "load_data", "read_zip", "same_task", "write_zip"]
+__all__ = ["Episodes", "Spaces", "evaluate", "load_data", "notices", "read_zip", "same_task", "write_zip"]
 
 
 def make_env(
@@ -207,8 +207,11 @@ def training_loop(cfg: TrainConfig) -> Loop:
 
 def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device) -> OfflineLoop:
     """Learner and loop over a data set; of the environment it reads the shapes alone."""
-    spec = env_spec(cfg, device)
-    same_task(episodes, spec, f"env={cfg.env.id or cfg.env.name}")
+    spec, env = env_spec(cfg, device), f"env={cfg.env.id or cfg.env.name}"
+    if not spec.action_dim:
+        raise ValueError(f"algo={cfg.algo.name} is for continuous actions, those of {env} are discrete")
+    same_task(episodes, spec, env)
+    same_robot(episodes.facts, cfg.env)
     torch.manual_seed(cfg.seed)
     if cfg.seeds > 1:
         return stacked_loop(cfg, episodes, spec)

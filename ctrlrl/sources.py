@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
@@ -28,14 +31,26 @@ def read_data(cfg: DataConfig) -> Episodes:
         )
     if cfg.name == "file":
         return load_data(str(cfg.path), data_id=cfg.id)
-    return load(find(cfg.name, str(cfg.id)), data_id=cfg.id)
+    return _within_box(load(find(cfg.name, str(cfg.id)), data_id=cfg.id))
 
 
 def load_data(path: str | os.PathLike[str], *, data_id: str | None = None) -> Episodes:
     """The data set in a file or folder; a bare name that is no file here may be one that comes with ctrlrl."""
     found = Path(path)
     packed = ASSETS / found.name
-    return load(packed if not found.exists() and found.parent == Path() and packed.exists() else found, data_id=data_id)
+    source = packed if not found.exists() and found.parent == Path() and packed.exists() else found
+    return _within_box(load(source, data_id=data_id))
+
+
+def _within_box(episodes: Episodes) -> Episodes:
+    """With a notice where actions without known bounds leave [-1, 1]."""
+    facts, largest = episodes.facts, 0.0
+    if episodes.action.dtype.kind == "f" and not facts.action_low:
+        largest = float(np.abs(episodes.action).max())
+    if largest <= 1.0 + 1e-6:
+        return episodes
+    line = f"actions reach {largest:.3g}, and [-1, 1] is what an environment takes; data.clip_actions=1 cuts them"
+    return replace(episodes, facts=replace(facts, notices=(*facts.notices, line)))
 
 
 def cache_folder(facts: Facts) -> Path | None:
@@ -66,11 +81,25 @@ def same_task(episodes: Episodes, spec: EnvSpec, env: str) -> None:
     found = tuple(x.shape[1] if x.ndim == 2 else 0 for x in (episodes.obs, episodes.action))
     if found == (spec.obs_dim, spec.action_dim):
         return
+    for name, column in (("observations are images", episodes.obs), ("actions are discrete", episodes.action)):
+        if column.ndim != 2:
+            raise ValueError(f"{facts.path}: its {name}; offline algorithms take vectors of numbers")
     hint = f" The data set says {facts.env_id}: use {_as_words(facts.env_id)}." if facts.env_id else ""
     raise ValueError(
         f"{facts.path}: observations and actions have {found[0]} and {found[1]} numbers, those of {env} "
         f"{spec.obs_dim} and {spec.action_dim}.{hint}"
     )
+
+
+def same_robot(facts: Facts, env: EnvConfig) -> None:
+    """ValueError where data of one robot meet another: some have as many numbers as each other."""
+    robots = {re.sub(r"-v\d+$", "", name) for name in ROBOTS.values()}
+    here, there = (re.sub(r"-v\d+$", "", name or "") for name in (GYMNASIUM_IDS.get(env.name, env.id), facts.env_id))
+    if here != there and {here, there} <= robots:
+        raise ValueError(
+            f"{facts.path}: the data set is of {facts.env_id}, the policy would be for {here}: "
+            f"use {_as_words(facts.env_id or '')}."
+        )
 
 
 def notices(facts: Facts, env: EnvConfig) -> list[str]:

@@ -68,10 +68,11 @@ def test_data_transforms_are_keywords():
         (lambda: BC("MlpPolicy", "Hopper-v4").learn(1), "needs a data set"),
         (lambda: BC("MlpPolicy", dataset="hopper-medium.npz"), "env is needed"),
         (lambda: BC("CnnPolicy", "Hopper-v4"), "MlpPolicy"),
+        (lambda: BC("MlpPolicy", "Hopper-v4", {}), "must be a path or Episodes, got dict"),
     ],
 )
 def test_bad_input_is_named(make, told):
-    with pytest.raises((ValueError, OSError), match=told):
+    with pytest.raises((ValueError, TypeError, OSError), match=told):
         make()
 
 

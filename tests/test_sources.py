@@ -1,15 +1,17 @@
 """From `data=...` to a data set: bare names, shapes that do not fit, and what is kept beside a file."""
 
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from ctrlrl.algos.prdc import PRDCConfig
-from ctrlrl.build import loop_over, make_learner
+from ctrlrl.build import loop_over, make_learner, offline_loop
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.data.episodes import Facts
-from ctrlrl.sources import ASSETS, cache_folder, load_data, notices, read_data, same_task
+from ctrlrl.sources import ASSETS, cache_folder, load_data, notices, read_data, same_robot, same_task
 from ctrlrl.types import EnvSpec
 
 HOPPER = EnvSpec(11, 3, 0, 1, 1, 1000, torch.device("cpu"))
@@ -34,6 +36,36 @@ def test_another_task_is_told_with_the_right_one():
     same_task(episodes, HOPPER, "env=hopper-v4")
     with pytest.raises(ValueError, match=r"11 and 3 numbers, those of env=halfcheetah 17 and 6.*use env=hopper-v4"):
         same_task(episodes, HOPPER._replace(obs_dim=17, action_dim=6), "env=halfcheetah")
+
+
+def test_images_and_discrete_actions_are_named():
+    episodes = load_data("hopper-medium.npz")
+    with pytest.raises(ValueError, match="its actions are discrete"):
+        same_task(replace(episodes, action=np.zeros(episodes.n_rows, np.int64)), HOPPER, "env=hopper-v4")
+    with pytest.raises(ValueError, match="its observations are images"):
+        same_task(replace(episodes, obs=np.zeros((episodes.n_rows, 2, 2, 3), np.uint8)), HOPPER, "env=hopper-v4")
+    cfg = TrainConfig(algo=PRDCConfig(), env=EnvConfig(name="cartpole"))
+    with pytest.raises(ValueError, match=r"algo=prdc is for continuous actions, those of env=cartpole are discrete"):
+        offline_loop(cfg, episodes, torch.device("cpu"))
+
+
+def test_a_robot_with_as_many_numbers_is_refused_too():
+    facts = Facts("d4rl", "w.hdf5", env_id="Walker2d-v2")
+    same_robot(facts, EnvConfig(name="walker2d-v4"))
+    same_robot(facts, EnvConfig(name="gym", id="Own-v0"))
+    same_robot(replace(facts, env_id="Own-v0"), EnvConfig(name="halfcheetah"))
+    with pytest.raises(ValueError, match=r"w\.hdf5: the data set is of Walker2d-v2.*HalfCheetah"):
+        same_robot(facts, EnvConfig(name="halfcheetah-v4"))
+
+
+def test_actions_beyond_the_box_are_told(monkeypatch):
+    episodes = load_data("hopper-medium.npz")
+    assert episodes.facts.notices == ()
+    wide = replace(episodes, action=1.5 * episodes.action)
+    known = replace(wide, facts=replace(episodes.facts, action_low=(-2.0,) * 3, action_high=(2.0,) * 3))
+    for found, told in ((wide, ["1.5"]), (known, [])):
+        monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None, found=found: found)
+        assert [line[14:17] for line in load_data("x.npz").facts.notices] == told
 
 
 def test_caches_lie_beside_a_users_data_and_never_among_the_librarys_files(tmp_path):

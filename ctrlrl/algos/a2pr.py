@@ -37,9 +37,7 @@ class A2PRConfig:
     alpha: float = 2.5  # weight of the normalised value against the pull; 40 on halfcheetah
     mask: float = 1.0  # weight of the pull where its gate is open
     vae_weight: float = 1.0  # of the reconstruction of data actions better than V
-    detach_target: bool = (
-        False  # False: the pull also reaches the policy through the VAE's encoder, as the authors' code
-    )
+    detach_target: bool = False  # False: the pull also passes through the VAE's encoder, as in the authors' code
     policy_delay: int = 2  # critic updates a policy update; targets move with the policy
     target_noise: float = 0.2
     target_noise_clip: float = 0.5

@@ -33,9 +33,7 @@ class OffPolicyLearner(Learner):
     """nets must hold `normalizer` and `policy`. They may be exchanged for stacked ones: look them up at every use."""
 
     loop = "off_policy"
-    compile_units: ClassVar[
-        tuple[str, ...]
-    ] = ()  # methods that torch.compile takes; the graph mode takes the whole step
+    compile_units: ClassVar[tuple[str, ...]] = ()  # methods for torch.compile; the graph mode takes the whole step
     normalized: ClassVar[bool] = True  # obs and next_obs of a batch reach `step` normalised
     stackable: ClassVar[bool] = True  # `step` trains the stacked networks of several seeds as it stands
 

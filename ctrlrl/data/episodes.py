@@ -23,6 +23,8 @@ class Facts:
     ref_max: float | None = None
     checksum: str | None = None  # sha256 of the file or of its arrays, hex
     notices: tuple[str, ...] = ()  # what the loader had to decide, one line each
+    action_low: tuple[float, ...] = ()  # bounds of the Box that actions lie in, where the file says; () = [-1, 1]
+    action_high: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ from pathlib import Path
 from ctrlrl.data import columns as cols
 from ctrlrl.data import d4rl, minari, npz, ogbench
 from ctrlrl.data.columns import DataError
+from ctrlrl.data.download import unknown_id
 from ctrlrl.data.episodes import Episodes
+from ctrlrl.data.scores import SCORES
 
 SOURCES: dict[str, Callable[[str], Path]] = {"d4rl": d4rl.find, "minari": minari.find, "ogbench": ogbench.find}
+_KNOWN = {*d4rl.FILES, *SCORES, *ogbench.FILES, *ogbench.SINGLE_TASKS}  # Minari's, which have a "/", are open
 _LAYOUTS = "D4RL (observations, actions, rewards, terminals), OGBench, roll-outs and Minari are known"
 
 
@@ -55,6 +58,8 @@ def _file(path: Path, data_id: str | None) -> Episodes:
         missing = [key for key in ("observations", "actions", "terminals") if key not in names]
         if missing:
             raise DataError(f"{path}: no {missing[0]!r} among its columns ({cols.listed(names)}).\n{_LAYOUTS}.")
+        if data_id is not None and "/" not in data_id and data_id not in _KNOWN:
+            raise DataError(unknown_id(data_id, _KNOWN))
         if ogbench.recognized(names):
             return ogbench.read(columns, data_id)
         if "episode_ends" in names or ("next_observations" in names and "timeouts" not in names):

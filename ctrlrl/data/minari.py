@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,12 @@ def read(folder: Path, *, package: bool = False) -> Episodes:
     notices = ["of a Dict of goals 'observation' alone is learned from; the goals are in extras"] if goals else []
     if action_space.get("start"):
         notices.append(f"discrete actions count from {action_space['start']}, as stored")
+    low, high = _bounds(action_space)
     return Episodes(
         joined["observations"], joined["actions"], joined["rewards"], joined["terminations"],
         ends=np.cumsum([len(r["rewards"]) for r in rows], dtype=np.int64), final_obs=joined["final_observations"],
         has_final=np.ones(len(rows), bool), usable=np.ones(n, bool), extras=extras, episode_extras={},
-        facts=_facts(folder, about, env_id, notices),
+        facts=replace(_facts(folder, about, env_id, notices), action_low=low, action_high=high),
     )  # fmt: skip
 
 
@@ -106,6 +108,15 @@ def _columns(
         **{name: goal[:-1] for name, goal in goals.items()},
         **trees.infos_of(record.infos, t),
     }
+
+
+def _bounds(action_space: trees.Space) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Lowest and highest action of a finite Box; () of other spaces."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        low, high = (np.asarray(action_space[end], dtype=np.float64).reshape(-1) for end in ("low", "high"))
+        if np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all():
+            return tuple(low.tolist()), tuple(high.tolist())
+    return (), ()
 
 
 def _join(parts: list[Array], folder: Path, name: str) -> Array:

@@ -82,13 +82,14 @@ class Dataset:
         gamma: float = 0.99,
         best_fraction: float = 1.0,
     ) -> Dataset:
-        """The usable rows of a data set, rewards as scale * r + shift.
+        """The usable rows of a data set, rewards as scale * r + shift, actions of a known Box scaled to [-1, 1].
 
         needs: extra columns: "next_action" [N, A] (the next row's; an episode's last row, which has none, stays out
         unless it terminated), "return_to_go" [N] (discounted by gamma, of the transformed rewards).
         best_fraction: only rows of the episodes with the highest undiscounted returns, at least one episode.
         """
-        makers = {"next_action": lambda: _next_action(episodes, clip_actions)}
+        actions = _in_units(episodes)
+        makers = {"next_action": lambda: _next_action(actions, clip_actions)}
         makers["return_to_go"] = lambda: _return_to_go(episodes, reward_scale, reward_shift, gamma)
         unknown = [name for name in needs if name not in makers]
         if unknown:
@@ -104,9 +105,13 @@ class Dataset:
         widths = {name: column.shape[1] if column.ndim > 1 else 0 for name, column in extra.items()}
         table = Table(len(keep), episodes.obs.shape[1], episodes.action.shape[1], widths, device)
         following = episodes.next_obs()
+        seen = {"observations": episodes.obs, "actions": episodes.action, "rewards": episodes.reward}
+        seen["next observations"] = following
         for begin in range(0, len(keep), BLOCK):
             rows = keep[begin : begin + BLOCK]
-            action = episodes.action[rows]
+            for name, column in seen.items():
+                _check_finite(column[rows], name, rows, episodes.facts.path)
+            action = actions[rows]
             block = {
                 "obs": episodes.obs[rows],
                 "action": action if clip_actions is None else action.clip(-clip_actions, clip_actions),
@@ -223,6 +228,7 @@ class Pair:
 def return_range(episodes: Episodes) -> float:
     """Largest minus smallest episode return of the raw rewards of usable rows; IQL scales rewards by 1000 over it."""
     reward = np.where(episodes.usable, episodes.reward, 0.0).astype(np.float64)
+    _check_finite(reward, "rewards", np.arange(len(reward)), episodes.facts.path)
     total = np.concatenate(([0.0], np.cumsum(reward)))
     seen = np.logical_or.reduceat(episodes.usable, episodes.starts())
     returns = (total[episodes.ends] - total[episodes.starts()])[seen]
@@ -234,6 +240,15 @@ def return_range(episodes: Episodes) -> float:
     return spread
 
 
+def _check_finite(column: np.ndarray, name: str, rows: np.ndarray, path: str) -> None:
+    """column: [n, ...], the values at `rows` of the file."""
+    if column.dtype.kind == "f" and not (good := np.isfinite(column.reshape(len(rows), -1)).all(1)).all():
+        raise ValueError(
+            f"{path}: nan or inf in {name}, first at row {rows[good.argmin()]}: drop its episode. "
+            "`ctrlrl data check` lists all."
+        )
+
+
 def _of_best(episodes: Episodes, fraction: float) -> np.ndarray:
     if fraction >= 1.0:
         return np.ones(episodes.n_rows, dtype=bool)
@@ -243,8 +258,16 @@ def _of_best(episodes: Episodes, fraction: float) -> np.ndarray:
     return np.repeat(best, episodes.lengths())
 
 
-def _next_action(episodes: Episodes, clip: float | None) -> np.ndarray:
-    action = np.concatenate((episodes.action[1:], episodes.action[-1:]))
+def _in_units(episodes: Episodes) -> np.ndarray:
+    """Actions [N, A] with the file's own bounds at -1 and 1."""
+    low, high = (np.asarray(end, dtype=np.float32) for end in (episodes.facts.action_low, episodes.facts.action_high))
+    if len(low) == 0 or ((low == -1.0) & (high == 1.0)).all():
+        return episodes.action
+    return 2.0 * (episodes.action - low) / (high - low) - 1.0
+
+
+def _next_action(actions: np.ndarray, clip: float | None) -> np.ndarray:
+    action = np.concatenate((actions[1:], actions[-1:]))
     return action if clip is None else action.clip(-clip, clip)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from ctrlrl import build
-from ctrlrl.config import DataConfig, TrainConfig
+from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.environments import Connection, connect
 from ctrlrl.face.records import seed_generators
@@ -80,9 +81,13 @@ class OfflineAgent:
     def set_dataset(self, dataset: Any) -> None:
         """Learn from this one from now on; normalisation statistics are taken from it."""
         episodes = build.load_data(dataset) if isinstance(dataset, (str, PathLike)) else dataset
+        if not isinstance(episodes, build.Episodes):
+            raise TypeError(f"{type(self).__name__}: dataset must be a path or Episodes, got {type(dataset).__name__}")
         if not hasattr(self, "learner"):
             raise ValueError(f"{type(self).__name__}: env is needed besides the data set, e.g. env='Hopper-v4'")
         build.same_task(episodes, self._spaces.env_spec(self.device), str(self.observation_space))
+        for line in build.notices(episodes.facts, EnvConfig()):
+            warnings.warn(line, stacklevel=3)
         self._episodes, self._loop = episodes, None
 
     def learn(self, gradient_steps: int, progress_bar: bool = False) -> Self:

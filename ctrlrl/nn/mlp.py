@@ -38,6 +38,8 @@ def mlp(
     norm: LayerNorm "before" or "after" every activation.
     dropout: after every activation, in training mode.
     """
+    if min(sizes[1:], default=1) < 1:
+        raise ValueError(f"hidden: a layer is at least 1 wide, got {list(sizes[1:])}")
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2

@@ -287,6 +287,7 @@ class Trainer:
             return
         checkpoint = read_folder(last)
         same_spec(checkpoint.state, self.spec, str(last), lanes=True)
+        self._same_data(checkpoint.state, last)
         try:
             self._restore(*checkpoint)
         except (RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
@@ -295,6 +296,15 @@ class Trainer:
         self.folder.resume(self.steps)
         if self.loop.env is not None and not any(name.startswith("loop/env/") for name in checkpoint.training):
             self.progress.note("this environment cannot be restored: its episodes start anew, with seeds of their own")
+
+    def _same_data(self, state: dict[str, Any], last: Path) -> None:
+        """ValueError where the data set is not the one that the run began with."""
+        was, now = (facts.get("data_checksum") for facts in (state, self.facts))
+        if was is not None and was != now:
+            raise ValueError(
+                f"{last}: learned from a data set with checksum {str(was)[:12]}, that of {self.facts['data']} is "
+                f"{str(now)[:12]} now. Put the old one back, or begin a new run."
+            )
 
     def _read_best(self, state: dict[str, Any]) -> Any:
         return None if state["best"] is None else number(state, "best")

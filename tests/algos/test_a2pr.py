@@ -150,6 +150,11 @@ def with_moments(learner: A2PRLearner, mean: float) -> None:
         moments.bias[: moments.out_features // 2] = mean
 
 
+def test_the_vae_has_a_learning_rate_of_its_own():
+    rates = {name: step.learning_rate.item() for name, step in made(data()).opt.items()}
+    assert rates == pytest.approx({"policy": 3e-4, "critic": 3e-4, "value": 3e-4, "vae": 1e-3})
+
+
 def test_the_kl_is_a_mean_over_latent_axes():
     source = data()
     learner, batch = made(source), source.sample(32)
@@ -209,8 +214,12 @@ def test_networks_have_the_authors_sizes():
     assert count["vae"] == dense(23, 750, 750) + 2 * dense(750, 12) + dense(29, 750, 750, 6)
 
 
+OTHER = {"gamma": 0.9, "tau": 0.1, "alpha": 4.0, "target_noise": 0.6, "target_noise_clip": 0.3}  # than the defaults
+OTHER |= {"mask": 0.4, "vae_weight": 1.5}
+
+
 def authors_update(nets: Any, adam: dict[str, Any], batch: Transition, at: int) -> dict[str, Tensor]:
-    """The authors' sequence in plain torch, pull weight 0.4, VAE weight 1.5."""
+    """The authors' sequence in plain torch with the settings OTHER."""
     s, a, s2 = batch.obs, batch.action, batch.next_obs
     out: dict[str, Tensor] = {}
 
@@ -225,10 +234,10 @@ def authors_update(nets: Any, adam: dict[str, Any], batch: Transition, at: int) 
         return nets.vae.decode(s, mean + std * torch.randn_like(std)), mean, std
 
     def bootstrap(critic: Any) -> Tensor:
-        return batch.reward + 0.99 * (~batch.terminated) * critic(s2, a2).min(0).values
+        return batch.reward + 0.9 * (~batch.terminated) * critic(s2, a2).min(0).values
 
     with torch.no_grad():
-        a2 = (nets.target_policy(s2) + (0.2 * torch.randn_like(a)).clamp(-0.5, 0.5)).clamp(-1, 1)
+        a2 = (nets.target_policy(s2) + (0.6 * torch.randn_like(a)).clamp(-0.3, 0.3)).clamp(-1, 1)
         y = bootstrap(nets.target_critic)
     q1, q2 = nets.critic(s, a)
     out["loss/critic"] = ((q1 - y) ** 2).mean() + ((q2 - y) ** 2).mean()
@@ -253,18 +262,19 @@ def authors_update(nets: Any, adam: dict[str, Any], batch: Transition, at: int) 
         goal = proposal * (gain >= gain_data).unsqueeze(-1) + a * (gain_data > gain).unsqueeze(-1)
         weight = 0.4 * ((gain >= 0) + (gain_data > 0))
         out["loss/pull"] = (weight.unsqueeze(-1) * (pi - goal) ** 2).mean()
-        out["loss/policy"] = -(2.5 / q.abs().mean().detach()) * q.mean() + out["loss/pull"]
+        out["loss/policy"] = -(4.0 / q.abs().mean().detach()) * q.mean() + out["loss/pull"]
         minimize("policy", out["loss/policy"])
         for name in ("critic", "policy"):
             pairs = zip(getattr(nets, name).parameters(), getattr(nets, f"target_{name}").parameters(), strict=True)
             for p, target in pairs:
-                target.data.copy_(0.005 * p.data + 0.995 * target.data)
+                target.data.copy_(0.1 * p.data + 0.9 * target.data)
     return out
 
 
 def test_updates_are_those_of_the_authors():
     source, names = data(), ("critic", "policy", "value", "vae")
-    learner = made(source, mask=0.4, vae_weight=1.5, learning_rate=3e-3, vae_learning_rate=3e-3, normalize_obs=False)
+    rates = {"learning_rate": 3e-3, "vae_learning_rate": 3e-3}
+    learner = made(source, normalize_obs=False, **rates, **OTHER)
     torch.nn.init.constant_(learner.nets.vae.moments.bias, 0.7)  # a KL that counts
     nets = copy.deepcopy(learner.nets)
     adam = {name: torch.optim.Adam(getattr(nets, name).parameters(), lr=3e-3) for name in names}
@@ -276,3 +286,9 @@ def test_updates_are_those_of_the_authors():
         theirs = authors_update(nets, adam, batch, at)
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value.detach(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [{"vae_learning_rate": 0.0}, {"gamma": 1.1}, {"mask": -1.0}, {"policy_delay": 0}])
+def test_settings_out_of_range_are_refused_by_name(bad):
+    with pytest.raises(ValueError, match=f"A2PRConfig.*{next(iter(bad))}"):
+        A2PRConfig(**bad)

@@ -76,6 +76,15 @@ def test_the_advantage_is_that_of_the_online_critics_after_their_step():
     assert q - value > 0.05, "Adam's first step raises Q along the data's action by 0.3 * (0.5 - 0.2)"
 
 
+def test_the_advantage_is_between_the_smaller_critics_at_either_action():
+    learner = certain([[0.0]])
+    freeze(learner, "critic")
+    write(learner.nets.critic.heads[0], [1.0], slope=-1.0)  # 1 at the policy's action, 0.5 at the data's
+    write(learner.nets.critic.heads[1], [0.2], slope=1.0)  # 0.2 and 0.7
+    metrics = learner.step(rows([0], [[0.5]], n_obs=1), 0)
+    assert metrics["policy/weight"].item() == pytest.approx(math.exp((0.5 - 0.2) / 0.3333), rel=1e-5)
+
+
 def test_samples_are_drawn_anew_for_the_target_and_for_the_baseline():
     learner = made("awac", 1)
     seen = []

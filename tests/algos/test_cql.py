@@ -77,7 +77,8 @@ class WrittenOut:
                 at_data = q(torch.cat((s, data.action[i]))).squeeze()
                 ood = torch.stack([q(torch.cat((s, c))).squeeze() - log_mu for c, log_mu in asked])
                 td[k] = td[k] + (at_data - y) ** 2 / N
-                gaps[k] = gaps[k] + (ood.exp().sum().log() - at_data) / N
+                heat = cfg.softmax_temperature
+                gaps[k] = gaps[k] + (heat * (ood / heat).exp().sum().log() - at_data) / N
         penalty = [cfg.conservative_coef * gap for gap in gaps]
         if cfg.target_gap is not None:
             penalty = [weight.detach() * (p - cfg.conservative_coef * cfg.target_gap) for p in penalty]
@@ -104,6 +105,7 @@ class WrittenOut:
     [
         {},
         {"max_target_backup": True},
+        {"softmax_temperature": 2.0},
         {"target_gap": 0.5, "conservative_coef": 5.0},
         {"critic_hidden": [6], "policy_init": "orthogonal"},
     ],
@@ -128,6 +130,13 @@ def test_updates_equal_the_written_out_ones(changes):
     torch.testing.assert_close(ours.nets.log_temperature(), theirs.log_alpha, **near)
     if "target_gap" in changes:
         torch.testing.assert_close(ours.nets.log_weight(), theirs.log_weight, **near)
+
+
+def test_the_temperature_learns_at_the_policys_rate_and_the_penaltys_weight_at_the_critics():
+    ours = learner(target_gap=0.5, learning_rate=3e-5, critic_learning_rate=3e-4)
+    rates = {name: step.learning_rate.item() for name, step in ours.opt.items()}
+    expected = {"policy": 3e-5, "log_temperature": 3e-5, "critic": 3e-4, "log_weight": 3e-4}
+    assert rates == pytest.approx(expected)
 
 
 def test_the_penalty_moves_the_critics_and_not_the_policy():
@@ -173,12 +182,13 @@ def test_the_temperature_falls_while_the_policy_is_more_random_than_minus_one_na
     assert ours.nets.log_temperature() < 0.0
 
 
-def test_bounds_on_the_gap_silence_the_penalty_beyond_them():
-    free, clipped = learner(conservative_coef=0.0), learner(conservative_coef=5.0, gap_max=-1e3)
+@pytest.mark.parametrize(("name", "bound"), [("gap_max", -1e3), ("gap_min", 1e3)])
+def test_bounds_on_the_gap_silence_the_penalty_beyond_them(name, bound):
+    free, clipped = learner(conservative_coef=0.0), learner(conservative_coef=5.0, **{name: bound})
     for each in (free, clipped):
         torch.manual_seed(3)
         metrics = each.update(batch())
-    assert metrics["value/gap"] == -1e3
+    assert metrics["value/gap"] == bound
     assert torch.equal(values(free.nets.critic), values(clipped.nets.critic))
 
 

@@ -126,10 +126,12 @@ def test_critics_have_layer_norm_after_the_activation_and_policies_none():
 
 
 def test_initial_weights_fill_the_variance_scaling_interval():
-    layer = learner(hidden=[200, 100]).nets.flow.net[2]
+    nets = learner(hidden=[200, 100]).nets
     limit = (6.0 / 300.0) ** 0.5
-    assert 0.98 * limit < layer.weight.abs().max() <= limit
-    assert not layer.bias.any()
+    for net in (nets.flow.net, nets.policy.net, *nets.critic.heads):
+        linear = [layer for layer in net if isinstance(layer, nn.Linear)]
+        assert 0.98 * limit < linear[1].weight.abs().max() <= limit
+        assert not any(layer.bias.any() for layer in linear)
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,11 @@ def test_the_policy_ignores_a_constant_added_to_both_values(joint):
 
 @JOINT
 def test_targets_follow_the_new_critics_on_every_step_and_have_no_value_among_them(joint):
-    learner = made("iql", 3, 2, hidden=[8], joint=joint)
+    learner = made("iql", 3, 2, hidden=[8], joint=joint, tau=0.1)
     old = weights(learner, "target")
     assert torch.equal(old, weights(learner, "critic")), "targets begin as copies"
     learner.update(noise_rows(16, 3, 2))
-    expected = 0.005 * weights(learner, "critic").double() + 0.995 * old.double()
+    expected = 0.1 * weights(learner, "critic").double() + 0.9 * old.double()
     assert (weights(learner, "target") - expected).abs().max() < 1e-7
     assert list(learner.targets) == ["critic"]
 
@@ -162,6 +162,15 @@ def test_the_clip_is_on_the_weight():
     for advantage, weight in ((0.5, 4.48169), (2.0, 100.0)):
         learner, batch = standing_still(advantage)
         assert learner.step(batch, 0)["loss/policy"].item() == pytest.approx(weight * 1.837877, rel=2e-6)
+
+
+def test_bounds_on_the_weight_and_on_the_deviation_are_those_of_the_config():
+    learner, batch = standing_still(2.0, max_weight=7.0)
+    assert learner.step(batch, 0)["loss/policy"].item() == pytest.approx(7.0 * 1.837877, rel=2e-6)
+    policy = made("iql", 1, 2, log_std_min=-3.0).nets.policy
+    for value, bound in ((-30.0, -3.0), (30.0, 2.0)):
+        torch.nn.init.constant_(policy.log_std, value)
+        assert policy(torch.ones(1, 1))[1].tolist() == [bound, bound]
 
 
 def test_the_deterministic_policy_sums_over_dimensions():

@@ -121,14 +121,17 @@ def test_targets_and_policy_move_on_every_second_update_only():
     assert moved[1] == moved[3] == {"critic", "policy", "target_policy", "target_critic"}
 
 
+OTHER = {"gamma": 0.9, "tau": 0.1, "alpha": 4.0, "target_noise": 0.6, "target_noise_clip": 0.3}  # than the defaults
+
+
 def authors_update(nets: Any, adam: dict[str, Any], data: Dataset, batch: Transition, at: int, a: PRDCLearner) -> dict:
-    """The authors' sequence in plain torch, the neighbour by brute force."""
+    """The authors' sequence in plain torch with the settings OTHER, the neighbour by brute force."""
     norm = a.nets.normalizer
     s, s2, act = norm(batch.obs), norm(batch.next_obs), batch.action
     with torch.no_grad():
-        noise = (0.2 * torch.randn_like(act)).clamp(-0.5, 0.5)
+        noise = (0.6 * torch.randn_like(act)).clamp(-0.3, 0.3)
         a2 = (nets.target_policy(s2) + noise).clamp(-1, 1)
-        y = batch.reward + 0.99 * (~batch.terminated) * nets.target_critic(s2, a2).min(0).values
+        y = batch.reward + 0.9 * (~batch.terminated) * nets.target_critic(s2, a2).min(0).values
     q1, q2 = nets.critic(s, act)
     out = {"loss/critic": ((q1 - y) ** 2).mean() + ((q2 - y) ** 2).mean()}
     adam["critic"].zero_grad()
@@ -139,20 +142,20 @@ def authors_update(nets: Any, adam: dict[str, Any], data: Dataset, batch: Transi
         q = nets.critic(s, pi)[0]
         near = brute(data, a, batch.extras["index"], pi.detach()).argmin(1)
         out["loss/constraint"] = ((pi - data.all().action[near]) ** 2).mean()
-        out["loss/policy"] = -(2.5 / q.abs().mean().detach()) * q.mean() + out["loss/constraint"]
+        out["loss/policy"] = -(4.0 / q.abs().mean().detach()) * q.mean() + out["loss/constraint"]
         adam["policy"].zero_grad()
         out["loss/policy"].backward()
         adam["policy"].step()
         for name in ("critic", "policy"):
             pairs = zip(getattr(nets, name).parameters(), getattr(nets, f"target_{name}").parameters(), strict=True)
             for p, target in pairs:
-                target.data.copy_(0.005 * p.data + 0.995 * target.data)
+                target.data.copy_(0.1 * p.data + 0.9 * target.data)
     return out
 
 
 def test_updates_are_those_of_the_authors():
     data = Dataset.of(rows())
-    learner = made(data, learning_rate=3e-3)
+    learner = made(data, learning_rate=3e-3, **OTHER)
     nets = copy.deepcopy(learner.nets)
     adam = {n: torch.optim.Adam(getattr(nets, n).parameters(), lr=3e-3) for n in ("critic", "policy")}
     for at in range(1, 9):
@@ -188,3 +191,9 @@ def test_the_table_is_read_from_the_cache_and_belongs_to_its_states(tmp_path, mo
 def test_more_than_one_neighbor_is_refused():
     with pytest.raises(ValueError, match="n_neighbors must be 1"):
         PRDCConfig(n_neighbors=2)
+
+
+@pytest.mark.parametrize("bad", [{"beta": -1.0}, {"tau": 2.0}, {"learning_rate": 0.0}, {"list_length": 0}])
+def test_settings_out_of_range_are_refused_by_name(bad):
+    with pytest.raises(ValueError, match=f"PRDCConfig.*{next(iter(bad))}"):
+        PRDCConfig(**bad)

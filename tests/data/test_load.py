@@ -56,6 +56,14 @@ def test_sources_without_ids_are_refused():
 # what is not a data set ----------------------------------------------------------------------------------------------
 
 
+def test_an_unknown_id_of_a_file_is_told_with_near_ones(tmp_path):
+    path = write_npz(tmp_path / "a.npz", flagged(8, timeouts=(3,)))
+    assert load(path, data_id="hopper-medium-v2").facts.data_id == "hopper-medium-v2"
+    assert load(path, data_id="D4RL/door/human-v2").facts.data_id == "D4RL/door/human-v2"
+    with pytest.raises(ValueError, match=r"hoper-medium-v2 is unknown; did you mean hopper-medium-v2"):
+        load(path, data_id="hoper-medium-v2")
+
+
 def test_a_missing_path_is_named(tmp_path):
     refused(tmp_path / "nowhere.hdf5", r"data\.path=.*no such file")
 

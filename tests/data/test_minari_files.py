@@ -367,3 +367,13 @@ def test_the_package_is_asked_for_by_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(ValueError, match=r"pip install 'ctrlrl\[data\]'"):
         find("minari", "D4RL/door/human-v2")
+
+
+def test_the_bounds_of_a_finite_action_box_are_kept():
+    box = spaces.Box(np.array([-0.4, 0.0], np.float32), np.array([0.4, 2.0], np.float32))
+    folder, _ = written(action_space=box)
+    facts = load(folder).facts
+    assert facts.action_low == pytest.approx((-0.4, 0.0))
+    assert facts.action_high == pytest.approx((0.4, 2.0))
+    open_box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    assert load(written(data_id="open/box-v0", action_space=open_box)[0]).facts.action_low == ()

@@ -155,6 +155,15 @@ def test_a_row_without_a_next_action_stays_out_where_next_actions_are_learned_fr
     assert Dataset.of_episodes(raw).size == 7
 
 
+def test_actions_of_a_known_box_are_scaled_to_its_bounds():
+    facts = Facts("minari", "x", action_low=(-0.4,), action_high=(0.4,))
+    raw = episodes([3], action=np.array([[-0.4], [0.1], [0.4]], dtype=F32), facts=facts, terminated=flags(3, 2))
+    data = Dataset.of_episodes(raw, needs=["next_action"]).all()
+    torch.testing.assert_close(data.action[:, 0], torch.tensor([-1.0, 0.25, 1.0]))
+    torch.testing.assert_close(data.extras["next_action"][:2, 0], torch.tensor([0.25, 1.0]))
+    assert raw.action[0, 0] == np.float32(-0.4)
+
+
 def test_equal_returns_have_no_range():
     with pytest.raises(
         ValueError, match=r"made\.npz: data\.return_range needs episodes of different returns, all have 2"
@@ -195,6 +204,33 @@ def test_what_cannot_be_learned_from_is_refused():
         Dataset.of_episodes(episodes([3], usable=np.zeros(3, dtype=bool)))
     with pytest.raises(ValueError, match=r"made\.npz: the algorithm reads 'post_obs'"):
         Dataset.of_episodes(episodes([3]), needs=["post_obs"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("obs", "observations"), ("action", "actions"), ("reward", "rewards"), ("final_obs", "next observations")],
+)
+def test_numbers_that_are_not_finite_are_refused_with_file_column_and_row(monkeypatch, name, said):
+    monkeypatch.setattr(table_module, "BLOCK", 2)
+    e = episodes([3, 3], usable=~flags(6, 0))
+    getattr(e, name)[1] = np.nan  # row 1; of the last observations that of episode 1
+    row = 5 if name == "final_obs" else 1
+    with pytest.raises(ValueError, match=rf"made\.npz: nan or inf in {said}, first at row {row}:"):
+        Dataset.of_episodes(e)
+
+
+def test_a_nan_in_a_row_that_learning_does_not_see_is_no_reason_to_refuse():
+    e = episodes([3, 3], usable=~flags(6, 0))
+    e.reward[0] = np.nan
+    assert Dataset.of_episodes(e).size == 5
+    assert return_range(e) > 0.0
+
+
+def test_a_nan_in_the_return_range_is_named():
+    e = episodes([3, 3])
+    e.reward[4] = np.nan
+    with pytest.raises(ValueError, match="nan or inf in rewards, first at row 4"):
+        return_range(e)
 
 
 # replay

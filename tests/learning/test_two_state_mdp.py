@@ -21,6 +21,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "iql joint": {"joint": True},
     "rebrac": {"critic_bc_coef": 0.0},  # its penalty is part of the value
     "awac": {},
+    "prdc": {},
+    "a2pr": {"critic_hidden": [], "vae_hidden": [8]},
 }
 SHARED = {"hidden": [], "gamma": GAMMA, "tau": 0.1, "learning_rate": 0.05, "normalize_obs": False}
 UPDATES = 400
@@ -33,13 +35,15 @@ def chain(ends: bool, n: int = 32) -> Transition:
     terminated = (state == 1) & ends
     one_hot, reward = F.one_hot(state, 2).float(), 1.0 + state
     following = F.one_hot(torch.ones_like(state), 2).float()
-    return Transition(one_hot, action, reward, following, terminated, {"next_action": action.flip(0)})
+    extras = {"next_action": action.flip(0), "index": torch.arange(2 * n)}
+    return Transition(one_hot, action, reward, following, terminated, extras)
 
 
 def learned(method: str, data: Transition) -> Any:
     torch.manual_seed(0)
     kind = lookup(ALGORITHMS, method.split()[0], "algorithm")
     learner = kind(kind.config(**SHARED, **METHODS[method]), SPEC)
+    learner.prefit(data)
     for update in range(UPDATES):
         rate = 0.05 * min(1.0, 2.0 * (1.0 - update / UPDATES))  # Adam at a constant rate would go on trembling
         for name in ("critic", "value"):

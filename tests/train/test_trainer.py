@@ -208,6 +208,16 @@ def test_a_row_that_a_crash_cut_short_is_dropped_on_resume(tmp_path):
     assert rows(tmp_path / "run") == whole
 
 
+def test_a_run_does_not_go_on_with_another_data_set(tmp_path):
+    trainer = build(config(), tmp_path)
+    trainer.facts |= {"data": "x.npz", "data_checksum": "0123456789abcdef"}
+    trainer.save("last")
+    trainer.resume()
+    trainer.facts |= {"data_checksum": "fedcba9876543210"}
+    with pytest.raises(ValueError, match=r"checksum 0123456789ab, that of x\.npz is fedcba987654 now"):
+        trainer.resume()
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_path, capsys):
     build(config(), tmp_path / "whole").train()
     (tmp_path / "killed/checkpoints/.last.new").mkdir(parents=True)
