@@ -59,6 +59,10 @@ def train_config(words: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, words)) from None
     cfg.experiment = experiment
+    clocks = ("total_steps", "gradient_steps") if cfg.data.name == "none" else ("gradient_steps", "total_steps")
+    if clocks[1] in chosen and clocks[0] not in chosen:
+        taught = "the environment" if cfg.data.name == "none" else "a data set"
+        raise ValueError(f"{clocks[1]}: a run that learns from {taught} counts {clocks[0]}; give that instead")
     return cfg
 
 

@@ -217,6 +217,20 @@ def test_every_preset_composes_and_passes_its_checks():
         compose.typed(compose.train_config([f"experiment={name}"]))
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["algo=ppo", "gradient_steps=10"], "counts total_steps"),
+        (["algo=bc", "data=file", "data.path=x.npz", "total_steps=10"], "counts gradient_steps"),
+    ],
+)
+def test_the_other_clock_is_refused(words, wanted):
+    from ctrlrl import compose
+
+    with pytest.raises(ValueError, match=wanted):
+        compose.train_config(words)
+
+
 # what a user mistypes ------------------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,9 @@ class IQLConfig:
 
     def __post_init__(self) -> None:
         in_range("IQLConfig", low=0.0, high=1.0, open_ends=True, expectile=self.expectile)
-        in_range("IQLConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau, policy_dropout=self.policy_dropout)
+        if not 0.0 <= self.policy_dropout < 1.0:
+            raise ValueError(f"IQLConfig.policy_dropout must lie in [0, 1), got {self.policy_dropout}")
+        in_range("IQLConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
         in_range("IQLConfig", low=0.0, high=float("inf"), inverse_temperature=self.inverse_temperature)
         positive = {"learning_rate": self.learning_rate, "max_weight": self.max_weight}
         in_range("IQLConfig", low=0.0, high=float("inf"), open_ends=True, **positive)
