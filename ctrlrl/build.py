@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import keep_memory, set_threads
 from ctrlrl.core.stacked import extract
-from ctrlrl.data.episodes import Episodes, Facts
-from ctrlrl.data.scores import normalized_score
+from ctrlrl.data.episodes import Episodes
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
 from ctrlrl.nn.features import Vector
@@ -25,7 +24,7 @@ from ctrlrl.policies.quick import Quick
 from ctrlrl.provenance import facts
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.seeds import refuse_unless_stackable, stacked
-from ctrlrl.sources import cache_folder, dataset, load_data, notices, read_data, same_robot, same_task
+from ctrlrl.sources import cache_folder, dataset, load_data, notices, read_data, same_robot, same_task, score_range
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import RunFolder
@@ -276,6 +275,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
     every = loop.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
     told = list(getattr(loop.env, "notices", ())) if data is None else notices(data, cfg.env)
+    span = None if data is None else score_range(cfg, data)
     options: dict[str, Any] = {
         "eval_every": every,
         "log_every": cfg.log.every,
@@ -285,9 +285,9 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
         "keep": cfg.checkpoint.keep,
         "spec": env_spec(cfg, device) if loop.env is None else loop.env.spec,
         "device": device,
-        "facts": facts(cfg, device, data) | {"notices": told},
+        "facts": facts(cfg, device, data) | {"notices": told, "score_range": span},
         "progress": cfg.log.progress,
-        "score": scorer(cfg, data),
+        "score": scorer(span),
     }
     trainer = (
         _stacked_trainer(cfg, loop, folder, options)
@@ -332,15 +332,12 @@ def _stacked_trainer(cfg: TrainConfig, loop: Any, folder: Path, options: dict[st
     )
 
 
-def scorer(cfg: TrainConfig, data: Facts | None = None) -> Callable[[float], float | None]:
-    """Returns on the 0-100 scale of the data set's references; nothing for runs without a data set."""
-    if cfg.data.name == "none":
+def scorer(span: Sequence[float] | None) -> Callable[[float], float | None]:
+    """Returns on the 0-100 scale between two reference returns; None for all where there are none."""
+    if span is None:
         return lambda _: None
-    if data is not None and data.ref_min is not None and data.ref_max is not None:
-        low, high = data.ref_min, data.ref_max
-        return lambda value: 100.0 * (value - low) / (high - low)
-    name = cfg.data.id or cfg.env.id or cfg.env.name
-    return lambda value: normalized_score(name, value)
+    low, high = span
+    return lambda value: 100.0 * (value - low) / (high - low)
 
 
 def on_policy_loop(

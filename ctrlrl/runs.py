@@ -120,12 +120,20 @@ def evaluate_run(folder: Path, *, episodes: int, seed: int, checkpoint: str = "l
         "return_max": returns.max().item(),
         "length_mean": lengths.double().mean().item(),
         "success_rate": None if success is None else success.nanmean().item(),
-        "normalized_score": scorer(cfg)(returns.mean().item()),
+        "normalized_score": scorer(_score_range(folder))(returns.mean().item()),
         "returns": returns.tolist(),
         "lengths": lengths.tolist(),
     }
     write_atomic(folder / "eval.json", json.dumps(result, indent=2).encode())
     return result
+
+
+def _score_range(folder: Path) -> list[float] | None:
+    """As the run's own evaluations had it."""
+    try:
+        return json.loads((folder / "result.json").read_bytes()).get("score_range")
+    except (OSError, ValueError, AttributeError):
+        return None  # never evaluated
 
 
 def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:

@@ -15,6 +15,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.data.check import other_versions
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.load import find, load
+from ctrlrl.data.scores import reference
 from ctrlrl.data.table import Dataset, return_range
 from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS
 from ctrlrl.types import EnvSpec
@@ -100,6 +101,13 @@ def same_robot(facts: Facts, env: EnvConfig) -> None:
             f"{facts.path}: the data set is of {facts.env_id}, the policy would be for {here}: "
             f"use {_as_words(facts.env_id or '')}."
         )
+
+
+def score_range(cfg: TrainConfig, facts: Facts) -> tuple[float, float] | None:
+    """The returns that score 0 and 100: the data set's own, or D4RL's of the task; None where there are none."""
+    if facts.ref_min is not None and facts.ref_max is not None:
+        return facts.ref_min, facts.ref_max
+    return reference(facts.data_id or cfg.data.id) or reference(cfg.env.id or cfg.env.name)
 
 
 def notices(facts: Facts, env: EnvConfig) -> list[str]:

@@ -11,7 +11,7 @@ from ctrlrl.algos.prdc import PRDCConfig
 from ctrlrl.build import loop_over, make_learner, offline_loop
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.data.episodes import Facts
-from ctrlrl.sources import ASSETS, cache_folder, load_data, notices, read_data, same_robot, same_task
+from ctrlrl.sources import ASSETS, cache_folder, load_data, notices, read_data, same_robot, same_task, score_range
 from ctrlrl.types import EnvSpec
 
 HOPPER = EnvSpec(11, 3, 0, 1, 1, 1000, torch.device("cpu"))
@@ -47,6 +47,13 @@ def test_images_and_discrete_actions_are_named():
     cfg = TrainConfig(algo=PRDCConfig(), env=EnvConfig(name="cartpole"))
     with pytest.raises(ValueError, match=r"algo=prdc is for continuous actions, those of env=cartpole are discrete"):
         offline_loop(cfg, episodes, torch.device("cpu"))
+
+
+def test_scores_are_between_the_data_sets_own_references_or_those_of_its_task():
+    cfg = TrainConfig(env=EnvConfig(name="hopper-v4"))
+    assert score_range(cfg, Facts("minari", "x", ref_min=1.0, ref_max=3.0)) == (1.0, 3.0)
+    assert score_range(cfg, Facts("rollouts", "x")) == pytest.approx((-20.272305, 3234.3))
+    assert score_range(TrainConfig(env=EnvConfig(name="pendulum")), Facts("rollouts", "x")) is None
 
 
 def test_a_robot_with_as_many_numbers_is_refused_too():
