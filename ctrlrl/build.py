@@ -20,11 +20,13 @@ from ctrlrl.data.episodes import Episodes
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
 from ctrlrl.nn.features import Vector
+from ctrlrl.online import online_loop, refuse_unless_online
 from ctrlrl.policies.quick import Quick
 from ctrlrl.provenance import facts
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.sources import cache_folder, dataset, load_data, notices, read_data, same_robot, same_task, score_range
+from ctrlrl.train.buffer_files import load_buffer, save_buffer
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import RunFolder
@@ -35,7 +37,8 @@ from ctrlrl.train.trainer import Loop, Trainer
 from ctrlrl.types import EnvSpec, VecEnv
 
 # what the faces take from here besides what stands below
-__all__ = ["Episodes", "Spaces", "evaluate", "load_data", "notices", "read_zip", "same_task", "write_zip"]
+__all__ = ["Episodes", "Spaces", "evaluate", "load_buffer", "load_data", "notices", "read_zip", "same_task"]
+__all__ += ["save_buffer", "write_zip"]
 
 
 def make_env(
@@ -134,7 +137,8 @@ def resolve_device(name: str) -> torch.device:
 
 def device_of(cfg: TrainConfig) -> torch.device:
     """Where a run computes; `auto` is the CPU for environments that step there while learning."""
-    if cfg.device == "auto" and cfg.data.name == "none" and backend_of(cfg.env) != "torch":
+    meets_env = cfg.env_steps(lookup(ALGORITHMS, cfg.algo.name, "algorithm")) > 0
+    if cfg.device == "auto" and meets_env and backend_of(cfg.env) != "torch":
         return torch.device("cpu")
     return resolve_device(cfg.device)
 
@@ -183,24 +187,54 @@ def training_loop(cfg: TrainConfig) -> Loop:
     if cfg.seeds > 1:
         refuse_unless_stackable(kind, cfg.seeds)
     if kind.loop == "off_policy":
-        return offline_loop(cfg, read_data(cfg.data), device)
+        return off_policy_loop(cfg, kind, device)
     if cfg.data.name != "none":
         raise ValueError(
             f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
         )
     torch.manual_seed(cfg.seed)
-    mode = resolve(cfg.compile, device, cfg.total_steps)
+    steps = cfg.env_steps(kind)
+    mode = resolve(cfg.compile, device, steps)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
     learner = make_learner(cfg.algo, env.spec)
     learner.set_dtype(cfg.dtype)
     learner.set_compile(mode)
     return on_policy_loop(
+        learner, env, total_steps=steps, seed=cfg.seed, staggered=_staggered(cfg.env), graph=mode == "graph"
+    )
+
+
+def _staggered(cfg: EnvConfig) -> bool:
+    """Whether the first episode of every lane is cut short by design."""
+    return cfg.stagger and backend_of(cfg) not in ("gymnasium", "envpool")
+
+
+def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device) -> Loop:
+    """Over a data set, over an environment's replayed steps, or over the first and then both."""
+    steps = cfg.env_steps(kind)
+    if kind.offline and (steps == 0 or cfg.data.name == "none"):
+        return offline_loop(cfg, read_data(cfg.data), device)
+    env_name = f"env={cfg.env.id or cfg.env.name}"
+    refuse_unless_online(kind, cfg.algo.name, env_spec(cfg, device), env_name)
+    if cfg.seeds > 1:
+        raise ValueError(f"seeds={cfg.seeds}: runs with environment steps take one seed each; see ctrlrl sweep")
+    before: Any = offline_loop(cfg, read_data(cfg.data), device) if kind.offline else None
+    torch.manual_seed(cfg.seed)
+    env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device)
+    if before is not None:
+        learner: Any = before.learner
+    else:
+        learner = make_learner(cfg.algo, env.spec)
+        learner.set_dtype(cfg.dtype)
+        learner.set_compile(resolve(cfg.compile, device, 0))
+    return online_loop(
         learner,
         env,
-        total_steps=cfg.total_steps,
+        env_steps=steps,
         seed=cfg.seed,
-        staggered=cfg.env.stagger and backend_of(cfg.env) not in ("gymnasium", "envpool"),
-        graph=mode == "graph",
+        staggered=_staggered(cfg.env),
+        data=None if before is None else before.source,
+        before=before,
     )
 
 
@@ -274,7 +308,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
     loop = training_loop(cfg)
     every = loop.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
-    told = list(getattr(loop.env, "notices", ())) if data is None else notices(data, cfg.env)
+    told = [*getattr(loop.env, "notices", ()), *(() if data is None else notices(data, cfg.env))]
     span = None if data is None else score_range(cfg, data)
     options: dict[str, Any] = {
         "eval_every": every,
@@ -283,6 +317,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
         "checkpoint_every": cfg.checkpoint.every,
         "checkpoint_steps": cfg.checkpoint.every_steps,
         "keep": cfg.checkpoint.keep,
+        "keep_buffer": cfg.checkpoint.buffer,
         "spec": env_spec(cfg, device) if loop.env is None else loop.env.spec,
         "device": device,
         "facts": facts(cfg, device, data) | {"notices": told, "score_range": span},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
@@ -59,11 +59,18 @@ def train_config(words: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, words)) from None
     cfg.experiment = experiment
-    clocks = ("total_steps", "gradient_steps") if cfg.data.name == "none" else ("gradient_steps", "total_steps")
-    if clocks[1] in chosen and clocks[0] not in chosen:
-        taught = "the environment" if cfg.data.name == "none" else "a data set"
-        raise ValueError(f"{clocks[1]}: a run that learns from {taught} counts {clocks[0]}; give that instead")
+    _check_clocks(cfg, chosen)
     return cfg
+
+
+def _check_clocks(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
+    """ValueError where the length of a run was given in steps that it does not take."""
+    kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
+    offline, online = (getattr(kind, name, False) for name in ("offline", "online"))
+    if "gradient_steps" in chosen and "total_steps" not in chosen and not (offline and cfg.data.name != "none"):
+        raise ValueError("gradient_steps: a run that learns from the environment counts total_steps; give that instead")
+    if "total_steps" in chosen and "gradient_steps" not in chosen and offline and not online:
+        raise ValueError("total_steps: a run that learns from a data set counts gradient_steps; give that instead")
 
 
 def typed(cfg: DictConfig) -> TrainConfig:

@@ -92,6 +92,7 @@ class CheckpointConfig:
     every: float = 60.0  # seconds between checkpoints; the last and the best are always kept
     every_steps: int | None = None  # steps between checkpoints, besides those by the clock
     keep: int = 0  # numbered ones, checkpoints/step_<n>, that stay: by every_steps, or where that is null by every
+    buffer: bool = True  # the replay buffer, where there is one, with the last; else a resumed run fills a new one
 
     def __post_init__(self) -> None:
         if not self.every >= 0:
@@ -115,10 +116,8 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     data: DataConfig = field(default_factory=DataConfig)
     n_envs: int = 64
-    total_steps: int = 1_000_000  # environment steps
-    gradient_steps: int = (
-        1_000_000  # updates, where a data set is learned from; then the clock of eval, log, checkpoint
-    )
+    total_steps: int | None = None  # environment steps; null = 1,000,000, or none after offline training
+    gradient_steps: int = 1_000_000  # updates of offline training; then the clock of eval, log, checkpoint
     seed: int = 0
     seeds: int = 1  # offline: seeds seed ... seed + seeds - 1 trained together in this process
     device: str = "auto"
@@ -142,11 +141,16 @@ class TrainConfig:
         if self.n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {self.n_envs}")
         for name in ("total_steps", "gradient_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.compile not in ("auto", "eager", "compile", "graph"):
             raise ValueError(f"compile must be auto, eager, compile or graph, got {self.compile!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1 or null, got {self.threads}")
+
+    def env_steps(self, learner: type) -> int:
+        """Environment steps of a run of this kind of learner; none by default where a data set alone teaches it."""
+        return self.total_steps or (0 if getattr(learner, "offline", False) else 1_000_000)

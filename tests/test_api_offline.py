@@ -79,3 +79,29 @@ def test_bad_input_is_named(make, told):
 def test_unknown_arguments_are_named_with_the_nearest():
     with pytest.raises(TypeError, match="batch_size"):
         BC("MlpPolicy", "Hopper-v4", batchsize=3)
+
+
+def test_learn_online_goes_on_from_a_replay_buffer_that_can_be_saved(tmp_path):
+    made = {"seed": 0, "n_envs": 4, "learning_starts": 8, "utd": 0.25, "buffer_size": 500, **SMALL}
+    model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", offline_share=0.5, **made).learn(20)
+    assert model.learn_online(40).num_timesteps == 40
+    assert model.gradient_steps == 20 + 8  # a quarter of the steps after the first eight
+    assert len(model.replay_buffer) == 40
+    model.save_replay_buffer(tmp_path / "replay")
+    model.save(tmp_path / "m")
+
+    again = IQL.load(tmp_path / "m", env="Hopper-v4", n_envs=4)
+    again.load_replay_buffer(tmp_path / "replay")
+    np.testing.assert_array_equal(again.replay_buffer.table.rows[:40], model.replay_buffer.table.rows[:40])
+    assert again.learn_online(20).num_timesteps == 20
+    assert len(again.replay_buffer) == 60
+
+
+def test_what_cannot_go_on_online_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="algo=td3bc learns from a data set alone"):
+        TD3BC("MlpPolicy", "Hopper-v4", **SMALL).learn_online(10)
+    model = IQL("MlpPolicy", "Hopper-v4", **SMALL)
+    with pytest.raises(ValueError, match="none before learn_online"):
+        model.save_replay_buffer(tmp_path / "replay")
+    with pytest.raises(ValueError, match="no replay buffer there"):
+        model.load_replay_buffer(tmp_path / "nothing")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.masked import batch_mean
@@ -25,7 +25,7 @@ from ctrlrl.types import EnvSpec, Metrics, Transition
 
 
 @dataclass
-class AWACConfig:
+class AWACConfig(OnlineConfig):
     name: str = "awac"
     learning_rate: float = 3e-4
     batch_size: int = 256
@@ -37,6 +37,7 @@ class AWACConfig:
     normalize_obs: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive = {"learning_rate": self.learning_rate, "temperature": self.temperature, "max_weight": self.max_weight}
         in_range("AWACConfig", low=0.0, high=float("inf"), open_ends=True, **positive)
         in_range("AWACConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
@@ -46,6 +47,7 @@ class AWACConfig:
 
 class AWACLearner(OffPolicyLearner):
     config = AWACConfig
+    online = True
 
     def __init__(self, cfg: AWACConfig, spec: EnvSpec):
         sizes: Any = (spec.obs_dim, spec.action_dim, cfg.hidden)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.conservative import calibrated, conservative_gap, uniform_log_density
@@ -31,7 +31,7 @@ MAX_WEIGHT = 1e6  # of the Lagrange multiplier, as in the authors' code
 
 
 @dataclass
-class CQLConfig:
+class CQLConfig(OnlineConfig):
     name: str = "cql"
     learning_rate: float = 3e-5  # of the policy and of its entropy temperature
     critic_learning_rate: float = 3e-4  # and of the Lagrange multiplier
@@ -51,6 +51,7 @@ class CQLConfig:
     normalize_obs: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         where, inf = type(self).__name__, float("inf")
         rates = {"learning_rate": self.learning_rate, "critic_learning_rate": self.critic_learning_rate}
         in_range(where, low=0.0, high=inf, open_ends=True, softmax_temperature=self.softmax_temperature, **rates)
@@ -66,6 +67,7 @@ class CQLConfig:
 
 class CQLLearner(OffPolicyLearner):
     config = CQLConfig
+    online = True
 
     def __init__(self, cfg: CQLConfig, spec: EnvSpec):
         obs_dim, action_dim = spec.obs_dim, spec.action_dim
@@ -185,6 +187,7 @@ class CalQLConfig(CQLConfig):
 class CalQLLearner(CQLLearner):
     config = CalQLConfig
     needs = frozenset({"return_to_go"})
+    online = False  # a step's return is known only when its episode is over
 
     def bounded(self, q_sampled: Tensor, batch: Transition) -> Tensor:
         """The policy's actions alone: a uniform action has no claim to the data's return."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.masked import batch_mean
@@ -25,7 +25,7 @@ from ctrlrl.types import EnvSpec, Metrics, Transition
 
 
 @dataclass
-class FQLConfig:
+class FQLConfig(OnlineConfig):
     name: str = "fql"
     learning_rate: float = 3e-4
     batch_size: int = 256
@@ -39,6 +39,7 @@ class FQLConfig:
     normalize_obs: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         in_range("FQLConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
         in_range("FQLConfig", low=0.0, high=float("inf"), alpha=self.alpha)
         in_range("FQLConfig", low=0.0, high=float("inf"), open_ends=True, learning_rate=self.learning_rate)
@@ -50,6 +51,7 @@ class FQLConfig:
 
 class FQLLearner(OffPolicyLearner):
     config = FQLConfig
+    online = True
 
     def __init__(self, cfg: FQLConfig, spec: EnvSpec):
         sizes: Any = (spec.obs_dim, spec.action_dim, cfg.hidden)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
 from ctrlrl.core.update import GradStep, Target, together
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.masked import batch_mean
@@ -25,7 +25,7 @@ from ctrlrl.types import EnvSpec, Metrics, Transition
 
 
 @dataclass
-class IQLConfig:
+class IQLConfig(OnlineConfig):
     name: str = "iql"
     learning_rate: float = 3e-4
     policy_lr_schedule: str = "cosine"  # of the policy alone, to 0 over the run; or "constant"
@@ -42,8 +42,10 @@ class IQLConfig:
     init: str = "orthogonal"  # of every layer, as the authors; "torch" = CORL's
     log_std_min: float = -5.0
     normalize_obs: bool = False
+    offline_share: float | None = None  # online, the data set's rows begin the buffer, as in the authors' code
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         in_range("IQLConfig", low=0.0, high=1.0, open_ends=True, expectile=self.expectile)
         if not 0.0 <= self.policy_dropout < 1.0:
             raise ValueError(f"IQLConfig.policy_dropout must lie in [0, 1), got {self.policy_dropout}")
@@ -60,6 +62,7 @@ class IQLConfig:
 
 class IQLLearner(OffPolicyLearner):
     config = IQLConfig
+    online = True
     compile_units = ("losses",)
 
     def __init__(self, cfg: IQLConfig, spec: EnvSpec):
@@ -91,6 +94,9 @@ class IQLLearner(OffPolicyLearner):
     def set_progress(self, done: float) -> None:
         if self.cfg.policy_lr_schedule == "cosine":
             self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+    def begin_online(self) -> None:
+        self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate)
 
     def step(self, batch: Transition, phase: int) -> Metrics:
         if self.cfg.joint:

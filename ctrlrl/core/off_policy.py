@@ -7,6 +7,7 @@ the last axis (features after it), so that the same lines train the stacked netw
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,30 @@ from ctrlrl.core.compile import Graph, Mode, compiled, undoing
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.random import Randomness
 from ctrlrl.core.update import GradStep, Target
+from ctrlrl.functional.checks import in_range
 from ctrlrl.types import Metrics, PolicyOutput, Transition, tree_map
+
+
+@dataclass
+class OnlineConfig:
+    """How an off-policy learner meets an environment; words and numbers are Stable-Baselines3's where it has them."""
+
+    buffer_size: int = 1_000_000  # transitions that the replay buffer keeps
+    learning_starts: int = 100  # environment steps before the first update; at random where nothing was learned before
+    train_freq: int = 1  # steps of all environments between updates
+    utd: float = 1.0  # updates for every environment step; SB3's gradient_steps / (train_freq * n_envs)
+    offline_share: float | None = (
+        0.5  # of a batch, from the data set where there is one; null: its rows begin the buffer
+    )
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        for name, least in (("buffer_size", 1), ("learning_starts", 0), ("train_freq", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{where}.{name} must be at least {least}, got {getattr(self, name)}")
+        in_range(where, low=0.0, high=float("inf"), open_ends=True, utd=self.utd)
+        if self.offline_share is not None:
+            in_range(where, low=0.0, high=1.0, offline_share=self.offline_share)
 
 
 class Nets(nn.Module):
@@ -36,6 +60,8 @@ class OffPolicyLearner(Learner):
     compile_units: ClassVar[tuple[str, ...]] = ()  # methods for torch.compile; the graph mode takes the whole step
     normalized: ClassVar[bool] = True  # obs and next_obs of a batch reach `step` normalised
     stackable: ClassVar[bool] = True  # `step` trains the stacked networks of several seeds as it stands
+    offline: ClassVar[bool] = True  # learns from a data set alone
+    online: ClassVar[bool] = False  # learns from its own steps in an environment; its config is an OnlineConfig
 
     cfg: Any
     nets: Any
@@ -62,6 +88,9 @@ class OffPolicyLearner(Learner):
     def step(self, batch: Transition, phase: int) -> Metrics:
         """One update in the paper's order; phase counts 0 ... period - 1 over and over."""
         raise NotImplementedError
+
+    def begin_online(self) -> None:
+        """Offline training is over and the environment comes next; by default nothing."""
 
     @property
     def period(self) -> int:

@@ -53,8 +53,9 @@ class Dataset:
     Rewards and actions are as they are learned from; observations are raw, learners normalise them.
     """
 
-    def __init__(self, table: Table):
-        self.table, self.size = table, len(table.rows)
+    def __init__(self, table: Table, reward: tuple[float, float] = (1.0, 0.0)):
+        """reward: scale and shift that made its rewards of the environment's."""
+        self.table, self.size, self.reward = table, len(table.rows), reward
         if self.size == 0:
             raise ValueError("the data set holds no transition to learn from")
 
@@ -122,7 +123,7 @@ class Dataset:
             }
             for name, column in block.items():
                 table[name][begin : begin + len(rows)] = torch.as_tensor(column, device=device)
-        return cls(table)
+        return cls(table, (reward_scale, reward_shift))
 
     def sample(self, n: int) -> Transition:
         """n rows with replacement, drawn on the device."""
@@ -176,11 +177,21 @@ class ReplayBuffer:
                 stored[: n - first] = column[first:]
         self.added += n
 
+    def fill(self, data: Transition) -> None:
+        """Begin with the rows of a data set, the last ones where they are more than the capacity."""
+        self.add(tree_map(lambda x: x[-self.capacity :], data))
+
     def sample(self, n: int) -> Transition:
         if self.added == 0:
             raise ValueError("the replay buffer is empty; collect transitions before the first update")
-        rows = torch.randint(len(self), (n,), device=self.table.rows.device)
-        return self.table.read(self.table.rows[rows])
+        index = torch.randint(len(self), (n,), device=self.table.rows.device)
+        return self.table.read(torch.embedding(self.table.rows, index))  # as in Dataset.take
+
+    def newest(self, n: int) -> Tensor:
+        """The packed rows [<= n, width] that were added last, in the order in which they lie."""
+        n, end = min(n, len(self)), (self.added - 1) % self.capacity + 1
+        first = self.table.rows[max(0, end - n) : end]
+        return first if n <= end else torch.cat((first, self.table.rows[end - n :]))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"rows": self.table.rows[: len(self)], "added": torch.tensor(self.added)}

@@ -26,7 +26,7 @@ DATA = tuple(f.name for f in fields(DataConfig) if f.name not in ("name", "path"
 class OfflineAgent:
     """`predict`, `save` and `load` are those of the on-policy classes; `learn` counts gradient steps.
 
-    env:     what the policy is for, as PPO takes it; it gives the spaces and is not stepped while learning.
+    env:     what the policy is for, as PPO takes it; it gives the spaces, and only `learn_online` steps it.
     dataset: a file or folder that `ctrlrl data info` reads, or loaded `Episodes`.
     Further keyword arguments are the fields of the algorithm's config (`expectile=0.9`) and those of the data
     transforms (`reward_shift=-1.0`, `return_range=True`, `clip_actions=0.99999`, `best_fraction=0.1`).
@@ -44,6 +44,7 @@ class OfflineAgent:
         seed: int | None = None,
         device: torch.device | str = "auto",
         verbose: int = 0,
+        n_envs: int = 1,
         **settings: Any,
     ):
         where = type(self).__name__
@@ -58,12 +59,14 @@ class OfflineAgent:
         self._data = DataConfig(**{k: v for k, v in settings.items() if k in DATA})
         self.seed, self.verbose = seed, verbose
         self.device = build.resolve_device(str(device))
-        self.gradient_steps = 0
+        self.gradient_steps = self.num_timesteps = 0
+        self.n_envs = n_envs
         self._loop: Any = None
+        self._online: Any = None
         self._episodes: Any = None
         self._connection: Connection | None = None
         if env is not None:
-            self._connection = connect(env, 1, seed=seed, device=torch.device("cpu"))
+            self._connection = connect(env, n_envs, seed=seed, device=torch.device("cpu"))
             self._spaces = self._connection.spaces
             self._setup()
         if dataset is not None:
@@ -88,7 +91,7 @@ class OfflineAgent:
         build.same_task(episodes, self._spaces.env_spec(self.device), str(self.observation_space))
         for line in build.notices(episodes.facts, EnvConfig()):
             warnings.warn(line, stacklevel=3)
-        self._episodes, self._loop = episodes, None
+        self._episodes, self._loop, self._online = episodes, None, None
 
     def learn(self, gradient_steps: int, progress_bar: bool = False) -> Self:
         """Take `gradient_steps` updates from the data set; a second call goes on."""
@@ -96,10 +99,7 @@ class OfflineAgent:
             raise ValueError(f"{type(self).__name__}.learn needs a data set; give dataset=FILE or call set_dataset")
         if gradient_steps < 1:
             raise ValueError(f"gradient_steps must be at least 1, got {gradient_steps}")
-        if self._loop is None:
-            cfg = TrainConfig(algo=self.cfg, data=self._data, seed=0 if self.seed is None else self.seed)
-            self._loop = build.loop_over(cfg, self._episodes, self.learner)
-        loop = self._loop
+        loop = self._offline_loop()
         before, loop.total_steps = loop.gradient_steps, loop.gradient_steps + gradient_steps
         title = f"{self.algo} {gradient_steps:,} updates"
         with Progress(title, gradient_steps, unit=loop.clock, enabled=progress_bar) as progress:
@@ -108,6 +108,69 @@ class OfflineAgent:
                 progress.update(loop.gradient_steps - before, {})
         self.gradient_steps += gradient_steps
         return self
+
+    def _offline_loop(self) -> Any:
+        if self._loop is None:
+            cfg = TrainConfig(algo=self.cfg, data=self._data, seed=0 if self.seed is None else self.seed)
+            self._loop = build.loop_over(cfg, self._episodes, self.learner)
+        return self._loop
+
+    def learn_online(self, total_timesteps: int, progress_bar: bool = False) -> Self:
+        """Go on for `total_timesteps` steps of the environment, from a replay buffer and the data set if there is one.
+
+        A second call goes on with the same buffer. `utd`, `learning_starts`, `buffer_size` and `offline_share` are
+        arguments of the constructor.
+        """
+        if total_timesteps < 1:
+            raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+        loop = self._online_loop()
+        begin, loop.online_steps = loop.env_steps, loop.env_steps + total_timesteps
+        updates = loop.gradient_steps
+        with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:
+            while not loop.done:
+                loop.iterate()
+                if progress_bar:
+                    progress.update(loop.env_steps - begin, loop.episode_metrics())
+        self.num_timesteps += loop.env_steps - begin
+        self.gradient_steps += loop.gradient_steps - updates
+        return self
+
+    def _online_loop(self) -> Any:
+        if self._online is None:
+            where = type(self).__name__
+            if self._connection is None:
+                raise ValueError(f"{where}: an environment is needed; give one to load(path, env=...)")
+            env = self._connection.env
+            build.refuse_unless_online(type(self.learner), self.algo, env.spec, "the environment")
+            self._online = build.online_loop(
+                self.learner,
+                env,
+                env_steps=0,
+                seed=self.seed,
+                staggered=self._connection.staggered,
+                data=None if self._episodes is None else self._offline_loop().source,
+                skilled=self.gradient_steps > 0,
+            )
+            self.learner.begin_online()
+        return self._online
+
+    @property
+    def replay_buffer(self) -> Any:
+        """What `learn_online` keeps; None before its first call."""
+        return None if self._online is None else self._online.buffer
+
+    def save_replay_buffer(self, path: str | PathLike[str]) -> None:
+        """Write the replay buffer as a folder of safetensors chunks; no pickle."""
+        if self._online is None:
+            raise ValueError(f"{type(self).__name__}.save_replay_buffer: there is none before learn_online")
+        build.save_buffer(self._online.buffer, Path(path))
+
+    def load_replay_buffer(self, path: str | PathLike[str], truncate_last_traj: bool = True) -> None:
+        """Take over a saved buffer of the same capacity and columns; the next `learn_online` goes on with it.
+
+        truncate_last_traj: taken for SB3's sake; rows are whole transitions, so no trajectory is left open.
+        """
+        build.load_buffer(self._online_loop().buffer, Path(path))
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
@@ -142,7 +205,7 @@ class OfflineAgent:
         model = cls(device=device, seed=facts.get("seed"), **{**config, **facts.get("data", {}), **changes})
         model._spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:
-            model._connection = connect(env, 1, seed=None, device=torch.device("cpu"))
+            model._connection = connect(env, model.n_envs, seed=None, device=torch.device("cpu"))
             model._spaces.same(model._connection.spaces, where)
         saved.check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
         model._setup()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrlrl.train.rollout import EpisodeTracker
+from ctrlrl.train.rollout import EpisodeTracker, Steps
 from ctrlrl.types import PolicyOutput, Rollout, TimeStep
 
 Info = dict[str, Any]
@@ -26,7 +26,7 @@ class EpisodeLog(EpisodeTracker):
         self.last: list[tuple[float, int]] = []  # return, length; in the order in which they ended
         self.success: list[float] = []
 
-    def ended(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    def ended(self, rollout: Rollout | Steps) -> tuple[Tensor, Tensor]:
         sums, counted = super().ended(rollout)
         t, lane = counted.nonzero()[-self.window :].unbind(1)
         self.last = [(r, int(n)) for r, n in sums[t, :, lane].tolist()]

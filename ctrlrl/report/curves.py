@@ -14,7 +14,11 @@ from ctrlrl.report.results import algo_of, task_of
 from ctrlrl.report.runs import SCORE, Array, Run, read_run
 from ctrlrl.report.stats import MIN_SEEDS, mean_and_interval, on_common_grid
 
-UNITS = {"env_steps": "environment steps", "gradient_steps": "gradient steps"}
+UNITS = {
+    "env_steps": "environment steps",
+    "gradient_steps": "gradient steps",
+    "steps": "offline gradient steps, then environment steps",
+}
 RETURN = "eval/return_mean"
 
 

@@ -44,8 +44,10 @@ class Run(NamedTuple):
 
     @property
     def x_name(self) -> str:
-        """Progress is counted in environment steps, or in gradient steps where there were none (offline)."""
+        """Progress is counted in environment steps, in gradient steps where there were none (offline), or in both."""
         steps = self.progress
+        if "steps" in steps:
+            return "steps"
         return "gradient_steps" if steps["gradient_steps"].any() and not steps["env_steps"].any() else "env_steps"
 
     def curve(self, name: str) -> tuple[Array, Array]:

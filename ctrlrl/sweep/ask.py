@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctrlrl import compose
-from ctrlrl.registry import unknown
+from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.sweep.cells import DATA, Cell, key_of
 from ctrlrl.sweep.plan import Plan, read_plan
 
@@ -77,9 +77,10 @@ def check(cells: Sequence[Cell], data_dir: str) -> dict[str, Totals]:
         if same not in known:
             try:
                 raw = compose.train_config(words)
-                compose.typed(raw)
+                cfg = compose.typed(raw)
             except ValueError as error:
                 raise ValueError(f"{cell.name}: {error}") from None
-            known[same] = {"env_steps": raw.total_steps, "gradient_steps": raw.get("gradient_steps")}
+            steps, updates = cfg.env_steps(lookup(ALGORITHMS, cfg.algo.name, "algorithm")), cfg.gradient_steps
+            known[same] = {"env_steps": steps, "gradient_steps": updates, "steps": steps + updates}
         totals[cell.name] = known[same]
     return totals

@@ -88,10 +88,10 @@ def state_of(folder: Path) -> str:
 
 
 def progress_of(folder: Path, totals: Mapping[str, int | None]) -> Progress:
-    """Steps, last score and time left; totals: length of the run by clock (env_steps, gradient_steps)."""
+    """Steps, last score and time left; totals: length of the run by clock (env_steps, gradient_steps, steps)."""
     result = result_of(folder)
     row = _last_row(folder / "progress.csv")
-    clock = "env_steps" if row.get("env_steps") else "gradient_steps"
+    clock = next((name for name in ("steps", "env_steps") if row.get(name)), "gradient_steps")
     steps, total, seconds = int(row.get(clock, 0)), totals.get(clock), row.get("wall_seconds", 0.0)
     left = seconds * (total - steps) / steps if steps and total else None
     return Progress(steps, total, score_of(result), left)

@@ -23,20 +23,24 @@ _JSON_LIMIT = 2**22  # bytes of buffer.json
 
 def save_buffer(buffer: ReplayBuffer, folder: Path, *, chunk_bytes: int = CHUNK_BYTES) -> None:
     """Write the buffer as `folder`, in place of what is there once it is complete."""
+    replace_folder(folder, lambda fresh: write_buffer(buffer, fresh, chunk_bytes=chunk_bytes))
+
+
+def write_buffer(buffer: ReplayBuffer, folder: Path, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+    """Write the buffer's files into a new folder, beside others."""
     rows = buffer.table.rows[: len(buffer)]
     per_chunk = max(1, chunk_bytes // (rows.shape[1] * rows.element_size()))
+    sums = []
+    for i, chunk in enumerate(rows.split(per_chunk) if len(rows) else ()):
+        data = save({"rows": chunk.cpu().contiguous()})
+        sums.append(hashlib.sha256(data).hexdigest())
+        write_flushed(folder / _name(i), data)
+    facts = {**_facts(buffer), "per_chunk": per_chunk, "sums": sums}
+    write_flushed(folder / "buffer.json", json.dumps(facts).encode())
 
-    def fill(fresh: Path) -> None:
-        sums = []
-        for i, chunk in enumerate(rows.split(per_chunk) if len(rows) else ()):
-            data = save({"rows": chunk.cpu().contiguous()})
-            sums.append(hashlib.sha256(data).hexdigest())
-            write_flushed(fresh / _name(i), data)
-        write_flushed(
-            fresh / "buffer.json", json.dumps({**_facts(buffer), "per_chunk": per_chunk, "sums": sums}).encode()
-        )
 
-    replace_folder(folder, fill)
+def has_buffer(folder: Path) -> bool:
+    return (present(folder) / "buffer.json").exists()
 
 
 def load_buffer(buffer: ReplayBuffer, folder: Path) -> None:

@@ -17,6 +17,7 @@ import os
 import stat
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -100,12 +101,17 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def write_folder(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint folder. If anything fails, even the power, `folder` or its `.old` neighbour stays loadable."""
+def write_folder(folder: Path, checkpoint: Checkpoint, more: Callable[[Path], None] | None = None) -> None:
+    """Write a checkpoint folder. If anything fails, even the power, `folder` or its `.old` neighbour stays loadable.
+
+    more: writes further files of the same moment beside the three.
+    """
 
     def fill(fresh: Path) -> None:
         for name, data in _encode(checkpoint).items():
             write_flushed(fresh / name, data)
+        if more is not None:
+            more(fresh)
 
     replace_folder(folder, fill)
 

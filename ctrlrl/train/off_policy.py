@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,34 @@ from ctrlrl.types import Metrics, Source
 CHUNK = 50  # updates between two looks at the losses, so also between two log rows or checkpoints
 
 
+class Means:
+    """Of the metrics of a chunk of updates; they stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.totals: Metrics = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self.totals[name] = self.totals[name].add_(value) if name in self.totals else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self, when: str) -> Metrics:
+        """ValueError where one is not finite; the host's one look at the device."""
+        means = {name: total / self.counts[name] for name, total in self.totals.items()}
+        if not means or bool(torch.isfinite(torch.stack([value.sum() for value in means.values()])).all()):
+            return means
+        bad = next(name for name, value in means.items() if not bool(torch.isfinite(value).all()))
+        raise ValueError(
+            f"training diverged: {bad} is not finite within the {max(self.counts.values())} updates before {when}. "
+            "Lower algo.learning_rate, or look for NaN with `ctrlrl data check`."
+        )
+
+
 class OfflineLoop:
     """One `iterate` is up to CHUNK updates; between them the host reads nothing from the device."""
 
-    clock: ClassVar[str] = "gradient_steps"
+    clock = "gradient_steps"
 
     def __init__(
         self,
@@ -41,26 +65,12 @@ class OfflineLoop:
 
     def iterate(self) -> Metrics:
         """Means over the chunk; a metric that only some updates have, over those."""
-        totals: Metrics = {}
-        counts: dict[str, int] = {}
+        means = Means()
         for _ in range(min(CHUNK, self.total_steps - self.gradient_steps)):
             self.learner.set_progress(self.gradient_steps / self.total_steps)
-            for name, value in self.learner.update(self.source.sample(self.batch_size)).items():
-                totals[name] = totals[name].add_(value) if name in totals else value.clone()
-                counts[name] = counts.get(name, 0) + 1
+            means.add(self.learner.update(self.source.sample(self.batch_size)))
             self.gradient_steps += 1
-        means = {name: total / counts[name] for name, total in totals.items()}
-        self._check_finite(means)
-        return means
-
-    def _check_finite(self, means: Metrics) -> None:
-        if bool(torch.isfinite(torch.stack([value.sum() for value in means.values()])).all()):
-            return
-        bad = next(name for name, value in means.items() if not bool(torch.isfinite(value).all()))
-        raise ValueError(
-            f"training diverged: {bad} is not finite within the {CHUNK} updates before gradient step "
-            f"{self.gradient_steps}. Lower algo.learning_rate, or look for NaN with `ctrlrl data check`."
-        )
+        return means.read(f"gradient step {self.gradient_steps}")
 
     def episode_metrics(self) -> dict[str, float]:
         return {}

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ctrlrl.core.actor_critic import ActorCriticLearner
-from ctrlrl.train.rollout import Collector, EpisodeSums, EpisodeTracker
+from ctrlrl.train.rollout import Collector, EpisodeSums, EpisodeTracker, fresh_seed, recent_means
 from ctrlrl.types import Metrics, Rollout, VecEnv
-
-WINDOW = 100  # episodes the reported training return averages over
 
 
 class OnPolicyLoop:
     """One `iterate` is one rollout and one update. Counters are plain integers; `state_dict` holds all tensors."""
 
-    clock: ClassVar[str] = "env_steps"
+    clock = "env_steps"
 
     def __init__(
         self,
@@ -65,17 +61,7 @@ class OnPolicyLoop:
         return metrics
 
     def episode_metrics(self) -> dict[str, float]:
-        """Mean return and length of the last WINDOW or more whole episodes; reads the device, so only at log points."""
-        counts = [int(sums.episodes) for sums in self.recent]
-        while len(counts) > 1 and sum(counts[1:]) >= WINDOW:
-            counts.pop(0)
-            self.recent.popleft()
-        n = sum(counts)
-        if n == 0:
-            return {}
-        returns = sum(float(sums.returns) for sums in self.recent)
-        lengths = sum(float(sums.lengths) for sums in self.recent)
-        return {"rollout/return": returns / n, "rollout/length": lengths / n, "rollout/episodes": float(n)}
+        return recent_means(self.recent)
 
     def _check_finite(self, rollout: Rollout) -> None:
         """Stop before a NaN or an infinity reaches the weights. On CUDA this is the rollout's one host read."""
@@ -118,7 +104,7 @@ class OnPolicyLoop:
         if not env_state:
             # the environment cannot be restored: its episodes start anew, not with the seeds the run began with
             if self.seed is not None:
-                self.collector.reset(int(np.random.SeedSequence((self.seed, self.env_steps)).generate_state(1)[0]))
+                self.collector.reset(fresh_seed(self.seed, self.env_steps))
             return
         self.env.load_state_dict(env_state)
         assert self.collector.obs is not None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ctrlrl.core.actor_critic import ActorCriticLearner
 from ctrlrl.core.compile import Graph
 from ctrlrl.functional.returns import discounted_sums
-from ctrlrl.types import PolicyOutput, Rollout, TimeStep, VecEnv
+from ctrlrl.types import Extras, PolicyOutput, Rollout, TimeStep, VecEnv
+
+WINDOW = 100  # episodes the reported training return averages over
 
 
 class EpisodeSums(NamedTuple):
@@ -20,6 +24,15 @@ class EpisodeSums(NamedTuple):
     episodes: Tensor
     returns: Tensor
     lengths: Tensor
+
+
+class Steps(NamedTuple):
+    """What the returns of episodes are made of, time-major, as in a Rollout."""
+
+    reward: Tensor  # [T, B] or [T, B, M]
+    terminated: Tensor  # [T, B] bool
+    truncated: Tensor  # [T, B] bool
+    extras: Extras
 
 
 class EpisodeTracker:
@@ -32,12 +45,12 @@ class EpisodeTracker:
         self.running = torch.zeros(2, n_envs, device=device)  # return and length of the episodes under way
         self.counts = torch.full((n_envs,), not skip_first, device=device)
 
-    def advance(self, rollout: Rollout) -> EpisodeSums:
+    def advance(self, rollout: Rollout | Steps) -> EpisodeSums:
         sums, counted = self.ended(rollout)
         returns, lengths = (sums.double() * counted.unsqueeze(1)).sum((0, 2))
         return EpisodeSums(counted.sum(), returns, lengths)
 
-    def ended(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    def ended(self, rollout: Rollout | Steps) -> tuple[Tensor, Tensor]:
         """Return and length up to every step [T, 2, B], and where a whole episode ended [T, B]."""
         done = rollout.terminated | rollout.truncated
         reward = rollout.reward if rollout.reward.ndim == 2 else rollout.reward.sum(-1)
@@ -48,6 +61,25 @@ class EpisodeTracker:
         self.running.copy_(sums[-1] * ~done[-1])
         self.counts |= done.any(0)
         return sums, counted
+
+
+def recent_means(recent: deque[EpisodeSums]) -> dict[str, float]:
+    """Mean return and length of the last WINDOW or more whole episodes; older sums are dropped. Reads the device."""
+    counts = [int(sums.episodes) for sums in recent]
+    while len(counts) > 1 and sum(counts[1:]) >= WINDOW:
+        counts.pop(0)
+        recent.popleft()
+    n = sum(counts)
+    if n == 0:
+        return {}
+    returns = sum(float(sums.returns) for sums in recent)
+    lengths = sum(float(sums.lengths) for sums in recent)
+    return {"rollout/return": returns / n, "rollout/length": lengths / n, "rollout/episodes": float(n)}
+
+
+def fresh_seed(seed: int, env_steps: int) -> int:
+    """For an environment that cannot be restored: not the seed that the run began with."""
+    return int(np.random.SeedSequence((seed, env_steps)).generate_state(1)[0])
 
 
 class Collector:

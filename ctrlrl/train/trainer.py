@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ctrlrl.core.learner import Learner
+from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.train.buffer_files import has_buffer, load_buffer, write_buffer
 from ctrlrl.train.checkpoint import (
     Checkpoint,
     exists,
@@ -40,7 +42,7 @@ class Loop(Protocol):
 
     learner: Any
     env: Any  # None where it learns from a data set
-    clock: ClassVar[str]  # "env_steps" or "gradient_steps": what total_steps and every schedule count
+    clock: str  # "env_steps", "gradient_steps", or "steps" for both: what total_steps counts, and eval, log, checkpoint
     env_steps: int
     gradient_steps: int
     total_steps: int
@@ -57,7 +59,8 @@ class Trainer:
     """facts: what result.json says of the run besides its results (algo, env, seed, versions, ...).
 
     log_every, checkpoint_every are seconds; eval_every, log_steps and checkpoint_steps steps of the loop's clock. With
-    log_steps the seconds write no rows. keep: how many numbered checkpoints stay.
+    log_steps the seconds write no rows. keep: how many numbered checkpoints stay. keep_buffer: a loop's replay buffer
+    belongs to checkpoints/last.
     score: a return as the task's normalised score, or None where it has none.
     """
 
@@ -76,6 +79,7 @@ class Trainer:
         log_steps: int | None = None,
         checkpoint_steps: int | None = None,
         keep: int = 0,
+        keep_buffer: bool = True,
         progress: bool = True,
         score: Callable[[float], float | None] = lambda _: None,
     ):
@@ -83,6 +87,7 @@ class Trainer:
         self.evaluate, self.eval_every, self.score = evaluate, eval_every, score
         self.log_every, self.log_steps = log_every, log_steps
         self.checkpoint_every, self.checkpoint_steps, self.keep = checkpoint_every, checkpoint_steps, keep
+        self.buffer: ReplayBuffer | None = getattr(loop, "buffer", None) if keep_buffer else None
         self.progress = Progress(f"{facts['algo']} {facts['env']}", loop.total_steps, unit=loop.clock, enabled=progress)
         self.learner: Learner = loop.learner
         self.metrics: Metrics = {}  # of the last iteration
@@ -177,6 +182,7 @@ class Trainer:
             "wall_seconds": round(self.wall_seconds, 3),
             "time/steps_per_s": round(speed, 1),
             **loop.episode_metrics(),
+            loop.clock: self.steps,
         }
         return row | _plain(self.metrics)
 
@@ -237,7 +243,8 @@ class Trainer:
         begin = time.perf_counter()
         self.folder.sync()  # rows first: a checkpoint is never ahead of its log
         found = self._checkpoint(self.learner, random_state(self.device), self.evaluation, self._state())
-        write_folder(self.checkpoints / name, found)
+        buffer = self.buffer if name == "last" else None
+        write_folder(self.checkpoints / name, found, None if buffer is None else lambda new: write_buffer(buffer, new))
         self.checkpoint_seconds += time.perf_counter() - begin
 
     def _checkpoint(
@@ -293,9 +300,16 @@ class Trainer:
         except (RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{last} does not fit this configuration ({first}).") from None
+        self._restore_buffer(last)
         self.folder.resume(self.steps)
         if self.loop.env is not None and not any(name.startswith("loop/env/") for name in checkpoint.training):
             self.progress.note("this environment cannot be restored: its episodes start anew, with seeds of their own")
+
+    def _restore_buffer(self, last: Path) -> None:
+        if self.buffer is not None and has_buffer(last):
+            load_buffer(self.buffer, last)
+        elif getattr(self.loop, "buffer", None) is not None:
+            self.progress.note("the replay buffer was not kept (checkpoint.buffer=false): it fills anew")
 
     def _same_data(self, state: dict[str, Any], last: Path) -> None:
         """ValueError where the data set is not the one that the run began with."""

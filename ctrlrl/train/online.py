@@ -1,0 +1,175 @@
+"""The online off-policy loop: steps of all environments into a replay buffer, and updates from it.
+
+With a data set: updates from that alone first, then batches of both. It knows no algorithm and no environment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from ctrlrl.core.off_policy import OffPolicyLearner, OnlineConfig
+from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.train.off_policy import Means, OfflineLoop
+from ctrlrl.train.rollout import EpisodeSums, EpisodeTracker, Steps, fresh_seed, recent_means
+from ctrlrl.types import Metrics, Source, TimeStep, Transition, VecEnv, tree_map
+
+CHUNK = 50  # steps of all environments between two looks at the losses, so also between two log rows or checkpoints
+
+
+class OnlineLoop:
+    """One `iterate` is up to CHUNK steps of all environments with their updates, or a chunk of offline updates.
+
+    source: where batches come from; it may mix `buffer` with a data set.
+    before: the offline updates that come first; the clock then counts these and environment steps, "steps".
+    skilled: the policy acts from the first step on; else actions are random until learning starts.
+    reward: scale and shift of the rewards that are kept, as the data set's were transformed.
+    """
+
+    clock: str
+
+    def __init__(
+        self,
+        learner: OffPolicyLearner,
+        env: VecEnv,
+        buffer: ReplayBuffer,
+        source: Source,
+        *,
+        cfg: OnlineConfig,
+        batch_size: int,
+        env_steps: int,
+        seed: int | None,
+        staggered: bool,
+        before: OfflineLoop | None = None,
+        skilled: bool = False,
+        reward: tuple[float, float] = (1.0, 0.0),
+    ):
+        self.learner, self.env, self.buffer, self.source = learner, env, buffer, source
+        self.cfg, self.batch_size, self.seed, self.before, self.reward = cfg, batch_size, seed, before, reward
+        self.clock = "env_steps" if before is None else "steps"
+        self.facts = None if before is None else before.facts
+        self.online_steps = env_steps
+        self.env_steps = 0
+        self.gradient_steps = 0
+        self.owed = 0.0  # updates that environment steps have earned and that were not made yet
+        self.waits = 0  # steps of all environments since the last updates
+        self.skilled = skilled
+        self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
+        self.recent: deque[EpisodeSums] = deque(maxlen=4096)
+        self.obs = env.reset(seed).clone()
+
+    @property
+    def steps(self) -> int:
+        """Offline updates and environment steps together."""
+        return self.env_steps + (0 if self.before is None else self.before.gradient_steps)
+
+    @property
+    def total_steps(self) -> int:
+        return self.online_steps + (0 if self.before is None else self.before.total_steps)
+
+    @total_steps.setter
+    def total_steps(self, steps: int) -> None:
+        self.online_steps = steps - (0 if self.before is None else self.before.total_steps)
+
+    @property
+    def done(self) -> bool:
+        return self.env_steps >= self.online_steps
+
+    def iterate(self) -> Metrics:
+        """Means over the chunk's updates, none before the first."""
+        if self.before is not None and not self.before.done:
+            metrics = self.before.iterate()
+            self.gradient_steps = self.before.gradient_steps
+            if self.before.done:
+                self.learner.begin_online()
+            return metrics
+        means, taken = Means(), []
+        for _ in range(CHUNK):
+            if self.done:
+                break
+            taken.append(self._step())
+            for _ in range(self._due()):
+                if self.before is None:  # else the schedules were the offline training's
+                    self.learner.set_progress(self.env_steps / self.online_steps)
+                means.add(self.learner.update(self.source.sample(self.batch_size)))
+                self.gradient_steps += 1
+        self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
+        self._check_finite(taken)
+        return means.read(f"environment step {self.env_steps}")
+
+    @torch.no_grad()
+    def _step(self) -> Steps:
+        """One step of all environments into the buffer."""
+        step = self.env.step(action := self._action())
+        scale, shift = self.reward
+        rows = Transition(self.obs, action, step.reward * scale + shift, step.final_obs, step.terminated, {})
+        mask = step.extras.get("mask")
+        self.buffer.add(rows if mask is None else tree_map(lambda x: x[mask], rows))
+        self.obs.copy_(step.obs)
+        self.env_steps += self.env.spec.n_envs
+        return _kept(step)
+
+    def _action(self) -> Tensor:
+        """In [-1, 1]: of the policy, or uniform where there is nothing yet that it could have learned from."""
+        if self.env_steps < self.cfg.learning_starts and not self.skilled:
+            spec = self.env.spec
+            return 2.0 * torch.rand(spec.n_envs, spec.action_dim, device=spec.device) - 1.0
+        return self.learner.act(self.obs).action.clamp(-1.0, 1.0)
+
+    def _due(self) -> int:
+        """Updates to make now. Steps before learning starts earn none."""
+        if self.env_steps <= self.cfg.learning_starts:
+            return 0
+        self.owed += self.cfg.utd * self.env.spec.n_envs
+        self.waits += 1
+        if self.waits < self.cfg.train_freq:
+            return 0
+        count = int(self.owed)
+        self.owed, self.waits = self.owed - count, 0
+        return count
+
+    def episode_metrics(self) -> dict[str, float]:
+        return recent_means(self.recent) | {"rollout/buffer": float(len(self.buffer))}
+
+    def _check_finite(self, taken: list[Steps]) -> None:
+        """Stop at a NaN or an infinity that an environment gave, before a checkpoint keeps it."""
+        kept = self.buffer.newest(len(taken) * self.env.spec.n_envs)
+        if not bool(torch.isfinite(kept.sum())):
+            raise ValueError(
+                f"the environment gave an observation or a reward that is not finite in the {CHUNK} steps before "
+                f"environment step {self.env_steps}, or the policy such an action. Mend the environment, or lower "
+                "algo.learning_rate."
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {f"env/{k}": v for k, v in self.env.state_dict().items()}
+        state |= {"obs": self.obs, "owed": torch.tensor(self.owed, dtype=torch.float64)}
+        state |= {"waits": torch.tensor(self.waits), "buffer/added": torch.tensor(self.buffer.added)}
+        state |= {"episodes/running": self.episodes.running, "episodes/counts": self.episodes.counts}
+        if self.recent:
+            state["episodes/recent"] = torch.tensor([[float(x) for x in sums] for sums in self.recent]).double()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The counters have been set before; the buffer's rows come from files of their own."""
+        self.recent = deque((EpisodeSums(*row) for row in state.get("episodes/recent", torch.empty(0, 3))), maxlen=4096)
+        self.owed, self.waits = float(state["owed"]), int(state["waits"])
+        if self.before is not None:
+            self.before.gradient_steps = min(self.gradient_steps, self.before.total_steps)
+        env_state = {k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")}
+        if not env_state:
+            if self.seed is not None:
+                self.obs = self.env.reset(fresh_seed(self.seed, self.env_steps)).clone()
+            return
+        self.env.load_state_dict(env_state)
+        self.obs.copy_(state["obs"])
+        self.episodes.running.copy_(state["episodes/running"])
+        self.episodes.counts.copy_(state["episodes/counts"])
+
+
+def _kept(step: TimeStep) -> Steps:
+    """What the episode sums read, in tensors that the next step does not overwrite."""
+    mask = {"mask": step.extras["mask"].clone()} if "mask" in step.extras else {}
+    return Steps(step.reward.clone(), step.terminated.clone(), step.truncated.clone(), mask)

@@ -1,0 +1,263 @@
+"""The online loop: what goes into the buffer, when updates are due, and a run that is cut and goes on."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ctrlrl.build import build, make_learner
+from ctrlrl.compose import train_config, typed
+from ctrlrl.core.off_policy import OnlineConfig
+from ctrlrl.data.episodes import Episodes, Facts
+from ctrlrl.data.table import Dataset, ReplayBuffer
+from ctrlrl.envs.sim import BatchedSim, Sim
+from ctrlrl.online import online_loop
+from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.train.checkpoint import read_folder
+from ctrlrl.train.off_policy import OfflineLoop
+from ctrlrl.train.online import CHUNK
+from ctrlrl.types import Metrics, PolicyOutput, Transition
+
+ONLINE = [name for name in ALGORITHMS if getattr(lookup(ALGORITHMS, name, "algorithm"), "online", False)]
+
+
+class CountState(NamedTuple):
+    number: Tensor
+
+
+class CountSim(Sim):
+    """The observation is the number of the step in the episode; the reward is the action."""
+
+    obs_dim, action_dim, episode_length, n_random = 1, 1, 7, 1
+
+    def init(self, noise: Tensor) -> CountState:
+        return CountState(0.0 * noise[:, 0])
+
+    def step(self, state: CountState, action: Tensor) -> tuple[CountState, Tensor, Tensor]:
+        number = state.number + 1
+        return CountState(number), action[:, 0], number == 5
+
+    def observe(self, state: CountState) -> Tensor:
+        return state.number[:, None]
+
+
+class Constant:
+    """Acts 3 (which is 1 at most), and counts the updates with the size of the buffer at each."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, **settings: Any):
+        self.cfg = OnlineConfig(**settings)
+        self.cfg.batch_size = 4  # type: ignore[attr-defined]
+        self.began, self.seen, self.progress = 0, [], []
+
+    def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
+        return PolicyOutput(torch.full((len(obs), 1), 3.0), None, {})
+
+    def begin_online(self) -> None:
+        self.began += 1
+
+    def set_progress(self, done: float) -> None:
+        self.progress.append(done)
+
+    def update(self, batch: Transition) -> Metrics:
+        self.seen.append(batch.reward)
+        return {"loss/critic": torch.tensor(float(len(self.seen)))}
+
+
+def loop(learner: Any, n_envs: int = 3, env_steps: int = 60, **kwargs: Any) -> Any:
+    env = BatchedSim(CountSim(), n_envs, seed=0, stagger=False)
+    return online_loop(learner, env, env_steps=env_steps, seed=0, staggered=False, **kwargs)
+
+
+def data(n: int = 20, reward: float = -7.0) -> Dataset:
+    rows = torch.zeros(n, 1)
+    return Dataset.of(Transition(rows, rows, rows[:, 0] + reward, rows, torch.zeros(n, dtype=torch.bool), {}))
+
+
+def episodes() -> Episodes:
+    """Two episodes of random numbers in Pendulum's shapes."""
+    random = np.random.default_rng(0)
+    return Episodes(
+        obs=random.standard_normal((40, 3)).astype(np.float32),
+        action=random.uniform(-0.9, 0.9, (40, 1)).astype(np.float32),
+        reward=random.standard_normal(40).astype(np.float32),
+        terminated=np.zeros(40, dtype=bool),
+        ends=np.array([20, 40]),
+        final_obs=random.standard_normal((2, 3)).astype(np.float32),
+        has_final=np.ones(2, dtype=bool),
+        usable=np.ones(40, dtype=bool),
+        extras={},
+        episode_extras={},
+        facts=Facts("rollouts", "made by a test", env_id="Pendulum-v1"),
+    )
+
+
+def test_the_buffer_holds_what_happened_across_episode_ends():
+    run = loop(Constant(learning_starts=1000), n_envs=1, env_steps=12, skilled=True)
+    run.iterate()
+    rows = run.buffer.table.read(run.buffer.table.rows[:12])
+    assert rows.obs[:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    assert rows.next_obs[:, 0].tolist() == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2]  # not the next episode's first
+    assert rows.terminated.tolist() == [False, False, False, False, True] * 2 + [False, False]
+    assert rows.action.unique().tolist() == [1.0], "actions are kept as the environment received them"
+    assert run.episode_metrics()["rollout/return"] == 5.0
+
+
+def test_actions_are_random_before_learning_starts_and_the_policys_after():
+    run = loop(Constant(learning_starts=30), env_steps=60)
+    run.iterate()
+    action = run.buffer.table["action"][:60, 0]
+    assert action[:30].abs().max() < 1.0
+    assert action[:30].std() > 0.3
+    assert (action[30:] == 1.0).all()
+
+
+@pytest.mark.parametrize(("utd", "freq", "updates"), [(1.0, 1, 30), (0.5, 1, 15), (2.0, 5, 60), (0.1, 1, 3)])
+def test_updates_follow_the_ratio_from_the_first_step_after_the_start(utd, freq, updates):
+    learner = Constant(learning_starts=30, utd=utd, train_freq=freq)
+    run = loop(learner)
+    run.iterate()
+    assert run.env_steps == 60
+    assert len(learner.seen) == run.gradient_steps == updates
+
+
+def test_an_iteration_is_a_chunk_and_the_run_ends_with_its_budget():
+    run = loop(Constant(), env_steps=3 * CHUNK + 4)
+    run.iterate()
+    assert run.env_steps == 3 * CHUNK
+    run.iterate()
+    assert run.done
+    assert run.env_steps == 3 * CHUNK + 6  # whole steps of three environments
+
+
+def test_offline_updates_come_first_and_then_batches_hold_the_share():
+    learner, rows = Constant(learning_starts=0, offline_share=0.25), data()
+    before = OfflineLoop(learner, rows, gradient_steps=70, batch_size=4)
+    run = loop(learner, data=rows, before=before)
+    assert run.total_steps == 130
+    while run.env_steps == 0:
+        run.iterate()
+    assert learner.began == 1
+    assert run.steps == run.env_steps + 70
+    assert all((r == -7.0).all() for r in learner.seen[:70])
+    assert all((r == -7.0).sum() == 1 for r in learner.seen[70:])
+    assert learner.progress[-1] == 69 / 70, "schedules end with the offline training"
+
+
+def test_without_a_share_the_rows_begin_the_buffer_and_rewards_keep_their_scale():
+    rows = data(n=30)
+    rows.reward = (2.0, -1.0)
+    run = loop(Constant(learning_starts=1000, buffer_size=50, offline_share=None), data=rows, env_steps=6, skilled=True)
+    run.iterate()
+    assert run.buffer.table["reward"][:36].tolist() == [-7.0] * 30 + [2.0 * 1.0 - 1.0] * 6
+
+
+def test_a_data_set_larger_than_the_buffer_leaves_its_last_rows():
+    buffer = ReplayBuffer(5, 1, 1)
+    rows = data(n=20)
+    rows.table["reward"].copy_(torch.arange(20))
+    buffer.fill(rows.all())
+    assert sorted(buffer.table["reward"].tolist()) == [15, 16, 17, 18, 19]
+
+
+def test_the_newest_rows_are_found_across_the_rings_seam():
+    buffer = ReplayBuffer(5, 1, 1)
+    for i in range(8):
+        one = torch.full((1, 1), float(i))
+        buffer.add(Transition(one, one, one[0], one, one[0] > 9, {}))
+    assert sorted(buffer.newest(4)[:, buffer.table.columns["reward"]].tolist()) == [4, 5, 6, 7]
+    assert len(buffer.newest(50)) == 5
+
+
+def test_a_number_that_is_not_finite_stops_the_run():
+    run = loop(Constant(), env_steps=150)
+    run.learner.act = lambda obs: PolicyOutput(torch.full((len(obs), 1), torch.nan), None, {})
+    with pytest.raises(ValueError, match="not finite in the 50 steps before environment step 150"):
+        run.iterate()
+
+
+@pytest.mark.parametrize("algo", ONLINE)
+@pytest.mark.parametrize("stop", ["offline", "online"])
+def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monkeypatch):
+    words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
+    words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
+    words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
+    if lookup(ALGORITHMS, algo, "algorithm").offline:
+        monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+        words += ["data=file", "data.path=x", "gradient_steps=100"]
+
+    def run(folder: Path, iterations: int | None, resume: bool = False) -> Path:
+        trainer = build(typed(train_config(words)), folder, resume=resume)
+        if iterations is None:
+            trainer.train()
+        else:
+            for _ in range(iterations):
+                trainer.metrics = trainer.loop.iterate()
+            trainer.save("last")
+        return folder / "checkpoints" / "last"
+
+    whole = run(tmp_path / "whole", None)
+    run(tmp_path / "cut", 1 if stop == "offline" else 4 - (algo == "sac"))
+    resumed = run(tmp_path / "cut", None, resume=True)
+    for part in ("model", "training"):
+        a, b = (getattr(read_folder(folder), part) for folder in (whole, resumed))
+        keys = [key for key in a if not key.startswith("eval/")]
+        assert keys
+        for key in keys:
+            assert torch.equal(a[key], b[key]), key
+    for file in ("buffer.json", "rows_00000.safetensors"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes()
+
+
+def test_a_run_that_keeps_no_buffer_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+    words = ["algo=iql", "env=pendulum", "n_envs=3", "total_steps=300", "data=file", "data.path=x", "gradient_steps=50"]
+    words += ["eval.every=0", "eval.episodes=1", "run.report=false", "algo.batch_size=8", "algo.hidden=[8,8]"]
+    words += ["checkpoint.buffer=false", "experiment=none", "threads=1"]
+    first = build(typed(train_config(words)), tmp_path)
+    first.loop.iterate()
+    first.loop.iterate()
+    first.save("last")
+    assert not list((tmp_path / "checkpoints" / "last").glob("rows_*"))
+    again = build(typed(train_config(words)), tmp_path, resume=True)
+    assert "checkpoint.buffer=false" in capsys.readouterr().err
+    assert again.train()["status"] == "finished"
+
+
+def test_an_algorithm_that_only_reads_data_is_refused_online():
+    with pytest.raises(ValueError, match="total_steps: a run that learns from a data set counts gradient_steps"):
+        train_config(["algo=prdc", "env=pendulum", "data=file", "data.path=x", "total_steps=100"])
+    cfg = typed(train_config(["algo=prdc", "env=pendulum", "data=file", "data.path=x", "gradient_steps=9"]))
+    cfg.total_steps = 100
+    with pytest.raises(ValueError, match="algo=prdc learns from a data set alone; leave total_steps out"):
+        build(cfg, Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"buffer_size": 0}, "buffer_size must be at least 1"),
+        ({"utd": 0.0}, "utd"),
+        ({"offline_share": 1.5}, "offline_share"),
+        ({"train_freq": 0}, "train_freq must be at least 1"),
+        ({"learning_starts": -1}, "learning_starts must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        OnlineConfig(**settings)
+
+
+def test_a_learner_of_each_kind_makes_a_loop():
+    for algo in ONLINE:
+        env = BatchedSim(CountSim(), 2, seed=0, stagger=False)
+        kind = lookup(ALGORITHMS, algo, "algorithm")
+        learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10), env.spec)
+        run = online_loop(learner, env, env_steps=40, seed=0, staggered=False)
+        metrics = run.iterate()
+        assert run.gradient_steps == 30
+        assert all(torch.isfinite(value) for value in metrics.values()), algo
