@@ -309,6 +309,10 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
     every = loop.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
     told = [*getattr(loop.env, "notices", ()), *(() if data is None else notices(data, cfg.env))]
+    if cfg.compile == "compile" and not getattr(loop.learner, "compile_units", True):
+        told.append(
+            f"compile=compile: algo={cfg.algo.name} has nothing to compile with these settings; it runs eagerly"
+        )
     span = None if data is None else score_range(cfg, data)
     options: dict[str, Any] = {
         "eval_every": every,

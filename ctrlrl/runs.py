@@ -40,6 +40,8 @@ def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
     folder = run_folder(cfg)
     trainer = build(cfg, folder)
     raw.run.dir = str(folder)
+    if raw.data.path is not None and Path(raw.data.path).exists():
+        raw.data.path = str(Path(raw.data.path).absolute())  # a resume may be asked for elsewhere
     _write_config(folder, raw, ("\n".join(words) + "\n").encode())
     return trainer, folder
 

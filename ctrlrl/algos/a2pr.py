@@ -35,7 +35,7 @@ class A2PRConfig:
     gamma: float = 0.99
     tau: float = 0.005
     alpha: float = 2.5  # weight of the normalised value against the pull; 40 on halfcheetah
-    mask: float = 1.0  # weight of the pull where its gate is open
+    pull_coef: float = 1.0  # weight of the pull where its gate is open
     vae_weight: float = 1.0  # of the reconstruction of data actions better than V
     detach_target: bool = False  # False: the pull also passes through the VAE's encoder, as in the authors' code
     policy_delay: int = 2  # critic updates a policy update; targets move with the policy
@@ -50,7 +50,7 @@ class A2PRConfig:
         rates = {"learning_rate": self.learning_rate, "vae_learning_rate": self.vae_learning_rate}
         in_range("A2PRConfig", low=0.0, high=float("inf"), open_ends=True, **rates)
         in_range("A2PRConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
-        weights = {"alpha": self.alpha, "mask": self.mask, "vae_weight": self.vae_weight}
+        weights = {"alpha": self.alpha, "pull_coef": self.pull_coef, "vae_weight": self.vae_weight}
         noise = {"target_noise": self.target_noise, "target_noise_clip": self.target_noise_clip}
         in_range("A2PRConfig", low=0.0, high=float("inf"), open_ends=False, **weights, **noise)
         if min(self.policy_delay, self.batch_size) < 1:
@@ -152,7 +152,7 @@ class A2PRLearner(OffPolicyLearner):
             q_proposal = nets.critic.first(batch.obs, proposal)
         goal = better_action(proposal, batch.action, q_proposal - value, q - value)
         gate = advantage_gate(q_proposal, q, value)
-        pull = batch_mean(cfg.mask * gate * (action - goal).square().mean(-1))
+        pull = batch_mean(cfg.pull_coef * gate * (action - goal).square().mean(-1))
         policy_loss = batch_mean(-q_scale(q_policy, alpha=cfg.alpha) * q_policy) + pull
         self.opt["policy"](policy_loss)
         for follower in self.targets.values():

@@ -63,7 +63,6 @@ class IQLConfig(OnlineConfig):
 class IQLLearner(OffPolicyLearner):
     config = IQLConfig
     online = True
-    compile_units = ("losses",)
 
     def __init__(self, cfg: IQLConfig, spec: EnvSpec):
         init = orthogonal_everywhere if cfg.init == "orthogonal" else torch_default
@@ -82,6 +81,10 @@ class IQLLearner(OffPolicyLearner):
             value=ValueCritic(spec.obs_dim, cfg.hidden, activation="relu", init=init),
         )
         super().__init__(cfg, nets.to(spec.device))
+
+    @property
+    def compile_units(self) -> tuple[str, ...]:
+        return ("losses",) if self.cfg.joint else ()
 
     def optimizers(self) -> dict[str, GradStep]:
         lr, nets = self.cfg.learning_rate, self.nets

@@ -35,7 +35,6 @@ class PRDCConfig:
     tau: float = 0.005
     alpha: float = 2.5  # weight of the normalised value against the constraint; 40 on halfcheetah
     beta: float = 2.0  # weight of the state in the distance; large = the action of the nearest state
-    n_neighbors: int = 1
     list_length: int = 16  # nearest states kept for every state, on a CPU; no result depends on it
     policy_delay: int = 2  # critic updates a policy update; targets move with the policy
     target_noise: float = 0.2
@@ -49,8 +48,6 @@ class PRDCConfig:
         weights = {"alpha": self.alpha, "beta": self.beta}
         noise = {"target_noise": self.target_noise, "target_noise_clip": self.target_noise_clip}
         in_range("PRDCConfig", low=0.0, high=float("inf"), open_ends=False, **weights, **noise)
-        if self.n_neighbors != 1:
-            raise ValueError(f"PRDCConfig.n_neighbors must be 1, the paper's setting, got {self.n_neighbors}")
         if min(self.policy_delay, self.batch_size, self.list_length) < 1:
             raise ValueError("PRDCConfig.policy_delay, batch_size and list_length must be at least 1")
 

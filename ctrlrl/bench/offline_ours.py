@@ -26,7 +26,7 @@ SHARED = {  # setting of the authors' learners -> our configuration's key
     "expectile": "expectile",
     "deterministic": "deterministic_policy",
     "alpha": "alpha",
-    "mask": "mask",
+    "mask": "pull_coef",
     "vae_weight": "vae_weight",
 }
 

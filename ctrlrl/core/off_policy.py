@@ -57,7 +57,6 @@ class OffPolicyLearner(Learner):
     """nets must hold `normalizer` and `policy`. They may be exchanged for stacked ones: look them up at every use."""
 
     loop = "off_policy"
-    compile_units: ClassVar[tuple[str, ...]] = ()  # methods for torch.compile; the graph mode takes the whole step
     normalized: ClassVar[bool] = True  # obs and next_obs of a batch reach `step` normalised
     stackable: ClassVar[bool] = True  # `step` trains the stacked networks of several seeds as it stands
     offline: ClassVar[bool] = True  # learns from a data set alone
@@ -91,6 +90,11 @@ class OffPolicyLearner(Learner):
 
     def begin_online(self) -> None:
         """Offline training is over and the environment comes next; by default nothing."""
+
+    @property
+    def compile_units(self) -> tuple[str, ...]:
+        """Methods for torch.compile; the graph mode takes the whole step."""
+        return ()
 
     @property
     def period(self) -> int:

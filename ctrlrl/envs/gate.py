@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,8 +86,9 @@ class Gate:
     def final_obs(self, obs: Array, lanes: Array | list[int], rows: Sequence[Any]) -> Array:
         """obs [B, O], with the rows of `lanes`, whose episodes ended, replaced by single observations."""
         shape = self._obs.shape
-        for row in rows:
-            if shape is not None and np.shape(row) != shape and not self._obs.is_single(row):
+        alike = shape is not None and all(getattr(row, "shape", None) == shape for row in rows)
+        for row in () if alike or shape is None else rows:
+            if np.shape(row) != shape and not self._obs.is_single(row):
                 raise ValueError(f"{self.name}: final observation must have shape {shape}, got {np.shape(row)}")
         final = obs.copy()
         final[lanes] = self._obs.encode(self._obs.lanes(rows))
@@ -125,8 +127,7 @@ class Gate:
     def _finite(self, array: Array, what: str) -> Array:
         if array.dtype == np.uint8:  # an image
             return array
-        finite = np.isfinite(array)
-        if not finite.all():
+        if not math.isfinite(np.add.reduce(array, axis=None)) and not (finite := np.isfinite(array)).all():
             where = np.argwhere(~finite)[0]
             entry = f" (entry {where[1]})" if array.ndim > 1 else ""
             raise ValueError(

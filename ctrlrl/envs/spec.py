@@ -33,7 +33,7 @@ class PartCodec:
     start: Array | None = None  # [D]
     channels_last: bool = False
 
-    @property
+    @cached_property
     def dim(self) -> int:
         return math.prod(self.part.shape)
 
@@ -41,7 +41,7 @@ class PartCodec:
     def key(self) -> str:
         return f" {self.part.name!r}" if self.path else ""
 
-    @property
+    @cached_property
     def turned(self) -> tuple[int, ...] | None:
         """An image's shape with its channels at the other end, which is taken too: SB3 transposes images unasked."""
         if not self.part.image:
@@ -93,7 +93,7 @@ class ObsCodec:
     def dim(self) -> int:
         return sum(p.dim for p in self.parts)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...] | None:
         """Of an observation that is one array, as the environment gives it; None for a Dict or Tuple."""
         return self.parts[0].shape if self.parts[0].path == () else None
@@ -175,7 +175,7 @@ class ActionCodec:
 
     @cached_property
     def _sizes(self) -> Array:
-        return np.array(self.nvec or self.n_actions)
+        return np.array(self.nvec or self.n_actions, dtype=np.uint64)
 
     def _decode_discrete(self, array: Array) -> Array:
         wanted = f"[B, {len(self.nvec)}]" if self.nvec else "[B]"
@@ -186,8 +186,9 @@ class ActionCodec:
                 "Draw them from a categorical policy, without a trailing axis."
             )
         sizes = self._sizes
-        outside = (array < 0) | (array >= sizes)
-        if outside.any():
+        unsigned = array.astype(np.uint64)  # where -1 is the largest number of all: one comparison for both ends
+        if (unsigned >= sizes).any():
+            outside = unsigned >= sizes
             bound = int(np.broadcast_to(sizes, array.shape)[outside][0]) - 1
             raise ValueError(f"{self.name}: discrete actions must lie in 0...{bound}, got {int(array[outside][0])}")
         return (array + self.start).astype(self.dtype, copy=False).reshape(len(array), *self.shape)

@@ -113,6 +113,7 @@ class OfflineAgent:
         if self._loop is None:
             cfg = TrainConfig(algo=self.cfg, data=self._data, seed=0 if self.seed is None else self.seed)
             self._loop = build.loop_over(cfg, self._episodes, self.learner)
+            self._loop.gradient_steps = self.gradient_steps  # of a loaded model, whose schedules go on
         return self._loop
 
     def learn_online(self, total_timesteps: int, progress_bar: bool = False) -> Self:

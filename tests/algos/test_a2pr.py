@@ -60,7 +60,7 @@ def policy_step(q_data: float, q_proposal: float, **settings: Any) -> tuple[A2PR
 
 
 def test_the_data_action_is_the_goal_where_it_is_the_better_one():
-    learner, metrics, batch = policy_step(1.0, 0.5, mask=0.4)
+    learner, metrics, batch = policy_step(1.0, 0.5, pull_coef=0.4)
     distance = (learner.nets.policy(batch.obs) - batch.action).square().mean()
     torch.testing.assert_close(metrics["loss/pull"], 0.4 * distance.detach())
     assert metrics["policy/gate"] == 1.0
@@ -73,7 +73,7 @@ def test_where_neither_action_beats_the_value_only_q_is_climbed():
 
 
 def test_two_good_actions_open_the_gate_once():
-    learner, metrics, batch = policy_step(2.0, 1.0, mask=1.0)
+    learner, metrics, batch = policy_step(2.0, 1.0, pull_coef=1.0)
     distance = (learner.nets.policy(batch.obs) - batch.action).square().mean()
     torch.testing.assert_close(metrics["loss/pull"], distance.detach())
 
@@ -215,7 +215,7 @@ def test_networks_have_the_authors_sizes():
 
 
 OTHER = {"gamma": 0.9, "tau": 0.1, "alpha": 4.0, "target_noise": 0.6, "target_noise_clip": 0.3}  # than the defaults
-OTHER |= {"mask": 0.4, "vae_weight": 1.5}
+OTHER |= {"pull_coef": 0.4, "vae_weight": 1.5}
 
 
 def authors_update(nets: Any, adam: dict[str, Any], batch: Transition, at: int) -> dict[str, Tensor]:
@@ -288,7 +288,7 @@ def test_updates_are_those_of_the_authors():
             torch.testing.assert_close(ours[name], value.detach(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [{"vae_learning_rate": 0.0}, {"gamma": 1.1}, {"mask": -1.0}, {"policy_delay": 0}])
+@pytest.mark.parametrize("bad", [{"vae_learning_rate": 0.0}, {"gamma": 1.1}, {"pull_coef": -1.0}, {"policy_delay": 0}])
 def test_settings_out_of_range_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"A2PRConfig.*{next(iter(bad))}"):
         A2PRConfig(**bad)

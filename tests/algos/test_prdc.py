@@ -57,6 +57,16 @@ def test_the_neighbor_is_exact_whether_certified_or_not(list_length):
     assert match.proven.all() or list_length < 1000
 
 
+def test_the_certified_share_is_what_the_update_reports():
+    data = Dataset.of(rows())
+    for list_length, whole in ((1000, True), (2, False)):
+        learner, batch = made(data, list_length=list_length, policy_delay=1), data.take(torch.arange(200))
+        proven = learner.neighbor(batch.extras["index"], learner.nets.policy(learner.nets.normalizer(batch.obs)))
+        share = learner.update(batch)["policy/certified"]
+        assert share == proven.proven.float().mean()
+        assert (share == 1.0) == whole
+
+
 def test_the_search_of_a_gpu_finds_what_the_table_finds():
     data = Dataset.of(rows())
     learner, row, action = made(data), torch.randint(400, (3, 50)), 2.0 * torch.rand(3, 50, 2) - 1.0
@@ -186,11 +196,6 @@ def test_the_table_is_read_from_the_cache_and_belongs_to_its_states(tmp_path, mo
     searched(Dataset.of(rows()))  # another set
     assert torch.equal(searched(data, list_length=4), first)
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_more_than_one_neighbor_is_refused():
-    with pytest.raises(ValueError, match="n_neighbors must be 1"):
-        PRDCConfig(n_neighbors=2)
 
 
 @pytest.mark.parametrize("bad", [{"beta": -1.0}, {"tau": 2.0}, {"learning_rate": 0.0}, {"list_length": 0}])
