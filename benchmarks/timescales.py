@@ -1,10 +1,11 @@
 """Several discounts against one on LunarLander-v3, as in arXiv:2604.13517: four conditions, five seeds, one row a run.
 
 python benchmarks/timescales.py [--conditions ppo decoupled attention error] [--seeds 1 2 3 4 5] [--jobs 2]
-Rows go to benchmarks/results/timescales.jsonl; a cell that is there is not run again. `--table` prints them as Markdown.
+Rows go to benchmarks/results/timescales.jsonl; a cell that is there is not run again. `--table` prints them as
+Markdown. Needs pip install 'ctrlrl[box2d]'.
 
 A run's number is the authors': the returns of its training episodes, averaged where several end in one step, linear in
-between on a grid of 1000 steps, and the mean of that over the last tenth of the steps. Needs pip install 'ctrlrl[box2d]'.
+between on a grid of 1000 points, and the mean of that over the last tenth of the steps.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def run(condition: str, seed: int, total: int) -> dict[str, Any]:
         stepping, learning = stepping + between - before, learning + time.process_time() - between
     seconds = time.perf_counter() - begin
     returns = curve(recorder.found, total)
-    tenths = np.array_split(np.arange(len(measured)), 10)
+    parts = np.array_split(np.arange(len(measured)), 10)
+    tenths = {name: [float(np.mean([measured[i][name] for i in part])) for part in parts] for name in measured[0]}
     return {
         "kind": "timescales",
         "condition": condition,
@@ -97,9 +99,7 @@ def run(condition: str, seed: int, total: int) -> dict[str, Any]:
         "last_tenth": float(returns[900:].mean()),
         "episodes": len(recorder.found),
         "tenths": [float(part.mean()) for part in np.split(returns, 10)],
-        "metrics": {
-            name: [float(np.mean([measured[i][name] for i in part])) for part in tenths] for name in measured[0]
-        },
+        "metrics": tenths,
         "train_seconds": round(seconds, 1),
         "cpu_seconds": {"acting and stepping": round(stepping, 1), "learning": round(learning, 1)},
     }

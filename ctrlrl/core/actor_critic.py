@@ -20,7 +20,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.update import GradStep, run_epochs
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import adapt_learning_rate, approx_kl
-from ctrlrl.functional.masked import masked_mean, standardize
+from ctrlrl.functional.masked import masked_mean, masked_std, standardize
 from ctrlrl.functional.returns import discounted_sums, gae
 from ctrlrl.types import Extras, Metrics, PolicyOutput, Rollout, tree_map
 
@@ -242,6 +242,7 @@ class ActorCriticLearner(Learner):
                 rollout = rollout._replace(terminated=ends, truncated=torch.zeros_like(ends))
             advantage, target = self.advantages(rollout)
             raw_obs, batch = self._flatten(rollout, advantage, target)
+            spread = masked_std(batch.advantage)
             if self.cfg.normalize_advantage == "batch":
                 batch = batch._replace(advantage=standardize(batch.advantage))
         metrics, n_steps = run_epochs(
@@ -252,6 +253,7 @@ class ActorCriticLearner(Learner):
             after_epoch=lambda batch: self.after_epoch(rollout, batch),
         )
         self.normalizer.merge(raw_obs)
+        metrics["value/advantage_variance"] = spread.square()
         value, target = self.actor_value(batch.value), self.actor_value(batch.target)
         residual = (target - value).var(unbiased=False)
         metrics["value/explained_variance"] = 1.0 - residual / (target.var(unbiased=False) + 1e-8)
