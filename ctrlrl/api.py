@@ -22,6 +22,7 @@ __all__ = [
     "CQL",
     "FQL",
     "IQL",
+    "MTPPO",
     "PPO",
     "PRDC",
     "TD3BC",
@@ -64,6 +65,12 @@ class BPO(Agent):
     """Bounded policy optimisation, arXiv:2604.18578."""
 
     algo = "bpo"
+
+
+class MTPPO(Agent):
+    """PPO with a critic of several discounts, arXiv:2604.13517."""
+
+    algo = "mtppo"
 
 
 class BC(OfflineAgent):
@@ -129,6 +136,7 @@ class FQL(OfflineAgent):
 _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
+    MTPPO,
     BC,
     TD3BC,
     IQL,

@@ -9,6 +9,7 @@ from typing import Any
 ALGORITHMS = {
     "ppo": "ctrlrl.algos.ppo:PPOLearner",
     "bpo": "ctrlrl.algos.bpo:BPOLearner",
+    "mtppo": "ctrlrl.algos.mtppo:MTPPOLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",

@@ -61,8 +61,8 @@ class Rollout(NamedTuple):
     obs: Tensor  # [T, B, O]
     action: Tensor  # [T, B, A] float, the unclipped sample, or [T, B] or [T, B, D] int64
     log_prob: Tensor  # [T, B] nats
-    value: Tensor  # [T, B] value of obs
-    next_value: Tensor  # [T, B] value of the observation the action led to
+    value: Tensor  # [T, B] value of obs; [T, B, K] of a critic with K heads
+    next_value: Tensor  # [T, B] or [T, B, K] value of the observation the action led to
     reward: Tensor  # [T, B] or [T, B, M]
     terminated: Tensor  # [T, B] bool
     truncated: Tensor  # [T, B] bool

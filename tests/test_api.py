@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import ctrlrl
-from ctrlrl import BPO, PPO, evaluate_policy, load, make_env
+from ctrlrl import BPO, MTPPO, PPO, evaluate_policy, load, make_env
 from ctrlrl.api import Agent
 from ctrlrl.train.checkpoint import read_zip, write_zip
 
@@ -53,7 +53,7 @@ def test_every_public_name_can_be_had_and_others_cannot():
         ctrlrl.PPPO  # noqa: B018
 
 
-@pytest.mark.parametrize("kind", [PPO, BPO])
+@pytest.mark.parametrize("kind", [PPO, BPO, MTPPO])
 def test_construct_learn_predict_evaluate(kind):
     model = small(kind, n_envs=4)
     before = torch.cat([p.detach().reshape(-1).clone() for p in model.learner.policy.parameters()])
@@ -66,6 +66,17 @@ def test_construct_learn_predict_evaluate(kind):
     returns, lengths = evaluate_policy(model, "Pendulum-v1", n_eval_episodes=4, return_episode_rewards=True)
     assert mean == pytest.approx(np.mean(returns))
     assert lengths == [200] * 4
+
+
+def test_of_a_critic_with_several_heads_the_policys_own_one_is_shown():
+    model = small(MTPPO, "CartPole-v1", n_envs=2).learn(64)
+    obs = torch.from_numpy(observations(dim=4))
+    own = model.learner.value(obs)[:, -1:]
+    assert torch.equal(model.policy.predict_values(obs), own)
+    assert model.rollout_buffer.values.shape == model.rollout_buffer.returns.shape == (32, 2)
+    assert model.rollout_buffer.returns == pytest.approx(
+        model.rollout_buffer.advantages + model.rollout_buffer.values, abs=1e-4
+    )
 
 
 def test_defaults_are_those_of_stable_baselines3():

@@ -6,8 +6,10 @@ One update: scale rewards, advantages over the whole rollout, then epochs of min
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.update import GradStep, run_epochs
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import adapt_learning_rate, approx_kl
-from ctrlrl.functional.masked import masked_mean, standardize
+from ctrlrl.functional.masked import masked_mean, masked_std, standardize
 from ctrlrl.functional.returns import discounted_sums, gae
 from ctrlrl.types import Extras, Metrics, PolicyOutput, Rollout, tree_map
 
@@ -43,6 +45,7 @@ class ActorCriticConfig:
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     adam_eps: float = 1e-5
+    bootstrap_truncated: bool = True  # false: a time limit counts as a termination (CleanRL)
     normalize_advantage: str = "minibatch"  # "batch": once over the whole rollout (rsl_rl); "none"
     normalize_obs: bool = False
     normalize_reward: bool = False
@@ -100,13 +103,16 @@ class Batch(NamedTuple):
     action: Tensor  # [N, A], [N] or [N, D]
     log_prob: Tensor  # [N]
     value: Tensor  # [N] or [N, K], by the critic that acted
-    advantage: Tensor  # [N]
+    advantage: Tensor  # [N], or [N, K] for a learner whose loss makes one of them
     target: Tensor  # [N] or [N, K]
     extras: Extras
 
 
 class ActorCriticLearner(Learner):
-    """features: makes the input of policy and critic of normalised observations; critic_features: the critic's own."""
+    """features: makes the input of policy and critic of normalised observations; critic_features: the critic's own.
+
+    others: further networks that the joint loss trains.
+    """
 
     loop = "on_policy"
     cfg: Any
@@ -125,6 +131,7 @@ class ActorCriticLearner(Learner):
         normalizer: nn.Module,
         reward_scaler: nn.Module,
         critic_features: nn.Module | None = None,
+        others: Mapping[str, nn.Module] = MappingProxyType({}),
     ):
         self.cfg = cfg
         self.nets = nn.ModuleDict(
@@ -133,6 +140,7 @@ class ActorCriticLearner(Learner):
         self.nets["features"] = features
         if critic_features is not None:
             self.nets["critic_features"] = critic_features
+        self.nets.update(others)
         self.features, self.critic_features = features, critic_features
         self.policy, self.critic, self.normalizer, self.reward_scaler = policy, critic, normalizer, reward_scaler
         params = [p for net in self.nets.values() for p in net.parameters()]
@@ -152,7 +160,7 @@ class ActorCriticLearner(Learner):
     # hooks -----------------------------------------------------------------------------------------------------------
 
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Advantage and value target, [T, B] each. Source: Schulman et al. 2016, arXiv:1506.02438."""
+        """Advantage [T, B] and value target, [T, B] or [T, B, K]. Source: Schulman et al. 2016, arXiv:1506.02438."""
         return gae(
             rollout.reward,
             rollout.value,
@@ -176,6 +184,10 @@ class ActorCriticLearner(Learner):
     def value_loss(self, value: Tensor, batch: Batch) -> Tensor:
         """The critic's loss per sample."""
         return (value - batch.target).square()
+
+    def actor_value(self, value: Tensor) -> Tensor:
+        """Of a critic's K heads [..., K] the one of the policy's objective, [...]; by default there is only one."""
+        return value
 
     def after_epoch(self, rollout: Rollout, batch: Batch) -> Batch:
         """What the next epoch learns from; by default the same batch."""
@@ -204,11 +216,12 @@ class ActorCriticLearner(Learner):
 
     @torch.no_grad()
     def value(self, obs: Tensor) -> Tensor:
-        """V(s) of raw observations [..., O]."""
+        """V(s) of raw observations [..., O]: [...], or [..., K] of a critic with K heads."""
         flat = obs.reshape(-1, obs.shape[-1])
         with self._precision():
             chunks = [self._value(self._critic_input(self.normalizer(rows))) for rows in self._chunks(flat)]
-        return torch.cat(chunks).view(obs.shape[:-1])
+        values = torch.cat(chunks)
+        return values.view(*obs.shape[:-1], *values.shape[1:])
 
     def _value(self, features: Tensor) -> Tensor:
         return self.critic(features)
@@ -224,8 +237,12 @@ class ActorCriticLearner(Learner):
     def update(self, rollout: Rollout) -> Metrics:
         with torch.no_grad():
             rollout = rollout._replace(reward=self._scaled(rollout))
+            if not self.cfg.bootstrap_truncated:
+                ends = rollout.terminated | rollout.truncated
+                rollout = rollout._replace(terminated=ends, truncated=torch.zeros_like(ends))
             advantage, target = self.advantages(rollout)
             raw_obs, batch = self._flatten(rollout, advantage, target)
+            spread = masked_std(batch.advantage)
             if self.cfg.normalize_advantage == "batch":
                 batch = batch._replace(advantage=standardize(batch.advantage))
         metrics, n_steps = run_epochs(
@@ -236,8 +253,10 @@ class ActorCriticLearner(Learner):
             after_epoch=lambda batch: self.after_epoch(rollout, batch),
         )
         self.normalizer.merge(raw_obs)
-        residual = (batch.target - batch.value).var(unbiased=False)
-        metrics["value/explained_variance"] = 1.0 - residual / (batch.target.var(unbiased=False) + 1e-8)
+        metrics["value/advantage_variance"] = spread.square()
+        value, target = self.actor_value(batch.value), self.actor_value(batch.target)
+        residual = (target - value).var(unbiased=False)
+        metrics["value/explained_variance"] = 1.0 - residual / (target.var(unbiased=False) + 1e-8)
         metrics["train/learning_rate"] = self.opt["actor_critic"].learning_rate.clone()
         metrics["train/gradient_steps"] = torch.tensor(float(n_steps))
         return metrics

@@ -103,7 +103,7 @@ class PolicyView(nn.Module):
 
     def _values(self, rows: Tensor) -> Tensor:
         learner = self.learner
-        return learner._value(learner._critic_input(rows)).unsqueeze(-1)
+        return learner.actor_value(learner._value(learner._critic_input(rows))).unsqueeze(-1)
 
     def get_distribution(self, obs: Any) -> ActionDistribution:
         return self._distribution(self._normalized(obs))

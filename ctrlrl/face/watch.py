@@ -129,7 +129,7 @@ class Watch:
             "new_obs": spaces.observations(step.obs),
             "actions": spaces.unscaled(out.action).cpu().numpy(),
             "clipped_actions": spaces.action_codec.decode(out.action),
-            "values": learner.value(obs).unsqueeze(-1),
+            "values": learner.actor_value(learner.value(obs)).unsqueeze(-1),
             "log_probs": out.log_prob - spaces.log_volume,
             "rewards": step.reward.cpu().numpy().copy(),
             "dones": done,
@@ -189,7 +189,7 @@ class RolloutView:
 
     @property
     def values(self) -> Any:
-        return self._rollout.value.cpu().numpy()
+        return self._learner.actor_value(self._rollout.value).cpu().numpy()
 
     @property
     def log_probs(self) -> Any:
@@ -207,7 +207,7 @@ class RolloutView:
 
     @property
     def returns(self) -> Any:
-        return self._learner.advantages(self._rollout)[1].cpu().numpy()
+        return self._learner.actor_value(self._learner.advantages(self._rollout)[1]).cpu().numpy()
 
 
 def _lanes(batch: Any, shape: Any) -> Any:

@@ -31,6 +31,7 @@ from ctrlrl.functional.regression import (
     td_target,
 )
 from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
+from ctrlrl.functional.routing import error_weights, follows_largest, heads_loss, routed_advantage, weight_entropy
 from ctrlrl.functional.samplers import euler
 from ctrlrl.functional.scan import linear_recurrence
 from ctrlrl.functional.surrogate import bpo, bpo_target, ppo_clip
@@ -56,13 +57,16 @@ __all__ = [
     "discounted_sums",
     "egae",
     "entropy_policy_loss",
+    "error_weights",
     "euler",
     "expectile",
+    "follows_largest",
     "gae",
     "gaussian_entropy",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_sample",
+    "heads_loss",
     "huber",
     "lambda_returns",
     "linear_recurrence",
@@ -73,6 +77,7 @@ __all__ = [
     "ppo_clip",
     "q_scale",
     "quantile_huber",
+    "routed_advantage",
     "sample_path",
     "smoothed_action",
     "soft_median_loss",
@@ -83,4 +88,5 @@ __all__ = [
     "tanh_gaussian_sample",
     "td_target",
     "temperature_loss",
+    "weight_entropy",
 ]

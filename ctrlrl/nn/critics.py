@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,27 @@ class ValueCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.net(obs).float().squeeze(-1)
+
+
+class ValueHeads(nn.Module):
+    """K values on one trunk: [..., O] -> [..., K].
+
+    The last one is a layer of its own, so that trunk and last head together are, number for number, the `ValueCritic`
+    that the same seed makes.
+    """
+
+    def __init__(self, obs_dim: int, hidden: Sequence[int], n: int, *, activation: str, orthogonal: bool = True):
+        super().__init__()
+        kwargs: dict[str, Any] = {"activation": activation, "orthogonal": orthogonal}
+        # a trunk's last layer is hidden, so it keeps the hidden gain
+        self.trunk = mlp((obs_dim, *hidden), output_gain=math.sqrt(2.0), activate_last=True, **kwargs)
+        width = hidden[-1] if hidden else obs_dim
+        self.last = mlp((width, 1), **kwargs)
+        self.others = mlp((width, n - 1), **kwargs)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        latent = self.trunk(obs)
+        return torch.cat((self.others(latent), self.last(latent)), dim=-1).float()
 
 
 class ValueMedianCritic(nn.Module):

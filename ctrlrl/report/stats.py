@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -64,6 +65,26 @@ def mean_and_interval(curves: Any, *, n: int = 2000, level: float = 0.95, seed: 
     picks = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=n)  # [n, seeds]
     low, high = np.quantile(picks @ table / count, [tail, 1.0 - tail], axis=0)
     return Band(table.mean(0), low, high)
+
+
+def welch(a: Any, b: Any) -> tuple[float, float]:
+    """t statistic and two-sided p-value of Welch's test that two groups of seeds have one mean; variances may differ.
+
+    a, b: [seeds], at least two each. With x = sqrt(dof) tan(angle) the tail of Student's density is the integral of
+    cos(angle)^(dof - 1), here by Gauss-Legendre quadrature. Source: Welch 1947, Biometrika 34.
+    """
+    groups = [_scores("welch", x) for x in (a, b)]
+    if min(x.size for x in groups) < 2 or max(x.std() for x in groups) == 0.0:
+        raise ValueError("welch: wanted at least two seeds in each group, and a group whose seeds differ")
+    shares = [float(x.var(ddof=1)) / x.size for x in groups]  # of the variance of the difference of means
+    t = float(groups[0].mean() - groups[1].mean()) / math.sqrt(sum(shares))
+    dof = sum(shares) ** 2 / sum(s**2 / (x.size - 1) for s, x in zip(shares, groups, strict=True))
+    low, high = math.atan(abs(t) / math.sqrt(dof)), 0.5 * math.pi
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    angle = 0.5 * (low + high) + 0.5 * (high - low) * nodes
+    tail = 0.5 * (high - low) * float(weights @ np.cos(angle) ** (dof - 1.0))
+    scale = math.exp(math.lgamma(0.5 * (dof + 1.0)) - math.lgamma(0.5 * dof)) / math.sqrt(math.pi)
+    return t, 2.0 * scale * tail
 
 
 def on_common_grid(curves: Sequence[tuple[Array, Array]], n_points: int = 200) -> tuple[Array, Array]:

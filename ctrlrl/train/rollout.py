@@ -13,6 +13,7 @@ from torch import Tensor
 from ctrlrl.core.actor_critic import ActorCriticLearner
 from ctrlrl.core.compile import Graph
 from ctrlrl.functional.returns import discounted_sums
+from ctrlrl.functional.scan import append_axes
 from ctrlrl.types import Extras, PolicyOutput, Rollout, TimeStep, VecEnv
 
 WINDOW = 100  # episodes the reported training return averages over
@@ -165,7 +166,7 @@ class Collector:
         value, last = self.learner.value(storage.obs), self.learner.value(self.obs)
         following = torch.cat((value[1:], last.unsqueeze(0)))
         if not self._on_cpu:
-            following = torch.where(storage.truncated, storage.next_value, following)
+            following = torch.where(append_axes(storage.truncated, following.ndim), storage.next_value, following)
         elif self._cut:
             times = torch.cat([torch.full_like(lanes, t) for t, lanes, _ in self._cut])
             lanes = torch.cat([lanes for _, lanes, _ in self._cut])
@@ -179,6 +180,7 @@ class Collector:
     def _allocate(self) -> None:
         assert self.obs is not None
         spec, room = self.env.spec, self._room
+        heads = self.learner.value(self.obs).shape[1:]
         if spec.action_dim:
             action = room(spec.action_dim)
         else:
@@ -187,8 +189,8 @@ class Collector:
             obs=room(spec.obs_dim, dtype=self.obs.dtype),
             action=action,
             log_prob=room(),
-            value=room(),
-            next_value=room(),
+            value=room(*heads),
+            next_value=room(*heads),
             reward=room() if spec.reward_dim == 1 else room(spec.reward_dim),
             terminated=room(dtype=torch.bool),
             truncated=room(dtype=torch.bool),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ctrlrl.compose import CONFIG_DIR
+from ctrlrl.compose import CONFIG_DIR, train_config
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.sweep.cells import cells_of
 from ctrlrl.sweep.plan import read_plan
@@ -110,3 +110,28 @@ def test_cql_scales_the_rewards_of_one_mujoco_set_alone():
     scaled = [cell for cell in cells if "experiment=cql/hopper_medium" in cell.words]
     assert len(cells) == 9
     assert [cell.settings()["data.id"] for cell in scaled] == ["hopper-medium-v2"]
+
+
+def test_multi_timescale_ppo_and_its_baseline_differ_in_the_discounts_alone():
+    """arXiv:2604.13517, experiment 6; the squared error has no factor 0.5 here, so vf_coef has it."""
+    ours, baseline = preset("mtppo/lunarlander"), preset("ppo/lunarlander")
+    assert [ours.pop("defaults")[0], baseline.pop("defaults")[0]] == [{"override /algo": a} for a in ("mtppo", "ppo")]
+    assert ours == baseline
+    published = {"n_steps": 256, "n_minibatches": 8, "n_epochs": 10, "learning_rate": 2.5e-4, "lr_schedule": "linear"}
+    published |= {"gamma": 0.999, "gae_lambda": 0.95, "ent_coef": 0.01, "vf_coef": 0.25, "clip_range_vf": 0.2}
+    assert ours["algo"] == published | {"bootstrap_truncated": False}
+    assert (ours["n_envs"], ours["total_steps"]) == (8, 1_000_000)
+    defaults = lookup(ALGORITHMS, "mtppo", "algorithm").config()
+    assert ([*defaults.aux_gammas, defaults.gamma], defaults.hidden) == ([0.5, 0.9, 0.99, 0.999], [64, 64])
+    assert (defaults.max_grad_norm, defaults.adam_eps, defaults.clip_range, defaults.activation) == (
+        0.5,
+        1e-5,
+        0.2,
+        "tanh",
+    )
+
+
+@pytest.mark.parametrize("algo", ["mtppo", "ppo"])
+def test_a_preset_names_its_gymnasium_id(algo):
+    cfg = train_config([f"experiment={algo}/lunarlander"])
+    assert (cfg.algo.name, cfg.env.name, cfg.env.id, cfg.algo.gamma) == (algo, "gym", "LunarLander-v3", 0.999)

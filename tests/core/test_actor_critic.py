@@ -194,6 +194,23 @@ def test_advantages_are_standardized_over_the_minibatch_or_the_batch(kind):
 
 
 @pytest.mark.parametrize("algo", LEARNERS)
+def test_without_bootstrap_a_time_limit_is_a_termination(algo):
+    """CleanRL's rule: whatever the value behind the limit, the update is that of a rollout that terminated there."""
+    rollout = random_rollout()
+    assert rollout.truncated.any()
+    ends = rollout.terminated | rollout.truncated
+    terminated = rollout._replace(terminated=ends, truncated=torch.zeros_like(ends))
+    results = []
+    for bootstrap, seen in ((False, rollout), (True, terminated), (True, rollout)):
+        learner = make(algo, bootstrap_truncated=bootstrap)
+        torch.manual_seed(3)
+        learner.update(seen)
+        results.append(flat(learner))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("algo", LEARNERS)
 def test_rows_that_were_only_a_reset_teach_nothing(algo):
     """Gymnasium's NEXT_STEP: the step after an episode's end. Whatever stands in its row, the update is the same."""
     rollout = random_rollout()

@@ -1,9 +1,11 @@
 """Statistics over seeds against values worked out by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
-from ctrlrl.report.stats import bootstrap_interval, iqm, mean_and_interval, on_common_grid
+from ctrlrl.report.stats import bootstrap_interval, iqm, mean_and_interval, on_common_grid, welch
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
@@ -70,3 +72,23 @@ def test_common_grid_covers_what_all_curves_measured():
         on_common_grid([first, (np.array([30.0]), np.array([1.0]))])
     with pytest.raises(ValueError, match="no finite point"):
         on_common_grid([(np.array([1.0]), np.array([np.nan]))])
+
+
+def test_welchs_p_value_has_closed_forms_at_one_and_two_degrees_of_freedom():
+    t, p = welch([0.0, 2.0], [3.0, 3.0])  # one spread alone: 1 degree, Cauchy
+    assert (t, p) == pytest.approx((-2.0, 1.0 - 2.0 / math.pi * math.atan(2.0)), abs=1e-12)
+    t, p = welch([0.0, 2.0], [3.0, 5.0])  # equal spreads: 2 degrees
+    assert (t, p) == pytest.approx((-3.0 / math.sqrt(2.0), 1.0 - 3.0 / math.sqrt(13.0)), abs=1e-12)
+    assert welch([0.0, 2.0], [2.0, 0.0]) == pytest.approx((0.0, 1.0), abs=1e-12)
+
+
+def test_welchs_p_value_is_the_published_one():
+    """arXiv:2604.13517: five seeds, 90.7 +- 41.8 against 112.9 +- 15.4, p = 0.316."""
+    shape = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) / math.sqrt(2.5)
+    assert welch(90.7 + 41.8 * shape, 112.9 + 15.4 * shape)[1] == pytest.approx(0.316, abs=0.002)
+
+
+@pytest.mark.parametrize("other", [[1.0], [1.0, 1.0]])
+def test_welch_refuses_what_has_no_spread(other):
+    with pytest.raises(ValueError, match="welch: wanted at least two seeds in each group"):
+        welch([1.0, 1.0], other)

@@ -85,6 +85,26 @@ def test_next_value_is_that_of_the_final_observation_at_a_truncation_and_of_the_
     assert rollout.next_value.T[1][ok].tolist() == [203.0, 203.0, 203.0]
 
 
+class TwoHeads(LinearLearner):
+    """V_1(s) = 2 s + 1, V_2(s) = -s."""
+
+    def value(self, obs: Tensor) -> Tensor:
+        return torch.cat((2.0 * obs + 1.0, -obs), -1)
+
+
+@pytest.mark.parametrize("taken_in_the_step", [False, True])
+def test_every_head_of_a_critic_has_its_next_value(taken_in_the_step):
+    collector = Collector(CountingEnv(), TwoHeads(), 5)  # type: ignore[arg-type]
+    collector._on_cpu = not taken_in_the_step
+    collector.reset(0)
+    rollout = collector.collect()
+    assert rollout.value.shape == (5, 3, 2)
+    assert torch.equal(rollout.value[..., 0], 2.0 * rollout.obs[..., 0] + 1.0)
+    assert torch.equal(rollout.value[..., 1], -rollout.obs[..., 0])
+    following = torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0])  # truncated at 3
+    assert torch.equal(rollout.next_value[:, 0], torch.stack((2.0 * following + 1.0, -following), -1))
+
+
 def test_the_next_rollout_goes_on_where_the_last_one_stopped():
     collector, _, _ = collected(5)
     rollout = collector.collect()
