@@ -22,6 +22,7 @@ __all__ = [
     "CQL",
     "FQL",
     "IQL",
+    "PDPPO",
     "PPO",
     "PRDC",
     "TD3BC",
@@ -64,6 +65,15 @@ class BPO(Agent):
     """Bounded policy optimisation, arXiv:2604.18578."""
 
     algo = "bpo"
+
+
+class PDPPO(Agent):
+    """Post-decision PPO with two critics, arXiv:2504.05150; by default, as in the paper, in one batch of all rows."""
+
+    algo = "pdppo"
+
+    def __init__(self, policy: Any, env: Any, *, batch_size: int = 2**31, **settings: Any):
+        super().__init__(policy, env, batch_size=batch_size, **settings)
 
 
 class BC(OfflineAgent):
@@ -129,6 +139,7 @@ class FQL(OfflineAgent):
 _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
+    PDPPO,
     BC,
     TD3BC,
     IQL,
