@@ -23,6 +23,7 @@ __all__ = [
     "FQL",
     "IQL",
     "MTPPO",
+    "PDPPO",
     "PPO",
     "PRDC",
     "TD3BC",
@@ -71,6 +72,15 @@ class MTPPO(Agent):
     """PPO with a critic of several discounts, arXiv:2604.13517."""
 
     algo = "mtppo"
+
+
+class PDPPO(Agent):
+    """Post-decision PPO with two critics, arXiv:2504.05150; by default, as in the paper, in one batch of all rows."""
+
+    algo = "pdppo"
+
+    def __init__(self, policy: Any, env: Any, *, batch_size: int = 2**31, **settings: Any):
+        super().__init__(policy, env, batch_size=batch_size, **settings)
 
 
 class BC(OfflineAgent):
@@ -137,6 +147,7 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
     MTPPO,
+    PDPPO,
     BC,
     TD3BC,
     IQL,

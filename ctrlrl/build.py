@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrlrl.config import EnvConfig, TrainConfig
+from ctrlrl.config import EnvConfig, TrainConfig, own_settings
 from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import keep_memory, set_threads
 from ctrlrl.core.stacked import extract
 from ctrlrl.data.episodes import Episodes
+from ctrlrl.envs.face import name_of
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
 from ctrlrl.nn.features import Vector
@@ -37,7 +38,7 @@ from ctrlrl.train.trainer import Loop, Trainer
 from ctrlrl.types import EnvSpec, VecEnv
 
 # what the faces take from here besides what stands below
-__all__ = ["Episodes", "Spaces", "evaluate", "load_buffer", "load_data", "notices", "read_zip", "same_task"]
+__all__ = ["Episodes", "Spaces", "evaluate", "load_buffer", "load_data", "name_of", "notices", "read_zip", "same_task"]
 __all__ += ["save_buffer", "write_zip"]
 
 
@@ -63,7 +64,8 @@ def make_env(
     if backend == "torch":
         from ctrlrl.envs.sim import BatchedSim
 
-        sim = lookup(SIMULATORS, cfg.name, "environment")()
+        kind = lookup(SIMULATORS, cfg.name, "environment")
+        sim = kind() if kind.Settings is None else kind(own_settings(cfg, kind.Settings))
         return BatchedSim(
             sim, n_envs, seed=seed, device=device, stagger=stagger, compile=compile, episode_length=episode_length
         )
@@ -108,6 +110,23 @@ def backend_of(cfg: EnvConfig) -> str:
         able = ", ".join(name for name, there in has.items() if there)
         raise ValueError(f"env.backend={cfg.backend} does not have env={cfg.name}; it runs on: {able}")
     return cfg.backend
+
+
+def env_extras(cfg: EnvConfig) -> tuple[str, ...]:
+    """What the steps of a configured task are promised to tell besides, without making the environment."""
+    return lookup(SIMULATORS, cfg.name, "environment").extras if backend_of(cfg) == "torch" else ()
+
+
+def refuse_unless_offered(algo: str, offered: Sequence[str], env: str) -> None:
+    """ValueError where an algorithm that learns from an environment needs what this one does not tell."""
+    kind = lookup(ALGORITHMS, algo, "algorithm")
+    missing = kind.needs - set(offered) if kind.loop == "on_policy" else ()
+    if missing:
+        able = [name for name in SIMULATORS if kind.needs <= set(lookup(SIMULATORS, name, "environment").extras)]
+        raise ValueError(
+            f"algo={algo} needs {', '.join(sorted(missing))} of every step, which {env} does not tell. "
+            f"These environments do: {', '.join(able)}"
+        )
 
 
 def make_learner(algo: Any, spec: EnvSpec, **parts: Any) -> Learner:
@@ -192,6 +211,7 @@ def training_loop(cfg: TrainConfig) -> Loop:
         raise ValueError(
             f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
         )
+    refuse_unless_offered(cfg.algo.name, env_extras(cfg.env), f"env={cfg.env.id or cfg.env.name}")
     torch.manual_seed(cfg.seed)
     steps = cfg.env_steps(kind)
     mode = resolve(cfg.compile, device, steps)

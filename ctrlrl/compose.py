@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
-from ctrlrl.registry import ALGORITHMS, DATA, ENVIRONMENTS, lookup, unknown
+from ctrlrl.config import DataConfig, TrainConfig, env_config_with
+from ctrlrl.registry import ALGORITHMS, DATA, ENVIRONMENTS, env_settings, lookup, unknown
 
 Command = TypeVar("Command")
 _PACKED = Path(__file__).parent / "configs"  # in an installed wheel
@@ -86,6 +86,7 @@ def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
     try:
         saved = OmegaConf.create(_plain_yaml(path))
         name = OmegaConf.select(saved, "algo.name", default=None)
+        env = env_config_with(env_settings(str(OmegaConf.select(saved, "env.name", default=""))))
     except OSError:
         raise ValueError(
             f"{path}: no such file. A run folder holds config.yaml; name one with run=... or run.resume=..."
@@ -94,7 +95,7 @@ def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not readable as YAML ({said})") from None
     algo = lookup(ALGORITHMS, str(name), "algorithm").config
-    schema = OmegaConf.structured(TrainConfig(algo=algo()))
+    schema = OmegaConf.structured(TrainConfig(algo=algo(), env=env()))
     try:
         return OmegaConf.merge(schema, saved, OmegaConf.from_dotlist(list(words)))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -136,7 +137,7 @@ def _register() -> None:
     for name in ALGORITHMS:
         store.store(group="algo", name=name, node=lookup(ALGORITHMS, name, "algorithm").config)
     for name in ENVIRONMENTS:
-        store.store(group="env", name=name, node=EnvConfig(name=name))
+        store.store(group="env", name=name, node=env_config_with(env_settings(name))(name=name))
     for name in DATA:
         # made without its checks: the path or id that they ask for comes as an override
         store.store(group="data", name=name, node=OmegaConf.merge(OmegaConf.structured(DataConfig), {"name": name}))

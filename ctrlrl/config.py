@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
+from typing import Any, get_type_hints
 
 
 def _seed(key: str, value: int) -> None:
@@ -31,6 +32,33 @@ class EnvConfig:
             raise ValueError(f"env.threads must be at least 1 or null, got {self.threads}")
         if self.timeout is not None and not 0.0 < self.timeout <= 1e6:
             raise ValueError(f"env.timeout must lie in (0, 1e6] seconds or be null, got {self.timeout}")
+
+
+@functools.cache
+def env_config_with(settings: type | None) -> type[EnvConfig]:
+    """EnvConfig with the fields of a simulator's own settings (a dataclass) beside its own: `env.size=20x10`."""
+    if settings is None:
+        return EnvConfig
+    hints = get_type_hints(settings)
+    own = [
+        (
+            f.name,
+            hints[f.name],
+            field(default=f.default) if f.default is not MISSING else field(default_factory=f.default_factory),
+        )
+        for f in fields(settings)
+    ]
+
+    def check(self: Any) -> None:
+        EnvConfig.__post_init__(self)
+        own_settings(self, settings)
+
+    return make_dataclass(settings.__name__, own, bases=(EnvConfig,), namespace={"__post_init__": check})
+
+
+def own_settings(cfg: EnvConfig, settings: type) -> Any:
+    """The part of an environment's configuration that its simulator takes; defaults where `cfg` has none of it."""
+    return settings(**{f.name: getattr(cfg, f.name) for f in fields(settings) if hasattr(cfg, f.name)})
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS, SIMULATORS
+from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS, SIMULATORS, env_settings
 
 ENTRY_POINT = "ctrlrl.registration:make_vector"
 
@@ -50,15 +50,18 @@ def make_vector(
     stagger: bool = False,
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
+    **settings: Any,
 ) -> Any:
     """The vector entry point. compile: fuse a native simulator's step; exact, threads: as in `env.exact`, `env.threads`
-    of the command line; stagger: spread the clocks of the first episodes; max_episode_steps: None is the task's own.
+    of the command line; stagger: spread the clocks of the first episodes; max_episode_steps: None is the task's own;
+    settings: of the task itself, e.g. `size` of LotSizing.
     """
     from ctrlrl import build
-    from ctrlrl.config import EnvConfig
+    from ctrlrl.config import env_config_with
     from ctrlrl.envs.vector import CtrlrlVectorEnv
 
-    cfg = EnvConfig(name=task, exact=exact, threads=threads, stagger=stagger)
+    kind = env_config_with(env_settings(task))
+    cfg = kind(name=task, exact=exact, threads=threads, stagger=stagger, **settings)
     env = build.make_env(
         cfg, num_envs, device=build.resolve_device(device), compile=compile, episode_length=max_episode_steps
     )

@@ -10,6 +10,7 @@ ALGORITHMS = {
     "ppo": "ctrlrl.algos.ppo:PPOLearner",
     "bpo": "ctrlrl.algos.bpo:BPOLearner",
     "mtppo": "ctrlrl.algos.mtppo:MTPPOLearner",
+    "pdppo": "ctrlrl.algos.pdppo:PDPPOLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",
@@ -32,6 +33,8 @@ SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
     "acrobot": "ctrlrl.envs.classic:Acrobot",
     "pointmass": "ctrlrl.envs.classic:PointMass",
     "lqr": "ctrlrl.envs.classic:LQR",
+    "lotsizing": "ctrlrl.envs.inventory:LotSizing",
+    "slippery_lake": "ctrlrl.envs.lake:SlipperyLake",
 }
 
 ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymnasium id of the same task
@@ -64,6 +67,11 @@ GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and f
 }
 
 ENVIRONMENTS = (*SIMULATORS, *ROBOTS, "gym")
+
+
+def env_settings(name: str) -> type | None:
+    """The dataclass of what a user may choose about a simulator beside EnvConfig; None where there is nothing."""
+    return load(SIMULATORS[name]).Settings if name in SIMULATORS else None
 
 
 def load(target: str) -> Any:

@@ -39,6 +39,7 @@ class EnvSpec(NamedTuple):
     device: torch.device
     nvec: tuple[int, ...] = ()  # number of options of each of D discrete choices taken together, else ()
     obs_parts: tuple[ObsPart, ...] = ()  # what an observation consists of; () = one vector
+    extras: tuple[str, ...] = ()  # what every TimeStep.extras is promised to hold, for learners that need it
 
 
 class TimeStep(NamedTuple):
@@ -60,7 +61,7 @@ class Rollout(NamedTuple):
 
     obs: Tensor  # [T, B, O]
     action: Tensor  # [T, B, A] float, the unclipped sample, or [T, B] or [T, B, D] int64
-    log_prob: Tensor  # [T, B] nats
+    log_prob: Tensor  # [T, B] nats, or [T, B, D] where each of D choices has its own
     value: Tensor  # [T, B] value of obs; [T, B, K] of a critic with K heads
     next_value: Tensor  # [T, B] or [T, B, K] value of the observation the action led to
     reward: Tensor  # [T, B] or [T, B, M]
@@ -87,7 +88,7 @@ class HybridBatch(NamedTuple):
 
 class PolicyOutput(NamedTuple):
     action: Tensor  # [B, A], or [B] or [B, D] int64
-    log_prob: Tensor | None  # [B] nats
+    log_prob: Tensor | None  # [B] nats, or [B, D]
     extras: Extras  # kept in the rollout, e.g. the mean of the distribution
 
 

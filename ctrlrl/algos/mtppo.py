@@ -86,7 +86,7 @@ class MTPPOLearner(ActorCriticLearner):
             critic=critic.to(spec.device),
             normalizer=standard_normalizer(spec, normalize=cfg.normalize_obs),
             reward_scaler=RewardScaler().to(spec.device),
-            others={} if self.router is None else {"router": self.router},
+            **({} if self.router is None else {"router": self.router}),
         )
         self.gammas = torch.tensor([*cfg.aux_gammas, cfg.gamma], device=spec.device)  # [K]
         self._found: Metrics = {}  # of the rollout's advantages

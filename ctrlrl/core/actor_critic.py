@@ -6,10 +6,8 @@ One update: scale rewards, advantages over the whole rollout, then epochs of min
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from ctrlrl.core.compile import Graph, Mode, compiled, undoing
 from ctrlrl.core.learner import Learner
-from ctrlrl.core.update import GradStep, run_epochs
+from ctrlrl.core.update import GradStep, run_epochs, together
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import adapt_learning_rate, approx_kl
 from ctrlrl.functional.masked import masked_mean, masked_std, standardize
@@ -43,7 +41,7 @@ class ActorCriticConfig:
     gae_lambda: float = 0.95
     ent_coef: float = 0.0
     vf_coef: float = 0.5
-    max_grad_norm: float = 0.5
+    max_grad_norm: float | None = 0.5  # null = no limit
     adam_eps: float = 1e-5
     bootstrap_truncated: bool = True  # false: a time limit counts as a termination (CleanRL)
     normalize_advantage: str = "minibatch"  # "batch": once over the whole rollout (rsl_rl); "none"
@@ -65,7 +63,8 @@ class ActorCriticConfig:
         where = type(self).__name__
         in_range(where, low=0.0, high=1.0, gamma=self.gamma, gae_lambda=self.gae_lambda)
         in_range(where, low=0.0, high=float("inf"), learning_rate=self.learning_rate, vf_coef=self.vf_coef)
-        in_range(where, low=0.0, high=float("inf"), max_grad_norm=self.max_grad_norm, adam_eps=self.adam_eps)
+        norm = 0.0 if self.max_grad_norm is None else self.max_grad_norm
+        in_range(where, low=0.0, high=float("inf"), max_grad_norm=norm, adam_eps=self.adam_eps)
         for name in ("hidden", "vf_hidden"):
             if any(width < 1 for width in getattr(self, name) or ()):
                 raise ValueError(f"{where}.{name} must hold layer widths of at least 1, got {getattr(self, name)}")
@@ -101,7 +100,7 @@ class Batch(NamedTuple):
 
     obs: Tensor  # [N, O]; the policy's features of it inside log_ratio
     action: Tensor  # [N, A], [N] or [N, D]
-    log_prob: Tensor  # [N]
+    log_prob: Tensor  # [N], or [N, D] where each of D choices has its own
     value: Tensor  # [N] or [N, K], by the critic that acted
     advantage: Tensor  # [N], or [N, K] for a learner whose loss makes one of them
     target: Tensor  # [N] or [N, K]
@@ -111,13 +110,15 @@ class Batch(NamedTuple):
 class ActorCriticLearner(Learner):
     """features: makes the input of policy and critic of normalised observations; critic_features: the critic's own.
 
-    others: further networks that the joint loss trains.
+    networks: further ones, by name.
     """
 
     loop = "on_policy"
+    log_prob_shape: tuple[int, ...] = ()  # of a log-probability, behind [T, B]
     cfg: Any
     policy: Any
     critic: Any
+    nets: nn.ModuleDict
     normalizer: Any
     reward_scaler: Any
 
@@ -131,7 +132,7 @@ class ActorCriticLearner(Learner):
         normalizer: nn.Module,
         reward_scaler: nn.Module,
         critic_features: nn.Module | None = None,
-        others: Mapping[str, nn.Module] = MappingProxyType({}),
+        **networks: nn.Module,
     ):
         self.cfg = cfg
         self.nets = nn.ModuleDict(
@@ -140,14 +141,12 @@ class ActorCriticLearner(Learner):
         self.nets["features"] = features
         if critic_features is not None:
             self.nets["critic_features"] = critic_features
-        self.nets.update(others)
+        self.nets.update(networks)
         self.features, self.critic_features = features, critic_features
         self.policy, self.critic, self.normalizer, self.reward_scaler = policy, critic, normalizer, reward_scaler
-        params = [p for net in self.nets.values() for p in net.parameters()]
         self.opt = {
-            "actor_critic": GradStep(
-                params, learning_rate=cfg.learning_rate, max_grad_norm=cfg.max_grad_norm, eps=cfg.adam_eps
-            )
+            name: GradStep(params, learning_rate=lr, max_grad_norm=cfg.max_grad_norm, eps=cfg.adam_eps)
+            for name, (params, lr) in self.parameter_groups().items()
         }
         self.discounted_return: Tensor | None = None  # [B], runs across rollouts
         self.detailed = False  # also measure policy/clip_fraction, for an algorithm with a clip_range
@@ -158,6 +157,14 @@ class ActorCriticLearner(Learner):
         self._graphs: dict[int, Graph] = {}
 
     # hooks -----------------------------------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> dict[str, tuple[list[nn.Parameter], float]]:
+        """Parameters and learning rate of each optimiser; "actor_critic" holds the policy's."""
+        return {"actor_critic": ([p for net in self.nets.values() for p in net.parameters()], self.cfg.learning_rate)}
+
+    def experience(self, rollout: Rollout) -> Rollout:
+        """What an update learns from, [T', B, ...]; by default the new rollout alone."""
+        return rollout
 
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Advantage [T, B] and value target, [T, B] or [T, B, K]. Source: Schulman et al. 2016, arXiv:1506.02438."""
@@ -172,7 +179,7 @@ class ActorCriticLearner(Learner):
         )
 
     def log_ratio(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi_new(a|s) - log pi_old(a|s), entropy, and KL(old || new), [N] each, in nats."""
+        """log pi_new(a|s) - log pi_old(a|s), entropy, and KL(old || new), [N] or [N, D] each, in nats."""
         log_prob, entropy, kl = self.policy.evaluate(batch.obs, batch.action, batch.extras)
         log_ratio = log_prob - batch.log_prob
         return log_ratio, entropy, approx_kl(log_ratio.detach()) if kl is None else kl
@@ -236,12 +243,9 @@ class ActorCriticLearner(Learner):
 
     def update(self, rollout: Rollout) -> Metrics:
         with torch.no_grad():
-            rollout = rollout._replace(reward=self._scaled(rollout))
-            if not self.cfg.bootstrap_truncated:
-                ends = rollout.terminated | rollout.truncated
-                rollout = rollout._replace(terminated=ends, truncated=torch.zeros_like(ends))
-            advantage, target = self.advantages(rollout)
-            raw_obs, batch = self._flatten(rollout, advantage, target)
+            experience = self.experience(self._ended(rollout._replace(reward=self._scaled(rollout))))
+            advantage, target = self.advantages(experience)
+            batch = self._flatten(experience, advantage, target)
             spread = masked_std(batch.advantage)
             if self.cfg.normalize_advantage == "batch":
                 batch = batch._replace(advantage=standardize(batch.advantage))
@@ -250,9 +254,10 @@ class ActorCriticLearner(Learner):
             self.step,
             n_epochs=self.cfg.n_epochs,
             n_minibatches=self.cfg.n_minibatches,
-            after_epoch=lambda batch: self.after_epoch(rollout, batch),
+            after_epoch=lambda batch: self.after_epoch(experience, batch),
         )
-        self.normalizer.merge(raw_obs)
+        mask = rollout.extras.get("mask")
+        self.normalizer.merge(rollout.obs.flatten(0, 1) if mask is None else rollout.obs[mask])
         metrics["value/advantage_variance"] = spread.square()
         value, target = self.actor_value(batch.value), self.actor_value(batch.target)
         residual = (target - value).var(unbiased=False)
@@ -260,6 +265,12 @@ class ActorCriticLearner(Learner):
         metrics["train/learning_rate"] = self.opt["actor_critic"].learning_rate.clone()
         metrics["train/gradient_steps"] = torch.tensor(float(n_steps))
         return metrics
+
+    def _ended(self, rollout: Rollout) -> Rollout:
+        if self.cfg.bootstrap_truncated:
+            return rollout
+        ends = rollout.terminated | rollout.truncated
+        return rollout._replace(terminated=ends, truncated=torch.zeros_like(ends))
 
     def _scaled(self, rollout: Rollout) -> Tensor:
         """Rewards divided by the running deviation of the discounted return, this rollout's returns included."""
@@ -274,13 +285,13 @@ class ActorCriticLearner(Learner):
         self.reward_scaler.merge(sums.reshape(-1) if mask is None else sums[mask])
         return self.reward_scaler(rollout.reward)
 
-    def _flatten(self, rollout: Rollout, advantage: Tensor, target: Tensor) -> tuple[Tensor, Batch]:
+    def _flatten(self, rollout: Rollout, advantage: Tensor, target: Tensor) -> Batch:
         """[T, B] to [N]: views, but for rows that were no transitions, which are dropped here."""
         extras = dict(rollout.extras)
         valid = extras.pop("mask", None)
         columns: Any = (rollout.obs, rollout.action, rollout.log_prob, rollout.value, advantage, target, extras)
         obs, *rest = tree_map(lambda x: x.flatten(0, 1) if valid is None else x[valid], columns)
-        return obs, Batch(torch.cat([self.normalizer(rows) for rows in self._chunks(obs)]), *rest)
+        return Batch(torch.cat([self.normalizer(rows) for rows in self._chunks(obs)]), *rest)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The joint loss of one minibatch and its metrics; the unit that is compiled."""
@@ -312,8 +323,7 @@ class ActorCriticLearner(Learner):
         if self._mode == "graph":
             n = batch.obs.shape[0]
             if n not in self._graphs:
-                opt = self.opt["actor_critic"]
-                undo = undoing([opt.flat, *opt.state_dict().values()])
+                undo = undoing([x for opt in self.opt.values() for x in (opt.flat, *opt.state_dict().values())])
                 self._graphs[n] = Graph(self._step, (batch,), undo=undo)
             return tree_map(torch.clone, self._graphs[n](batch))
         return self._step(batch)
@@ -327,7 +337,7 @@ class ActorCriticLearner(Learner):
             opt.learning_rate.copy_(lr)
         if self.cfg.target_kl is not None and metrics["policy/kl"] > 1.5 * self.cfg.target_kl:
             return None
-        opt(loss)
+        together(loss, list(self.opt.values()))
         return metrics
 
     def set_hyper(self, name: str, value: float | None) -> None:
@@ -336,14 +346,23 @@ class ActorCriticLearner(Learner):
             self.opt["actor_critic"].learning_rate.fill_(value)  # the config keeps what training starts from
             return
         if name == "max_grad_norm":
-            self.opt["actor_critic"].max_grad_norm = value
+            for opt in self.opt.values():
+                opt.max_grad_norm = value
         if getattr(self.cfg, name) != value:
             setattr(self.cfg, name, value)
             self._graphs.clear()
 
     def set_progress(self, done: float) -> None:
         if self.cfg.lr_schedule == "linear":
-            self.opt["actor_critic"].learning_rate.fill_(self.cfg.learning_rate * (1.0 - done))
+            self._set_learning_rates(1.0 - done)
+
+    def _set_learning_rates(self, share: float) -> None:
+        for name, (_, learning_rate) in self.parameter_groups().items():
+            self.opt[name].learning_rate.fill_(learning_rate * share)
+
+    def forget_episodes(self) -> None:
+        """The environments were reset: no episode of the last rollout goes on."""
+        self.discounted_return = None
 
     def set_dtype(self, dtype: str) -> None:
         self._bf16 = dtype == "bfloat16"
@@ -367,6 +386,6 @@ class ActorCriticLearner(Learner):
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         super().load_training_state(state)
         if self.cfg.desired_kl is None and self.cfg.lr_schedule == "constant":  # a changed setting counts
-            self.opt["actor_critic"].learning_rate.fill_(self.cfg.learning_rate)
+            self._set_learning_rates(1.0)
         if "discounted_return" in state:
             self.discounted_return = state["discounted_return"].to(self.opt["actor_critic"].flat.device, copy=True)

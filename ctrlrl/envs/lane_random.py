@@ -57,6 +57,15 @@ def uniform(seed: int, lane: Tensor, episode: Tensor, count: int) -> Tensor:
     return _shift(_bits(seed, _UNIFORM_STREAM, lane, episode, count), 11).to(torch.float64) * 2.0**-53
 
 
+def stream(key: Tensor, tick: Tensor, count: int) -> Tensor:
+    """[count, n] float64 in [0, 1) for key [n] int64 and tick [n] int64: the noise of a step, lanes last.
+
+    For a simulator whose steps are random: its state holds a key, drawn at a reset, and counts its steps.
+    """
+    column = torch.arange(count, dtype=torch.int64, device=key.device).unsqueeze(1)
+    return _shift(_mix(_mix(_mix(key) + tick) + column), 11).to(torch.float64) * 2.0**-53
+
+
 def normal(seed: int, lane: Tensor, episode: Tensor, count: int) -> Tensor:
     """[n, count] float64, standard normal by Box and Muller, for lane [n] int64 and episode [n] int64."""
     half = (count + 1) // 2

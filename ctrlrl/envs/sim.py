@@ -8,15 +8,15 @@ quantity, so every operation runs over contiguous memory and a [B] mask broadcas
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ctrlrl.envs.lane_random import uniform
-from ctrlrl.types import EnvSpec, TimeStep, tree_map
+from ctrlrl.types import EnvSpec, Extras, TimeStep, tree_map
 
-State = Any  # a NamedTuple of [B] or [K, B] tensors; every simulator has its own
+State = Any  # a NamedTuple of [B] or [K, B] tensors, of the simulator's dtype or int64; every simulator has its own
 
 # Reset noise is drawn ahead, so many steps at once that a draw has about this many rows: a smaller one costs the
 # dispatch of its 60 operations (100 us), whatever its size.
@@ -28,12 +28,17 @@ _SPARSE_LANES = 2048
 class Sim:
     """A task as pure, batched, compilable functions; subclasses state its sizes and physics.
 
-    Actions reaching `step` lie in [-1, 1] ([B, A], the simulator scales them) or are int64 [B]: `BatchedSim` clamps.
+    Actions reaching `step` lie in [-1, 1] ([B, A], the simulator scales them) or are int64 [B] or [B, D]: `BatchedSim`
+    clamps the former.
     """
+
+    Settings: ClassVar[type | None] = None  # a dataclass that the constructor takes: env.<field> on the command line
+    extras: ClassVar[tuple[str, ...]] = ()  # names of what `step` returns besides
 
     obs_dim: int
     action_dim: int = 0  # size of a continuous action; 0 for discrete actions
     n_actions: int = 0  # number of discrete actions; 0 for continuous actions
+    nvec: tuple[int, ...] = ()  # of several discrete actions taken together
     episode_length: int  # time limit in steps; 0 = none
     n_random: int  # uniform draws that one reset needs
 
@@ -45,8 +50,8 @@ class Sim:
         """First states of B episodes from noise [B, n_random], uniform in [0, 1); the state has the noise's dtype."""
         raise NotImplementedError
 
-    def step(self, state: State, action: Tensor) -> tuple[State, Tensor, Tensor]:
-        """One control step: the next state, reward [B], terminated [B] bool."""
+    def step(self, state: State, action: Tensor) -> tuple[State, Tensor, Tensor] | tuple[State, Tensor, Tensor, Extras]:
+        """One control step: the next state, reward [B], terminated [B] bool, and extras [B, ...] where it names any."""
         raise NotImplementedError
 
     def observe(self, state: State) -> Tensor:
@@ -70,7 +75,7 @@ def advance(
     """
     if sim.action_dim:
         action = action.clamp(-1.0, 1.0)
-    state, reward, terminated = sim.step(state, action)
+    state, reward, terminated, *rest = sim.step(state, action)
     final_obs = sim.observe(state)
     clock = clock + 1
     if limit:
@@ -85,14 +90,18 @@ def advance(
         # torch.where, not arithmetic: a NaN of the old episode must not survive in the new one
         state = tree_map(lambda new, old: torch.where(done, new, old), fresh, state)
         obs = torch.where(done.unsqueeze(1), fresh_obs, final_obs)
-    return state, clock, TimeStep(obs, final_obs, reward, terminated, truncated, {})
+    return state, clock, TimeStep(obs, final_obs, reward, terminated, truncated, rest[0] if rest else {})
 
 
 def draw(sim: Sim, dtype: torch.dtype, seed: int, lane: Tensor, tick: Tensor) -> tuple[State, Tensor]:
     """First states of episodes and their observations [N, O], by lane [N] and index of the vector step [N], int64."""
     # in float64 and then rounded: the bounds of a reset hold in every dtype
-    state = tree_map(lambda x: x.to(dtype), sim.init(uniform(seed, lane, tick, sim.n_random)))
+    state = _as(dtype, sim.init(uniform(seed, lane, tick, sim.n_random)))
     return state, sim.observe(state)
+
+
+def _as(dtype: torch.dtype, state: State) -> State:
+    return tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, state)
 
 
 def _compile(f: Any) -> Any:
@@ -134,7 +143,9 @@ class BatchedSim:
             raise ValueError(f"episode_length must be >= 0 (0 = no limit), got {limit}")
         self.device = torch.device(device)
         self.sim, self.dtype, self.stagger, self.limit = sim.to(self.device, dtype), dtype, stagger, limit
-        self.spec = EnvSpec(sim.obs_dim, sim.action_dim, sim.n_actions, 1, n_envs, limit, self.device)
+        self.spec = EnvSpec(
+            sim.obs_dim, sim.action_dim, sim.n_actions, 1, n_envs, limit, self.device, sim.nvec, extras=sim.extras
+        )
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         self._sparse = self.device.type == "cpu" and n_envs > _SPARSE_LANES
         # On a GPU one step ahead only: a captured graph has no host that could refill a block.
@@ -159,7 +170,7 @@ class BatchedSim:
         else:
             self._clock.zero_()
         self._tick += 1
-        self._set_state(tree_map(lambda x: x.to(self.dtype), self.sim.init(noise[:, :-1])))
+        self._set_state(_as(self.dtype, self.sim.init(noise[:, :-1])))
         return self.sim.observe(self._state).clone()  # not a view of the state, which changes in place
 
     def step(self, action: Tensor) -> TimeStep:
@@ -183,8 +194,8 @@ class BatchedSim:
         self._tick.copy_(state["tick"])
         self._clock.copy_(state["clock"])
         template = self.sim.init(torch.zeros(1, self.sim.n_random, dtype=torch.float64, device=self.device))
-        fields = {name: state[f"state.{name}"].to(self.device, self.dtype) for name in template._fields}
-        self._set_state(type(template)(**fields))
+        fields = {name: state[f"state.{name}"].to(self.device) for name in template._fields}
+        self._set_state(_as(self.dtype, type(template)(**fields)))
 
     def close(self) -> None:
         pass
@@ -228,13 +239,24 @@ class BatchedSim:
         self._clock.copy_(clock)
         return out
 
+    def _one_step(self) -> TimeStep:
+        """A step of one lane, for the shapes of what it gives."""
+        sim, first = self.sim, torch.zeros(1, self.sim.n_random, dtype=torch.float64, device=self.device)
+        if sim.action_dim:
+            action = torch.zeros(1, sim.action_dim, dtype=self.dtype, device=self.device)
+        else:
+            action = torch.zeros((1, len(sim.nvec)) if sim.nvec else 1, dtype=torch.int64, device=self.device)
+        clock = torch.zeros(1, dtype=torch.int32, device=self.device)
+        return advance(sim, self.limit, _as(self.dtype, sim.init(first)), clock, action, None, None)[-1]
+
     def _compiled_step(self) -> Any:
         n, o, sim, limit = self.spec.n_envs, self.spec.obs_dim, self.sim, self.limit
         flag = torch.zeros(n, dtype=torch.uint8, device=self.device)
         row = torch.zeros(n, dtype=self.dtype, device=self.device)
         obs = torch.zeros(o, n, dtype=self.dtype, device=self.device).T
         # Outputs into the same buffers at every step: fresh blocks of megabytes cost more page faults than arithmetic.
-        out = TimeStep(obs, obs.clone(memory_format=torch.preserve_format), row, flag, flag.clone(), {})
+        extras = {name: x.new_zeros(*x.shape[1:], n).movedim(-1, 0) for name, x in self._one_step().extras.items()}
+        out = TimeStep(obs, obs.clone(memory_format=torch.preserve_format), row, flag, flag.clone(), extras)
         seen = out._replace(terminated=out.terminated.view(torch.bool), truncated=out.truncated.view(torch.bool))
 
         def write(buffer: Tensor, value: Tensor) -> None:

@@ -106,7 +106,7 @@ class Agent(Model):
         else:
             self._loop.collector.reset(self._env_seed)
         self._env_seed = None
-        self.learner.discounted_return = None  # of the episodes that the reset ended
+        self.learner.forget_episodes()
         self._loop.recent.clear()
         self._loop.episodes = EpisodeLog(
             env.spec.n_envs, env.spec.device, skip_first=staggered, window=self._stats_window_size

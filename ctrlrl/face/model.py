@@ -167,6 +167,7 @@ class Model:
 
     def _use(self, connection: Connection) -> None:
         """Take an environment; the next `learn` resets it."""
+        build.refuse_unless_offered(self.algo, connection.env.spec.extras, build.name_of(connection.env))
         self._connection, self._loop = connection, None
         self._spaces, self.device = connection.spaces, connection.env.spec.device
         self.observation_space, self.action_space = self._spaces

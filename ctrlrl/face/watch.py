@@ -172,11 +172,11 @@ class RolloutView:
 
     def __init__(self, rollout: Rollout, learner: Any, spaces: Any):
         self._rollout, self._learner, self._spaces = rollout, learner, spaces
-        self.buffer_size, self.n_envs = rollout.log_prob.shape
+        self.buffer_size, self.n_envs = rollout.terminated.shape
 
     @property
     def observations(self) -> Any:
-        return _lanes(self._spaces.observations(self._rollout.obs.flatten(0, 1)), self._rollout.log_prob.shape)
+        return _lanes(self._spaces.observations(self._rollout.obs.flatten(0, 1)), self._rollout.terminated.shape)
 
     @property
     def actions(self) -> Any:

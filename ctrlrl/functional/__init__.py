@@ -20,6 +20,7 @@ from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
 from ctrlrl.functional.gates import advantage_gate, better_action
 from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
 from ctrlrl.functional.paths import sample_path
+from ctrlrl.functional.post_decision import post_decision_advantage
 from ctrlrl.functional.regression import (
     clipped_value,
     expectile,
@@ -74,6 +75,7 @@ __all__ = [
     "masked_std",
     "n_step",
     "next_valid",
+    "post_decision_advantage",
     "ppo_clip",
     "q_scale",
     "quantile_huber",

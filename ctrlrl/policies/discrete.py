@@ -38,15 +38,26 @@ class CategoricalPolicy(nn.Module):
 
 
 class MultiCategoricalPolicy(nn.Module):
-    """D independent choices given the observation, of nvec[d] options each; log-probabilities and entropies add up."""
+    """D independent choices given the observation, of nvec[d] options each; log-probabilities and entropies add up.
+
+    joint: False keeps those of every choice, [..., D].
+    """
 
     index: Tensor
     missing: Tensor
 
     def __init__(
-        self, obs_dim: int, nvec: Sequence[int], hidden: Sequence[int], *, activation: str, orthogonal: bool = True
+        self,
+        obs_dim: int,
+        nvec: Sequence[int],
+        hidden: Sequence[int],
+        *,
+        activation: str,
+        orthogonal: bool = True,
+        joint: bool = True,
     ):
         super().__init__()
+        self.joint = joint
         self.net = mlp((obs_dim, *hidden, sum(nvec)), activation=activation, output_gain=0.01, orthogonal=orthogonal)
         # rows of unequal length, padded to [D, max]: a missing option has logit -inf
         option = torch.arange(max(nvec))
@@ -65,13 +76,17 @@ class MultiCategoricalPolicy(nn.Module):
         if deterministic:
             return PolicyOutput(logits.argmax(-1), None, {})
         action = dist.categorical_sample(logits)
-        return PolicyOutput(action, dist.categorical_log_prob(logits, action).sum(-1), {"logits": logits})
+        return PolicyOutput(action, self._total(dist.categorical_log_prob(logits, action)), {"logits": logits})
 
     def log_prob(self, obs: Tensor, action: Tensor) -> Tensor:
-        return dist.categorical_log_prob(self.logits(obs), action).sum(-1)
+        return self._total(dist.categorical_log_prob(self.logits(obs), action))
+
+    def _total(self, x: Tensor) -> Tensor:
+        return x.sum(-1) if self.joint else x
 
     def evaluate(self, obs: Tensor, action: Tensor, old: Extras) -> tuple[Tensor, Tensor, Tensor | None]:
-        """log_prob [N], entropy [N], and KL(old || new) [N] when `old` holds the acting policy's logits."""
+        """log_prob, entropy, [N] or [N, D], and KL(old || new) when `old` holds the acting policy's logits."""
         logits = self.logits(obs)
-        kl = dist.categorical_kl(old["logits"], logits.detach()).sum(-1) if "logits" in old else None
-        return dist.categorical_log_prob(logits, action).sum(-1), dist.categorical_entropy(logits).sum(-1), kl
+        kl = self._total(dist.categorical_kl(old["logits"], logits.detach())) if "logits" in old else None
+        log_prob, entropy = dist.categorical_log_prob(logits, action), dist.categorical_entropy(logits)
+        return self._total(log_prob), self._total(entropy), kl

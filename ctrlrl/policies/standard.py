@@ -15,13 +15,25 @@ from ctrlrl.types import EnvSpec, ObsPart
 
 
 def standard_policy(
-    spec: EnvSpec, obs_dim: int, hidden: Sequence[int], *, activation: str, log_std_init: float, orthogonal: bool
+    spec: EnvSpec,
+    obs_dim: int,
+    hidden: Sequence[int],
+    *,
+    activation: str,
+    log_std_init: float,
+    orthogonal: bool,
+    joint: bool = True,
 ) -> GaussianPolicy | CategoricalPolicy | MultiCategoricalPolicy:
-    """obs_dim: size of the network's input, spec.obs_dim or that of the features made of it."""
+    """obs_dim: size of the network's input, spec.obs_dim or that of the features made of it.
+
+    joint: one log-probability for several discrete choices; False: one each.
+    """
     if spec.n_actions:
         return CategoricalPolicy(obs_dim, spec.n_actions, hidden, activation=activation, orthogonal=orthogonal)
     if spec.nvec:
-        return MultiCategoricalPolicy(obs_dim, spec.nvec, hidden, activation=activation, orthogonal=orthogonal)
+        return MultiCategoricalPolicy(
+            obs_dim, spec.nvec, hidden, activation=activation, orthogonal=orthogonal, joint=joint
+        )
     return GaussianPolicy(
         obs_dim, spec.action_dim, hidden, activation=activation, log_std_init=log_std_init, orthogonal=orthogonal
     )

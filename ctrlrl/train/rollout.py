@@ -188,7 +188,7 @@ class Collector:
         self.storage = Rollout(
             obs=room(spec.obs_dim, dtype=self.obs.dtype),
             action=action,
-            log_prob=room(),
+            log_prob=room(*self.learner.log_prob_shape),
             value=room(*heads),
             next_value=room(*heads),
             reward=room() if spec.reward_dim == 1 else room(spec.reward_dim),

@@ -14,7 +14,11 @@ MUJOCO = ("halfcheetah", "hopper", "walker2d")
 CLIP = {"clip_actions": 0.99999}
 SHIFT, SCALED = {"reward_shift": -1.0}, {"reward_scale": 10.0, "reward_shift": -5.0}
 MEDIUM: dict[str, Any] = {
-    "a2pr": {"halfcheetah": {"alpha": 40.0}, "hopper": {"pull_coef": 0.4, "gamma": 0.995}, "walker2d": {"vae_weight": 1.5}},
+    "a2pr": {
+        "halfcheetah": {"alpha": 40.0},
+        "hopper": {"pull_coef": 0.4, "gamma": 0.995},
+        "walker2d": {"vae_weight": 1.5},
+    },
     "prdc": {"halfcheetah": {"alpha": 40.0}},
 }
 MIN = {"target_q": "min"}

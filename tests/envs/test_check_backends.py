@@ -14,6 +14,7 @@ from ctrlrl.registry import ROBOTS, SIMULATORS, lookup
 
 NEVER = {"mask", "host_reads"}  # same-step resets, on a CPU
 LENGTH = 40  # steps of an episode, so that ends are seen in a short walk
+ALIKE = {"slippery_lake": {"lanes_differ", "episodes_differ"}}  # tasks with one start, and what that leaves untold
 CLOCKS = {"stagger", "final_obs_true"}  # need make(..., stagger=...)
 
 
@@ -34,7 +35,7 @@ def test_torch_native_simulators(name, n_envs, monkeypatch):
     report.raise_if_failed()
     assert not report.names("noted")
     if n_envs == 3:
-        assert skipped(report) == NEVER, str(report)
+        assert skipped(report) == NEVER | ALIKE.get(name, set()), str(report)
 
 
 def pool(name, length=None, **words):
