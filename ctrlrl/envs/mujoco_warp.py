@@ -154,8 +154,6 @@ class MujocoWarp:
         """Start the next episode of the lanes [B] that are True. All lanes draw: to ask which would read the device."""
         self._episode += lanes
         self._clock.masked_fill_(lanes, 0)
-        uniform = lane_random.uniform(
-            self._key(), self._lanes, self._episode, self.task.n_uniform(self._nq, self._nv)
-        )
+        uniform = lane_random.uniform(self._key(), self._lanes, self._episode, self.task.n_uniform(self._nq, self._nv))
         normal = lane_random.normal(self._key(), self._lanes, self._episode, self.task.n_normal(self._nv))
         self.engine.place(lanes, *self.task.reset(uniform, normal, self._qpos0, self._qvel0))

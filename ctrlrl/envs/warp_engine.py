@@ -105,7 +105,7 @@ class WarpEngine:
         self, model: Any, n_envs: int, frame_skip: int, needs: tuple[str, ...], device: torch.device, room: float
     ) -> None:
         self._wp, self._mjw = import_warp()
-        self._frame_skip, self._needs = frame_skip, needs
+        self._needs = needs
         self.room = contact_room(model, room)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
@@ -119,7 +119,9 @@ class WarpEngine:
             if where.is_cuda:
                 self._model.opt.graph_conditional = self._wp.is_conditional_graph_supported()
             self._data = self._mjw.make_data(model, n_envs, nconmax=self.room[0], njmax=self.room[1])
-            self._step_graph = self._capture(self._control_step)
+            self._physics_steps(1)  # compiles and loads all kernels: not to be done while a graph is recorded
+            self._pose()
+            self._step_graph = self._capture(lambda: self._physics_steps(frame_skip))
             self._pose_graph = self._capture(self._pose) if needs else None
             self._wp.synchronize_device()
         self.qpos, self.qvel, self.control = (self._view(k) for k in ("qpos", "qvel", "ctrl"))
@@ -164,8 +166,8 @@ class WarpEngine:
     def _view(self, name: str) -> Tensor:
         return self._wp.to_torch(getattr(self._data, name), requires_grad=False)
 
-    def _control_step(self) -> None:
-        for _ in range(self._frame_skip):
+    def _physics_steps(self, n: int) -> None:
+        for _ in range(n):
             self._mjw.step(self._model, self._data)
         if "cfrc_ext" in self._needs:
             self._mjw.rne_postconstraint(self._model, self._data)
@@ -177,7 +179,6 @@ class WarpEngine:
         self._mjw.com_vel(self._model, self._data)
 
     def _capture(self, run: Any) -> Any:
-        run()  # compiles and loads the kernels
         with self._wp.ScopedCapture() as capture:
             run()
         self.captures += 1
