@@ -42,6 +42,9 @@ __all__ = ["Episodes", "Spaces", "evaluate", "load_buffer", "load_data", "name_o
 __all__ += ["save_buffer", "write_zip"]
 
 
+ON_ANY_DEVICE = ("torch", "mujoco_warp")  # backends that step where the learner computes
+
+
 def make_env(
     cfg: EnvConfig,
     n_envs: int,
@@ -55,7 +58,7 @@ def make_env(
 ) -> VecEnv:
     """One vectorised environment of the configured task; `stagger` overrides the configuration (evaluation: False).
 
-    episode_length: steps until truncation on the torch and mujoco backends; None is the task's own limit.
+    episode_length: steps until truncation on the torch, mujoco and mujoco_warp backends; None is the task's own limit.
     """
     device, backend = torch.device(device), backend_of(cfg)
     stagger = cfg.stagger if stagger is None else stagger
@@ -68,6 +71,18 @@ def make_env(
         sim = kind() if kind.Settings is None else kind(own_settings(cfg, kind.Settings))
         return BatchedSim(
             sim, n_envs, seed=seed, device=device, stagger=stagger, compile=compile, episode_length=episode_length
+        )
+    if backend == "mujoco_warp":
+        from ctrlrl.envs.mujoco_warp import MujocoWarp
+
+        return MujocoWarp(
+            cfg.name,
+            n_envs,
+            seed=seed,
+            device=device,
+            stagger=stagger,
+            episode_length=episode_length,
+            room=cfg.contact_room,
         )
     if device.type != "cpu":
         raise ValueError(
@@ -101,6 +116,7 @@ def backend_of(cfg: EnvConfig) -> str:
     if cfg.name == "gym" and not cfg.id:
         raise ValueError("env=gym needs a Gymnasium id, e.g. env.id=LunarLander-v3")
     has = {"torch": cfg.name in SIMULATORS, "mujoco": cfg.name in ROBOTS}
+    has["mujoco_warp"] = has["mujoco"]
     has["gymnasium"] = has["envpool"] = cfg.id is not None or cfg.name in GYMNASIUM_IDS
     if not any(has.values()):
         raise ValueError(unknown("environment", cfg.name, [*SIMULATORS, *ROBOTS, "gym"]))
@@ -157,7 +173,7 @@ def resolve_device(name: str) -> torch.device:
 def device_of(cfg: TrainConfig) -> torch.device:
     """Where a run computes; `auto` is the CPU for environments that step there while learning."""
     meets_env = cfg.env_steps(lookup(ALGORITHMS, cfg.algo.name, "algorithm")) > 0
-    if cfg.device == "auto" and meets_env and backend_of(cfg.env) != "torch":
+    if cfg.device == "auto" and meets_env and backend_of(cfg.env) not in ON_ANY_DEVICE:
         return torch.device("cpu")
     return resolve_device(cfg.device)
 
@@ -168,7 +184,7 @@ def widest_layer(algo: Any) -> int:
 
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
     """A function that evaluates the deterministic policy on fresh episodes of the training task."""
-    device = device_of(cfg) if backend_of(cfg.env) == "torch" else torch.device("cpu")
+    device = device_of(cfg) if backend_of(cfg.env) in ON_ANY_DEVICE else torch.device("cpu")
     env: VecEnv | None = None
 
     def run() -> Evaluation:
@@ -220,7 +236,12 @@ def training_loop(cfg: TrainConfig) -> Loop:
     learner.set_dtype(cfg.dtype)
     learner.set_compile(mode)
     return on_policy_loop(
-        learner, env, total_steps=steps, seed=cfg.seed, staggered=_staggered(cfg.env), graph=mode == "graph"
+        learner,
+        env,
+        total_steps=steps,
+        seed=cfg.seed,
+        staggered=_staggered(cfg.env),
+        graph=mode == "graph" and backend_of(cfg.env) == "torch",  # Warp's physics is a graph of its own
     )
 
 

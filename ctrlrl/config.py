@@ -19,15 +19,22 @@ class EnvConfig:
 
     name: str = ""
     id: str | None = None  # Gymnasium id, for env=gym or env.backend=gymnasium
-    backend: str = "auto"  # auto | torch | mujoco | gymnasium | envpool
+    backend: str = "auto"  # auto | torch | mujoco | mujoco_warp | gymnasium | envpool
     exact: bool = False  # MuJoCo: one MjData per world, trajectories equal Gymnasium's to the bit; a third slower
     stagger: bool = True  # spread the start clocks, so that time limits do not all fall on one step
     threads: int | None = None  # physics threads; null = all cores
+    contact_room: float = 1.0  # mujoco_warp: times the memory for contacts that is reckoned from the robot's model
     timeout: float | None = None  # seconds a reset or vector step of a Gymnasium environment may take; null = no limit
 
     def __post_init__(self) -> None:
-        if self.backend not in ("auto", "torch", "mujoco", "gymnasium", "envpool"):
-            raise ValueError(f"env.backend must be auto, torch, mujoco, gymnasium or envpool, got {self.backend!r}")
+        if self.backend not in ("auto", "torch", "mujoco", "mujoco_warp", "gymnasium", "envpool"):
+            raise ValueError(
+                f"env.backend must be auto, torch, mujoco, mujoco_warp, gymnasium or envpool, got {self.backend!r}"
+            )
+        if self.exact and self.backend == "mujoco_warp":
+            raise ValueError("env.exact=true: mujoco_warp computes in float32; use env.backend=mujoco")
+        if not 0.0 < self.contact_room <= 100.0:
+            raise ValueError(f"env.contact_room must lie in (0, 100], got {self.contact_room}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"env.threads must be at least 1 or null, got {self.threads}")
         if self.timeout is not None and not 0.0 < self.timeout <= 1e6:

@@ -39,13 +39,13 @@ def config_hash(cfg: TrainConfig) -> str:
     """Of what determines a run's numbers: not of its folder, its logging or its seed."""
     keys = ("algo", "env", "data", "n_envs", "total_steps", "gradient_steps", "device", "dtype", "eval")
     values = {k: v for k, v in asdict(cfg).items() if k in keys}
-    values["env"] = {k: v for k, v in values["env"].items() if k not in ("threads", "timeout")}
+    values["env"] = {k: v for k, v in values["env"].items() if k not in ("threads", "timeout", "contact_room")}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("ctrlrl", "torch", "numpy", "gymnasium", "mujoco"):
+    for package in ("ctrlrl", "torch", "numpy", "gymnasium", "mujoco", "mujoco-warp", "warp-lang"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

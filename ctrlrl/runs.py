@@ -149,6 +149,8 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
         env_cfg = EnvConfig(name=env_cfg.name, backend="gymnasium")
     elif backend_of(env_cfg) == "envpool":
         env_cfg = replace(env_cfg, backend="gymnasium")
+    elif backend_of(env_cfg) == "mujoco_warp":
+        env_cfg = replace(env_cfg, backend="mujoco")
     try:
         env = make_env(env_cfg, 1, stagger=False, render=True)
         fps = getattr(env, "frames_per_second", 30.0)

@@ -98,6 +98,9 @@ class VecEnv(Protocol):
 
     Continuous actions are in [-1, 1] (the environment scales and clips them), discrete ones int64. Observations are
     float32, or uint8 where they are one image. Tensors of a TimeStep may be overwritten by the next step.
+
+    Some have `notices`, lines that a run prints when it starts, and `check()`, which raises where the simulation went
+    wrong in a way that only the host can tell; it is called once a rollout and after an evaluation.
     """
 
     spec: EnvSpec

@@ -16,8 +16,8 @@ from ctrlrl.core.process import keep_memory
 from ctrlrl.registry import ROBOTS, SIMULATORS
 
 PACKAGES = (
-    "ctrlrl torch numpy gymnasium mujoco hydra-core safetensors matplotlib imageio stable-baselines3 rsl-rl-lib "
-    "tensorboard"
+    "ctrlrl torch numpy gymnasium mujoco mujoco-warp warp-lang hydra-core safetensors matplotlib imageio "
+    "stable-baselines3 rsl-rl-lib tensorboard"
 ).split()
 SIM_ENVS, ROBOT_ENVS, SECONDS = 4096, 64, 0.3
 

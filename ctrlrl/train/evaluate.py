@@ -74,6 +74,7 @@ def evaluate(
             raise ValueError(
                 f"evaluation: no lane finished {episodes} episodes within {max_steps} steps; set a time limit."
             )
+    getattr(env, "check", lambda: None)()
     rows.sort()
     success = torch.tensor([row[4] for row in rows])
     return Evaluation(

@@ -35,6 +35,7 @@ class OnPolicyLoop:
         self.env_steps = 0
         self.gradient_steps = 0
         self.steps_per_iteration = n_steps * env.spec.n_envs
+        self._check_env = getattr(env, "check", lambda: None)
         self.collector.reset(seed)
 
     @property
@@ -49,6 +50,7 @@ class OnPolicyLoop:
         """One rollout; None where the collector's `on_step` ended it."""
         rollout = self.collector.collect()
         if rollout is not None:
+            self._check_env()
             self._check_finite(rollout)
             self.recent.append(self.episodes.advance(rollout))
         return rollout
