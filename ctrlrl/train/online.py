@@ -96,6 +96,7 @@ class OnlineLoop:
                 means.add(self.learner.update(self.source.sample(self.batch_size)))
                 self.gradient_steps += 1
         self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
+        getattr(self.env, "check", lambda: None)()
         self._check_finite(taken)
         return means.read(f"environment step {self.env_steps}")
 
