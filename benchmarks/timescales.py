@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -131,7 +132,9 @@ def table(total: int) -> str:
     lines += ["", "| means over seeds: first tenth → last | " + " | ".join(n.partition("/")[2] for n in SHOWN) + " |"]
     lines.append("|---" * (len(SHOWN) + 1) + "|")
     for condition in ("attention", "error"):
-        series = [np.mean([r["metrics"][name] for r in found[condition]], axis=0) for name in SHOWN if found[condition]]
+        if not found[condition]:
+            continue
+        series = [np.mean([r["metrics"][name] for r in found[condition]], axis=0) for name in SHOWN]
         lines.append("| " + " | ".join([NAMES[condition], *(f"{s[0]:.2f} → {s[-1]:.2f}" for s in series)]) + " |")
     return "\n".join(lines)
 
@@ -152,6 +155,11 @@ def main() -> None:
         cells = [(c, s, options.steps) for s in options.seeds for c in options.conditions]
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
             for future in as_completed([pool.submit(run, *cell) for cell in cells if cell not in done]):
+                if error := future.exception():
+                    print(
+                        f"a run failed: {error}", file=sys.stderr
+                    )  # the others go on; the same command tries it again
+                    continue
                 row = future.result()
                 with open(RESULTS, "a") as file:
                     file.write(json.dumps(row) + "\n")
