@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -105,14 +106,14 @@ def run(condition: str, seed: int, total: int) -> dict[str, Any]:
     }
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def table(total: int) -> str:
+def table(found_rows: list[dict[str, Any]], total: int) -> str:
     """Every seed, mean, deviation (n - 1), worst seed and Welch's p against PPO; then what the routers did."""
     found = {
-        c: sorted((r for r in rows() if (r["condition"], r["total_steps"]) == (c, total)), key=lambda r: r["seed"])
+        c: sorted((r for r in found_rows if (r["condition"], r["total_steps"]) == (c, total)), key=lambda r: r["seed"])
         for c in CONDITIONS
     }
     baseline = [r["last_tenth"] for r in found["ppo"]]
@@ -131,13 +132,14 @@ def table(total: int) -> str:
     lines += ["", "| means over seeds: first tenth → last | " + " | ".join(n.partition("/")[2] for n in SHOWN) + " |"]
     lines.append("|---" * (len(SHOWN) + 1) + "|")
     for condition in ("attention", "error"):
-        series = [np.mean([r["metrics"][name] for r in found[condition]], axis=0) for name in SHOWN if found[condition]]
+        if not found[condition]:
+            continue
+        series = [np.mean([r["metrics"][name] for r in found[condition]], axis=0) for name in SHOWN]
         lines.append("| " + " | ".join([NAMES[condition], *(f"{s[0]:.2f} → {s[-1]:.2f}" for s in series)]) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    global RESULTS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
@@ -146,18 +148,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    RESULTS = options.out
+    if options.steps < 20_480:
+        parser.error("--steps must be at least 20480, ten updates: the metrics of each tenth are kept")
     if not options.table:
-        done = {(r["condition"], r["seed"], r["total_steps"]) for r in rows()}
+        done = {(r["condition"], r["seed"], r["total_steps"]) for r in rows(options.out)}
         cells = [(c, s, options.steps) for s in options.seeds for c in options.conditions]
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
             for future in as_completed([pool.submit(run, *cell) for cell in cells if cell not in done]):
+                if error := future.exception():
+                    print(f"a run failed: {error}", file=sys.stderr)
+                    continue  # the same command tries it again
                 row = future.result()
-                with open(RESULTS, "a") as file:
+                with open(options.out, "a") as file:
                     file.write(json.dumps(row) + "\n")
                 said = f"{row['last_tenth']:.1f} in {row['train_seconds']:.0f} s, CPU {row['cpu_seconds']}"
                 print(f"{row['condition']} seed {row['seed']}: {said}", flush=True)
-    print(table(options.steps))
+    print(table(rows(options.out), options.steps))
 
 
 if __name__ == "__main__":

@@ -180,7 +180,8 @@ class Collector:
     def _allocate(self) -> None:
         assert self.obs is not None
         spec, room = self.env.spec, self._room
-        heads = self.learner.value(self.obs).shape[1:]
+        # on a CPU both values come after the rollout and take the place of what is allocated here
+        heads = () if self._on_cpu else self.learner.value(self.obs).shape[1:]
         if spec.action_dim:
             action = room(spec.action_dim)
         else:
