@@ -221,7 +221,7 @@ def test_a_task_without_post_decision_observations_is_refused_by_name_before_any
     said = "algo=pdppo needs post_obs, reward_split of every step, which env=cartpole does not tell.*lotsizing"
     with pytest.raises(ValueError, match=said):
         training_loop(cfg)
-    with pytest.raises(ValueError, match="algo=pdppo needs post_obs.*CartPole does not tell"):
+    with pytest.raises(ValueError, match=r"algo=pdppo needs post_obs.*CartPole does not tell"):
         PDPPO("MlpPolicy", "cartpole")
     with pytest.raises(ValueError, match="discrete actions"):
         PDPPOLearner(PDPPOConfig(), EnvSpec(3, 1, 0, 1, 1, 0, torch.device("cpu")))

@@ -1,4 +1,4 @@
-"""Lot sizing: the paper's numbers by hand, a slow step in NumPy beside the batched one, and the laws of its randomness."""
+"""Lot sizing: the paper's numbers by hand, a slow step beside the batched one, and the laws of its randomness."""
 
 import math
 from typing import Any
@@ -150,7 +150,8 @@ def test_demand_is_binomial_and_independent_by_item_step_and_lane():
     n = 2000
     key = sim.init(torch.rand(n, sim.n_random, dtype=F64, generator=torch.Generator().manual_seed(0))).key
     steps = [
-        sim.demand(LotSizingState(torch.zeros(15, n), torch.zeros(5, n), key, torch.full_like(key, t))) for t in range(6)
+        sim.demand(LotSizingState(torch.zeros(15, n), torch.zeros(5, n), key, torch.full_like(key, t)))
+        for t in range(6)
     ]
     drawn = torch.stack(steps)  # [T, N, B]
     counts = torch.bincount(drawn.flatten().long(), minlength=21).double()
@@ -225,7 +226,7 @@ def test_settings_reach_the_task_and_wrong_ones_are_refused_by_name():
     assert make_env(EnvConfig(name="lotsizing"), 2).spec.obs_dim == 15
     with pytest.raises(ValueError, match=r"env\.size must be one of 15x5, .*got '10x10'"):
         config(name="lotsizing", size="10x10")
-    with pytest.raises(ValueError, match="env.backend must be"):
+    with pytest.raises(ValueError, match=r"env\.backend must be"):
         config(name="lotsizing", backend="paper")
 
 

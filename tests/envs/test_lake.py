@@ -23,7 +23,9 @@ def lake(*holes: int) -> SlipperyLake:
 def move(sim: SlipperyLake, cell: int, action: int, *noise: float) -> tuple[int, int, float]:
     zero = torch.zeros(1, dtype=torch.int64)
     state = SlipperyLakeState(torch.tensor([cell]), zero, zero)
-    aimed, reached, reward = sim.move(state, torch.tensor([action]), torch.tensor(noise, dtype=torch.float64).view(2, 1))
+    aimed, reached, reward = sim.move(
+        state, torch.tensor([action]), torch.tensor(noise, dtype=torch.float64).view(2, 1)
+    )
     return int(aimed), int(reached), float(reward)
 
 
@@ -75,7 +77,9 @@ def test_the_goal_pays_1_and_ends_every_slide():
 
 def stepped(sim: SlipperyLake, cell: int, action: int) -> tuple[Tensor, bool, dict[str, Tensor]]:
     zero = torch.zeros(1, dtype=torch.int64)
-    state, reward, terminated, extras = sim.step(SlipperyLakeState(torch.tensor([cell]), zero, zero), torch.tensor([action]))
+    state, reward, terminated, extras = sim.step(
+        SlipperyLakeState(torch.tensor([cell]), zero, zero), torch.tensor([action])
+    )
     torch.testing.assert_close(extras["reward_split"].sum(1), reward)
     return state.cell, bool(terminated), extras
 
@@ -107,7 +111,13 @@ def test_half_of_the_moves_slide_and_directions_follow_the_tile():
     state = SlipperyLakeState(cells, cells, cells)
     _, reached, _ = sim.move(state, torch.full((n,), DOWN), noise)
     chances = np.random.RandomState(42).dirichlet(np.ones(4), size=(10, 10))[5, 4]
-    for cell, share in ((54, 0.5), (53, chances[0] / 2), (64, chances[1] / 2), (55, chances[2] / 2), (44, chances[3] / 2)):
+    for cell, share in (
+        (54, 0.5),
+        (53, chances[0] / 2),
+        (64, chances[1] / 2),
+        (55, chances[2] / 2),
+        (44, chances[3] / 2),
+    ):
         found = float((reached == cell).double().mean())
         assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / n), cell
 
