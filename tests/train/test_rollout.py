@@ -44,6 +44,8 @@ class CountingEnv:
 class LinearLearner(nn.Module):
     """Acts with the negated observation; V(s) = 2 s + 1."""
 
+    log_prob_shape = ()
+
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         return PolicyOutput(-obs, obs.squeeze(1) / 7.0, {"mean": obs * 3.0})
 
