@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from ctrlrl import PDPPO
 from ctrlrl.algos.pdppo import PDPPOConfig, PDPPOLearner
 from ctrlrl.build import make_env, make_learner, training_loop
+from ctrlrl.compose import train_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.envs.inventory import LotSizing
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.sweep.cells import cells_of
+from ctrlrl.sweep.plan import read_plan
 from ctrlrl.train.rollout import Collector
 from ctrlrl.types import EnvSpec, Rollout, tree_map
 
@@ -246,3 +249,44 @@ def test_the_python_class_learns_in_one_batch_saves_and_goes_on(tmp_path):
     obs = obs if not isinstance(obs, Tensor) else obs.numpy()
     assert (model.predict(obs, deterministic=True)[0] == again.predict(obs, deterministic=True)[0]).all()
     again.learn(40)
+
+
+PRESETS = {
+    "pdppo/lotsizing": (4, 1_000_000, 40, "relu", "dual"),
+    "pdppo/lotsizing_ppo": (4, 1_000_000, 40, "relu", "single"),
+    "pdppo/slippery_lake": (5, 200_000, 50, "tanh", "dual"),
+    "pdppo/slippery_lake_ppo": (5, 200_000, 50, "tanh", "single"),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_presets_hold_the_constants_of_the_authors_code(name):
+    cfg = typed(train_config(["algo=pdppo", f"experiment={name}"]))
+    algo: Any = cfg.algo
+    assert (cfg.n_envs, cfg.total_steps, algo.n_epochs, algo.activation, algo.critics) == PRESETS[name]
+    assert cfg.n_envs * algo.n_steps == (500 if "lake" in name else 400)
+    rest = (algo.gamma, algo.learning_rate, algo.vf_learning_rate, algo.ent_coef, algo.hidden, algo.kept_rollouts)
+    assert rest == (0.9, 5.5e-4, 1e-3, 0.001, [128, 128], 5)
+    assert (algo.n_minibatches, algo.normalize_advantage, algo.max_grad_norm, cfg.env.stagger) == (
+        1,
+        "none",
+        None,
+        False,
+    )
+
+
+@pytest.mark.parametrize("task", ["lotsizing", "slippery_lake"])
+def test_ppo_takes_as_many_steps_and_epochs_as_pdppo(task):
+    ppo, pdppo = (typed(train_config([f"algo={algo}", f"env={task}"])) for algo in ("ppo", "pdppo"))
+    for name in ("n_steps", "n_epochs", "n_minibatches", "gamma", "learning_rate", "hidden", "max_grad_norm"):
+        assert getattr(ppo.algo, name) == getattr(pdppo.algo, name), name
+    assert (ppo.n_envs, ppo.total_steps) == (pdppo.n_envs, pdppo.total_steps)
+    assert (ppo.algo.gae_lambda, ppo.algo.normalize_advantage) == (1.0, "none")
+
+
+def test_the_sweep_has_two_plants_two_algorithms_and_five_seeds_of_equal_steps():
+    cells = cells_of(read_plan("lotsizing"), [])
+    assert len(cells) == 20
+    assert {cell.task for cell in cells} == {"lotsizing-15x5", "lotsizing-20x10"}
+    sizes = {typed(train_config(list(cell.words))).env.size for cell in cells}  # type: ignore[attr-defined]
+    assert sizes == {"15x5", "20x10"}

@@ -1,4 +1,4 @@
-"""Lot sizing: the paper's numbers by hand, a slow NumPy step beside the batched one, and the laws of its randomness."""
+"""Lot sizing: the paper's numbers by hand, a slow step beside the batched one, and the laws of its randomness."""
 
 import math
 from typing import Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctrlrl.envs.lane_random import normal, uniform
+from ctrlrl.envs.lane_random import normal, stream, uniform
 
 N = 40_000
 LANES, ZERO = torch.arange(N), torch.zeros(N, dtype=torch.int64)
@@ -57,3 +57,17 @@ def test_a_lane_gets_the_same_numbers_in_any_company():
     assert torch.equal(uniform(5, some, some, 2), uniform(5, some, some, 4)[:, :2])
     assert uniform(-(2**63), some, -some, 0).shape == (2, 0)
     assert normal(2**63, some, -some, 0).shape == (2, 0)
+
+
+def test_the_numbers_of_a_stream_are_uniform_and_independent_by_column_step_and_key():
+    keys = (uniform(3, LANES, ZERO, 1)[:, 0] * 2.0**53).long()
+    now, later = stream(keys, ZERO, 3), stream(keys, ZERO + 1, 3)
+    assert (now.shape, now.dtype) == ((3, N), torch.float64)
+    assert float(now.min()) >= 0.0
+    assert float(now.max()) < 1.0
+    torch.testing.assert_close(now.mean(1), torch.full((3,), 0.5, dtype=now.dtype), rtol=0, atol=5 * 0.289 / N**0.5)
+    for a, b in ((now[0], now[1]), (now[0], later[0]), (now[0], later[1]), (now[0, 1:], now[0, :-1])):
+        assert abs(correlation(a, b)) < TOLERANCE
+    neighbors = stream(LANES, ZERO, 1)[0]  # keys 0, 1, 2, ...
+    assert abs(correlation(neighbors[1:], neighbors[:-1])) < TOLERANCE
+    assert torch.equal(stream(keys[:5], ZERO[:5], 3), now[:, :5])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctrlrl.envs import sim as sim_module
 from ctrlrl.envs.classic import CLASSIC, CartPole, Pendulum
+from ctrlrl.envs.lane_random import stream
 from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.types import EnvSpec, TimeStep, VecEnv, tree_map
 
@@ -291,3 +292,45 @@ def test_refuses() -> None:
         BatchedSim(Pendulum(), 1, episode_length=-1)
     with pytest.raises(RuntimeError, match="reset"):
         BatchedSim(Pendulum(), 1).step(torch.zeros(1, 1))
+
+
+class DrawState(NamedTuple):
+    key: Tensor  # int64
+    t: Tensor
+
+
+class Draw(Sim):
+    """Two choices a step; pays a number hashed of its key and step, and tells both beside."""
+
+    obs_dim, nvec, episode_length, n_random = 1, (2, 3), 5, 1
+    extras = ("drawn", "clock")
+
+    def init(self, noise: Tensor) -> DrawState:
+        key = (noise[:, 0] * 2.0**53).long()
+        return DrawState(key, torch.zeros_like(key))
+
+    def step(self, state: DrawState, action: Tensor) -> tuple[DrawState, Tensor, Tensor, dict[str, Tensor]]:
+        drawn = stream(state.key, state.t, 2).float()
+        extras = {"drawn": drawn.T, "clock": state.t.float()}
+        return DrawState(state.key, state.t + 1), drawn.sum(0), state.t < 0, extras
+
+    def observe(self, state: DrawState) -> Tensor:
+        return state.t.float().unsqueeze(1)
+
+
+@MODES
+def test_a_step_s_extras_are_those_of_the_action_and_an_integer_state_keeps_its_bits(n: int) -> None:
+    env = BatchedSim(Draw(), n, seed=0, dtype=torch.float32, stagger=False)
+    assert (env.spec.nvec, env.spec.extras) == ((2, 3), ("drawn", "clock"))
+    env.reset(0)
+    state = {name: x.clone() for name, x in env.state_dict().items()}
+    seen = []
+    for t in range(12):
+        out = env.step(torch.zeros(n, 2, dtype=torch.int64))
+        assert torch.equal(out.extras["clock"], torch.full((n,), float(t % 5)))  # of the old episode at its end
+        assert torch.equal(out.extras["drawn"].sum(1), out.reward)
+        seen.append(out.reward.clone())
+    assert len({row.sum().item() for row in seen}) == 12
+    assert (state["state.key"] > 2**24).all(), "more bits than float32 holds"
+    env.load_state_dict(state)
+    assert torch.equal(env.step(torch.zeros(n, 2, dtype=torch.int64)).reward, seen[0])

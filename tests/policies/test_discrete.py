@@ -61,3 +61,16 @@ def test_one_choice_is_the_categorical_policy():
     assert torch.equal(many.act(obs, deterministic=True).action[:, 0], one.act(obs, deterministic=True).action)
     action = torch.randint(4, (9,))
     torch.testing.assert_close(many.log_prob(obs, action[:, None]), one.log_prob(obs, action))
+
+
+def test_without_joint_every_choice_keeps_its_own_and_they_add_up():
+    pi, obs = policy(), torch.randn(6, 5)
+    out = pi.act(obs)
+    whole = pi.evaluate(obs, out.action, {"logits": pi.logits(obs) + 0.1 * torch.randn(6, 3, 4)})
+    pi.joint = False
+    for each, total in zip(pi.evaluate(obs, out.action, {}), whole[:2], strict=False):
+        assert each.shape == (6, 3)
+        torch.testing.assert_close(each.sum(1), total)
+    torch.testing.assert_close(pi.log_prob(obs, out.action).sum(1), out.log_prob)
+    assert pi.act(obs).log_prob.shape == (6, 3)
+    assert pi.evaluate(obs, out.action, {"logits": pi.logits(obs)})[2].shape == (6, 3)
