@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrlrl.config import EnvConfig, TrainConfig
+from ctrlrl.config import EnvConfig, TrainConfig, env_settings
 from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import keep_memory, set_threads
 from ctrlrl.core.stacked import extract
 from ctrlrl.data.episodes import Episodes
+from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
 from ctrlrl.nn.features import Vector
@@ -58,11 +59,8 @@ def make_env(
     if cfg.timeout is not None and backend != "gymnasium":
         raise ValueError(f"env.timeout is for environments that Python code steps; env={cfg.name} runs on {backend}")
     if backend == "torch":
-        from ctrlrl.envs.sim import BatchedSim
-
-        sim = lookup(SIMULATORS, cfg.name, "environment")()
         return BatchedSim(
-            sim, n_envs, seed=seed, device=device, stagger=stagger, compile=compile, episode_length=episode_length
+            make_sim(cfg), n_envs, seed=seed, device=device, stagger=stagger, compile=compile, episode_length=episode_length
         )
     if device.type != "cpu":
         raise ValueError(
@@ -89,6 +87,12 @@ def make_env(
 
     env = GymnasiumEnv(gym_id, n_envs=n_envs, seed=seed, render_mode="rgb_array" if render else None)
     return env if cfg.timeout is None else TimedEnv(env, cfg.timeout)
+
+
+def make_sim(cfg: EnvConfig) -> Sim:
+    """The torch-native simulator of a task with the settings of its configuration."""
+    kind = lookup(SIMULATORS, cfg.name, "environment")
+    return kind() if kind.config is None else kind(env_settings(cfg, kind.config))
 
 
 def backend_of(cfg: EnvConfig) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+Settings = TypeVar("Settings")
 
 
 def _seed(key: str, value: int) -> None:
@@ -31,6 +34,29 @@ class EnvConfig:
             raise ValueError(f"env.threads must be at least 1 or null, got {self.threads}")
         if self.timeout is not None and not 0.0 < self.timeout <= 1e6:
             raise ValueError(f"env.timeout must lie in (0, 1e6] seconds or be null, got {self.timeout}")
+
+
+@functools.cache
+def env_schema(settings: type) -> type[EnvConfig]:
+    """EnvConfig with the fields of a simulator's own dataclass beside its own: `env.<field>=` sets them."""
+    hints = get_type_hints(settings)
+    own: list[Any] = [
+        (f.name, hints[f.name], field(default=f.default, default_factory=f.default_factory)) for f in fields(settings)
+    ]
+    taken = {name for name, *_ in own} & {f.name for f in fields(EnvConfig)}
+    assert not taken, f"{settings.__name__} and EnvConfig both have {taken}"
+
+    def check(self: EnvConfig) -> None:
+        EnvConfig.__post_init__(self)
+        env_settings(self, settings)
+
+    return make_dataclass(f"{settings.__name__}Env", own, bases=(EnvConfig,), namespace={"__post_init__": check})
+
+
+def env_settings(cfg: EnvConfig, settings: type[Settings]) -> Settings:
+    """A simulator's own settings out of an environment's configuration; its defaults where that has none."""
+    names = [f.name for f in fields(settings)]  # type: ignore[arg-type]
+    return settings(**{name: getattr(cfg, name) for name in names if hasattr(cfg, name)})
 
 
 @dataclass
@@ -64,6 +90,7 @@ class EvalConfig:
     every: int | None = None  # steps between evaluations; null = a tenth of the run; 0 = only at the end
     episodes: int = 10
     seed: int = 10_000
+    deterministic: bool = True  # false: actions are sampled, as in training
 
     def __post_init__(self) -> None:
         _seed("eval.seed", self.seed)

@@ -31,6 +31,8 @@ SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
     "acrobot": "ctrlrl.envs.classic:Acrobot",
     "pointmass": "ctrlrl.envs.classic:PointMass",
     "lqr": "ctrlrl.envs.classic:LQR",
+    "multigoal": "ctrlrl.envs.multigoal:MultiGoal",
+    "pointmaze": "ctrlrl.envs.maze:PointMaze",
 }
 
 ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymnasium id of the same task

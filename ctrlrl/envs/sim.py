@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.envs.lane_random import uniform
-from ctrlrl.types import EnvSpec, TimeStep, tree_map
+from ctrlrl.types import EnvSpec, Extras, ObsPart, Scene, TimeStep, tree_map
 
 State = Any  # a NamedTuple of [B] or [K, B] tensors; every simulator has its own
 
@@ -36,6 +36,9 @@ class Sim:
     n_actions: int = 0  # number of discrete actions; 0 for continuous actions
     episode_length: int  # time limit in steps; 0 = none
     n_random: int  # uniform draws that one reset needs
+    obs_parts: tuple[ObsPart, ...] = ()  # what an observation consists of; () = one vector
+    config: type | None = None  # dataclass of what a user may set, `env.<field>=`; the constructor takes an instance
+    scene: Scene | None = None  # of a task that is also judged by the goals its roll-outs end at
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Sim:
         """The same simulator with its parameter tensors, if any, on `device`; must not change `self`."""
@@ -52,6 +55,14 @@ class Sim:
     def observe(self, state: State) -> Tensor:
         """[B, O]."""
         raise NotImplementedError
+
+    def tell(self, before: State, action: Tensor, after: State) -> Extras:
+        """The extras of a step, [B, ...] each and the same ones at every step; by default none."""
+        return {}
+
+    def trial(self) -> Sim:
+        """The task from the starts that it is judged from; by default its own."""
+        return self
 
 
 def columns(*values: Tensor) -> Tensor:
@@ -70,7 +81,9 @@ def advance(
     """
     if sim.action_dim:
         action = action.clamp(-1.0, 1.0)
-    state, reward, terminated = sim.step(state, action)
+    before = state
+    state, reward, terminated = sim.step(before, action)
+    extras = sim.tell(before, action, state)
     final_obs = sim.observe(state)
     clock = clock + 1
     if limit:
@@ -85,7 +98,7 @@ def advance(
         # torch.where, not arithmetic: a NaN of the old episode must not survive in the new one
         state = tree_map(lambda new, old: torch.where(done, new, old), fresh, state)
         obs = torch.where(done.unsqueeze(1), fresh_obs, final_obs)
-    return state, clock, TimeStep(obs, final_obs, reward, terminated, truncated, {})
+    return state, clock, TimeStep(obs, final_obs, reward, terminated, truncated, extras)
 
 
 def draw(sim: Sim, dtype: torch.dtype, seed: int, lane: Tensor, tick: Tensor) -> tuple[State, Tensor]:
@@ -134,7 +147,9 @@ class BatchedSim:
             raise ValueError(f"episode_length must be >= 0 (0 = no limit), got {limit}")
         self.device = torch.device(device)
         self.sim, self.dtype, self.stagger, self.limit = sim.to(self.device, dtype), dtype, stagger, limit
-        self.spec = EnvSpec(sim.obs_dim, sim.action_dim, sim.n_actions, 1, n_envs, limit, self.device)
+        self.spec = EnvSpec(
+            sim.obs_dim, sim.action_dim, sim.n_actions, 1, n_envs, limit, self.device, obs_parts=sim.obs_parts
+        )
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         self._sparse = self.device.type == "cpu" and n_envs > _SPARSE_LANES
         # On a GPU one step ahead only: a captured graph has no host that could refill a block.
@@ -228,13 +243,24 @@ class BatchedSim:
         self._clock.copy_(clock)
         return out
 
+    def _extras_room(self) -> Extras:
+        """Buffers of the shapes and types that one step tells."""
+        noise = torch.zeros(self.spec.n_envs, self.sim.n_random, dtype=torch.float64, device=self.device)
+        state = tree_map(lambda x: x.to(self.dtype), self.sim.init(noise))
+        shape = (self.spec.n_envs, self.sim.action_dim) if self.sim.action_dim else (self.spec.n_envs,)
+        action = torch.zeros(shape, dtype=self.dtype if self.sim.action_dim else torch.int64, device=self.device)
+        after, _, _ = self.sim.step(state, action)
+        return tree_map(torch.zeros_like, self.sim.tell(state, action, after))
+
     def _compiled_step(self) -> Any:
         n, o, sim, limit = self.spec.n_envs, self.spec.obs_dim, self.sim, self.limit
         flag = torch.zeros(n, dtype=torch.uint8, device=self.device)
         row = torch.zeros(n, dtype=self.dtype, device=self.device)
         obs = torch.zeros(o, n, dtype=self.dtype, device=self.device).T
         # Outputs into the same buffers at every step: fresh blocks of megabytes cost more page faults than arithmetic.
-        out = TimeStep(obs, obs.clone(memory_format=torch.preserve_format), row, flag, flag.clone(), {})
+        out = TimeStep(
+            obs, obs.clone(memory_format=torch.preserve_format), row, flag, flag.clone(), self._extras_room()
+        )
         seen = out._replace(terminated=out.terminated.view(torch.bool), truncated=out.truncated.view(torch.bool))
 
         def write(buffer: Tensor, value: Tensor) -> None:
