@@ -33,6 +33,7 @@ from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
 from ctrlrl.train.stacked import StackedTrainer
 from ctrlrl.train.trainer import Loop, Trainer
+from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import EnvSpec, VecEnv
 
 # what the faces take from here besides what stands below
@@ -60,7 +61,13 @@ def make_env(
         raise ValueError(f"env.timeout is for environments that Python code steps; env={cfg.name} runs on {backend}")
     if backend == "torch":
         return BatchedSim(
-            make_sim(cfg), n_envs, seed=seed, device=device, stagger=stagger, compile=compile, episode_length=episode_length
+            make_sim(cfg),
+            n_envs,
+            seed=seed,
+            device=device,
+            stagger=stagger,
+            compile=compile,
+            episode_length=episode_length,
         )
     if device.type != "cpu":
         raise ValueError(
@@ -148,7 +155,7 @@ def widest_layer(algo: Any) -> int:
 
 
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
-    """A function that evaluates the deterministic policy on fresh episodes of the training task."""
+    """A function that evaluates the policy, deterministic or as `eval.deterministic` says, on fresh episodes."""
     device = device_of(cfg) if backend_of(cfg.env) == "torch" else torch.device("cpu")
     env: VecEnv | None = None
 
@@ -157,9 +164,18 @@ def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -
         if env is None:
             # a seed, because an environment without one would take it from the generator that training uses
             env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
-        return evaluate(acting(learner), env, episodes=episodes, seed=seed)
+        act = acting(learner, deterministic=cfg.eval.deterministic)
+        return evaluate(act, env, episodes=episodes, seed=seed)
 
     return run
+
+
+def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) -> Trials | None:
+    """Where `n` roll-outs of the sampling policy end; None for a task that is not judged by that."""
+    if backend_of(cfg.env) != "torch" or (scene := (sim := make_sim(cfg.env)).scene) is None:
+        return None
+    env = BatchedSim(sim.trial(), n, seed=seed, device=device_of(cfg), stagger=False)
+    return run_trials(acting(learner, deterministic=False), env, scene, seed=seed)
 
 
 def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor], Tensor]:

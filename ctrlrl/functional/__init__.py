@@ -1,6 +1,7 @@
 """Public, pure functions of tensors: every formula of the library, once. Files inside ctrlrl import the modules."""
 
 from ctrlrl.functional.conservative import calibrated, conservative_gap
+from ctrlrl.functional.coverage import goal_reached, goal_shares, share_entropy
 from ctrlrl.functional.distributions import (
     adapt_learning_rate,
     approx_kl,
@@ -63,6 +64,8 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_sample",
+    "goal_reached",
+    "goal_shares",
     "huber",
     "lambda_returns",
     "linear_recurrence",
@@ -74,6 +77,7 @@ __all__ = [
     "q_scale",
     "quantile_huber",
     "sample_path",
+    "share_entropy",
     "smoothed_action",
     "soft_median_loss",
     "soft_quantile_loss",
