@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrlrl.config import EnvConfig, TrainConfig, env_settings
+from ctrlrl.config import EnvConfig, TrainConfig, own_settings
 from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import keep_memory, set_threads
@@ -99,7 +99,7 @@ def make_env(
 def make_sim(cfg: EnvConfig) -> Sim:
     """The torch-native simulator of a task with the settings of its configuration."""
     kind = lookup(SIMULATORS, cfg.name, "environment")
-    return kind() if kind.config is None else kind(env_settings(cfg, kind.config))
+    return kind() if kind.Settings is None else kind(own_settings(cfg, kind.Settings))
 
 
 def backend_of(cfg: EnvConfig) -> str:
@@ -155,7 +155,7 @@ def widest_layer(algo: Any) -> int:
 
 
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
-    """A function that evaluates the policy, deterministic or as `eval.deterministic` says, on fresh episodes."""
+    """A function that evaluates the policy on fresh episodes of the training task."""
     device = device_of(cfg) if backend_of(cfg.env) == "torch" else torch.device("cpu")
     env: VecEnv | None = None
 
@@ -164,10 +164,14 @@ def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -
         if env is None:
             # a seed, because an environment without one would take it from the generator that training uses
             env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
-        act = acting(learner, deterministic=cfg.eval.deterministic)
-        return evaluate(act, env, episodes=episodes, seed=seed)
+        return evaluate(judged(learner, cfg.eval.deterministic), env, episodes=episodes, seed=seed)
 
     return run
+
+
+def judged(learner: Learner, deterministic: bool | None = None) -> Callable[[Tensor], Tensor]:
+    """Acting as in an evaluation: as asked for, else deterministic, but for learners that declare otherwise."""
+    return acting(learner, deterministic=not learner.stochastic_eval if deterministic is None else deterministic)
 
 
 def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) -> Trials | None:
@@ -366,7 +370,7 @@ def on_policy_loop(
     return OnPolicyLoop(
         learner,  # type: ignore[arg-type]
         env,
-        n_steps=learner.cfg.n_steps,  # type: ignore[attr-defined]
+        n_steps=learner.cfg.n_steps,
         total_steps=total_steps,
         seed=seed,
         staggered=staggered,

@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ctrlrl.config import DataConfig, EnvConfig, TrainConfig, env_schema
-from ctrlrl.registry import ALGORITHMS, DATA, ENVIRONMENTS, SIMULATORS, lookup, unknown
+from ctrlrl.config import DataConfig, TrainConfig, env_config_with
+from ctrlrl.registry import ALGORITHMS, DATA, ENVIRONMENTS, env_settings, lookup, unknown
 
 Command = TypeVar("Command")
 _PACKED = Path(__file__).parent / "configs"  # in an installed wheel
@@ -78,7 +78,8 @@ def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
     """The configuration that a run folder's config.yaml holds, changed by `words`."""
     try:
         saved = OmegaConf.create(_plain_yaml(path))
-        name, env = (OmegaConf.select(saved, f"{part}.name", default=None) for part in ("algo", "env"))
+        name = OmegaConf.select(saved, "algo.name", default=None)
+        env = env_config_with(env_settings(str(OmegaConf.select(saved, "env.name", default=""))))
     except OSError:
         raise ValueError(
             f"{path}: no such file. A run folder holds config.yaml; name one with run=... or run.resume=..."
@@ -87,7 +88,7 @@ def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not readable as YAML ({said})") from None
     algo = lookup(ALGORITHMS, str(name), "algorithm").config
-    schema = OmegaConf.structured(TrainConfig(algo=algo(), env=_env_node(str(env))))
+    schema = OmegaConf.structured(TrainConfig(algo=algo(), env=env()))
     try:
         return OmegaConf.merge(schema, saved, OmegaConf.from_dotlist(list(words)))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -129,16 +130,10 @@ def _register() -> None:
     for name in ALGORITHMS:
         store.store(group="algo", name=name, node=lookup(ALGORITHMS, name, "algorithm").config)
     for name in ENVIRONMENTS:
-        store.store(group="env", name=name, node=_env_node(name))
+        store.store(group="env", name=name, node=env_config_with(env_settings(name))(name=name))
     for name in DATA:
         # made without its checks: the path or id that they ask for comes as an override
         store.store(group="data", name=name, node=OmegaConf.merge(OmegaConf.structured(DataConfig), {"name": name}))
-
-
-def _env_node(name: str) -> EnvConfig:
-    """The configuration of an environment, with its simulator's own settings where it has any."""
-    settings = lookup(SIMULATORS, name, "environment").config if name in SIMULATORS else None
-    return EnvConfig(name=name) if settings is None else env_schema(settings)(name=name)
 
 
 def _split(words: Sequence[str]) -> dict[str, str]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
-from typing import Any, TypeVar, get_type_hints
-
-Settings = TypeVar("Settings")
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
+from typing import Any, get_type_hints
 
 
 def _seed(key: str, value: int) -> None:
@@ -37,26 +35,30 @@ class EnvConfig:
 
 
 @functools.cache
-def env_schema(settings: type) -> type[EnvConfig]:
-    """EnvConfig with the fields of a simulator's own dataclass beside its own: `env.<field>=` sets them."""
+def env_config_with(settings: type | None) -> type[EnvConfig]:
+    """EnvConfig with the fields of a simulator's own settings (a dataclass) beside its own: `env.size=20x10`."""
+    if settings is None:
+        return EnvConfig
     hints = get_type_hints(settings)
-    own: list[Any] = [
-        (f.name, hints[f.name], field(default=f.default, default_factory=f.default_factory)) for f in fields(settings)
+    own = [
+        (
+            f.name,
+            hints[f.name],
+            field(default=f.default) if f.default is not MISSING else field(default_factory=f.default_factory),
+        )
+        for f in fields(settings)
     ]
-    taken = {name for name, *_ in own} & {f.name for f in fields(EnvConfig)}
-    assert not taken, f"{settings.__name__} and EnvConfig both have {taken}"
 
-    def check(self: EnvConfig) -> None:
+    def check(self: Any) -> None:
         EnvConfig.__post_init__(self)
-        env_settings(self, settings)
+        own_settings(self, settings)
 
-    return make_dataclass(f"{settings.__name__}Env", own, bases=(EnvConfig,), namespace={"__post_init__": check})
+    return make_dataclass(settings.__name__, own, bases=(EnvConfig,), namespace={"__post_init__": check})
 
 
-def env_settings(cfg: EnvConfig, settings: type[Settings]) -> Settings:
-    """A simulator's own settings out of an environment's configuration; its defaults where that has none."""
-    names = [f.name for f in fields(settings)]  # type: ignore[arg-type]
-    return settings(**{name: getattr(cfg, name) for name in names if hasattr(cfg, name)})
+def own_settings(cfg: EnvConfig, settings: type) -> Any:
+    """The part of an environment's configuration that its simulator takes; defaults where `cfg` has none of it."""
+    return settings(**{f.name: getattr(cfg, f.name) for f in fields(settings) if hasattr(cfg, f.name)})
 
 
 @dataclass
@@ -90,7 +92,7 @@ class EvalConfig:
     every: int | None = None  # steps between evaluations; null = a tenth of the run; 0 = only at the end
     episodes: int = 10
     seed: int = 10_000
-    deterministic: bool = True  # false: actions are sampled, as in training
+    deterministic: bool | None = None  # false: actions are sampled, as in training; null = as the algorithm is judged
 
     def __post_init__(self) -> None:
         _seed("eval.seed", self.seed)

@@ -67,6 +67,11 @@ GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and f
 ENVIRONMENTS = (*SIMULATORS, *ROBOTS, "gym")
 
 
+def env_settings(name: str) -> type | None:
+    """The dataclass of what a user may choose about a simulator beside EnvConfig; None where there is nothing."""
+    return load(SIMULATORS[name]).Settings if name in SIMULATORS else None
+
+
 def load(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)

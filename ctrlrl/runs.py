@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ctrlrl.build import (
-    acting,
     backend_of,
     build,
     device_of,
+    judged,
     make_env,
     make_learner,
     run_folder,
@@ -120,21 +120,20 @@ def evaluate_run(
     cfg, learner = load_run(folder, checkpoint)
     deterministic = cfg.eval.deterministic if deterministic is None else deterministic
     env = make_env(cfg.env, min(episodes, 64), stagger=False)
-    act = acting(learner, deterministic=deterministic)
-    returns, lengths, success = evaluate(act, env, episodes=episodes, seed=seed)
+    returns, lengths, success = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
-    judged = trials(learner, cfg, seed=seed)
+    tried = trials(learner, cfg, seed=seed)
     if picture is not None:
-        if judged is None:
+        if tried is None:
             raise ValueError(f"picture: env={cfg.env.name} is no task in the plane; video= films it")
-        draw_paths(cfg, judged, picture)
+        draw_paths(cfg, tried, picture)
     result = {
         "algo": cfg.algo.name,
         "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
         "checkpoint": checkpoint,
         "episodes": episodes,
         "seed": seed,
-        "deterministic": deterministic,
+        "deterministic": not learner.stochastic_eval if deterministic is None else deterministic,
         "return_mean": returns.mean().item(),
         "return_std": returns.std(unbiased=False).item(),
         "return_min": returns.min().item(),
@@ -144,7 +143,7 @@ def evaluate_run(
         "normalized_score": scorer(_score_range(folder))(returns.mean().item()),
         "returns": returns.tolist(),
         "lengths": lengths.tolist(),
-        **({} if judged is None else coverage(judged)),
+        **({} if tried is None else coverage(tried)),
     }
     write_atomic(folder / "eval.json", json.dumps(result, indent=2).encode())
     return result
@@ -158,15 +157,15 @@ def _score_range(folder: Path) -> list[float] | None:
         return None  # never evaluated
 
 
-def draw_paths(cfg: TrainConfig, judged: Trials, out: Path) -> None:
+def draw_paths(cfg: TrainConfig, tried: Trials, out: Path) -> None:
     """The paths of a task in the plane as a picture, coloured by the goal they ended at."""
     from ctrlrl.report.paths_picture import paths_png
 
-    found = coverage(judged)
+    found = coverage(tried)
     covered, goals = found["goals_covered"], found["goals"]
     title = f"{cfg.algo.name} on {cfg.env.name}, seed {cfg.seed}: {covered} of {goals} goals covered"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(paths_png(title, judged.scene, judged.paths, judged.reached))
+    out.write_bytes(paths_png(title, tried.scene, tried.paths, tried.reached))
 
 
 def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
@@ -183,7 +182,7 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
     try:
         env = make_env(env_cfg, 1, stagger=False, render=True)
         fps = getattr(env, "frames_per_second", 30.0)
-        record(acting(learner), env, out, seed=seed, fps=fps)
+        record(judged(learner), env, out, seed=seed, fps=fps)
         env.close()
     except RuntimeError:
         raise
@@ -203,15 +202,15 @@ def illustrate(folder: Path) -> list[str]:
     shown = [folder] if cfg.seeds == 1 else [seed_folder(folder, cfg.seed + i) for i in range(cfg.seeds)]
     cfg, learner = load_run(shown[0])
     with torch.random.fork_rng():
-        judged = trials(learner, cfg, seed=cfg.eval.seed)
+        tried = trials(learner, cfg, seed=cfg.eval.seed)
         try:
-            if judged is None:
+            if tried is None:
                 film(cfg, learner, folder / "video.mp4", seed=cfg.eval.seed)
         except RuntimeError as error:
             notes.append(str(error))
     try:
-        if judged is not None:
-            draw_paths(cfg, judged, folder / "paths.png")
+        if tried is not None:
+            draw_paths(cfg, tried, folder / "paths.png")
         for run in shown:
             write_curve(run, run / "curve.png")
         write_page(shown, folder / "report.html")

@@ -39,6 +39,7 @@ class EnvSpec(NamedTuple):
     device: torch.device
     nvec: tuple[int, ...] = ()  # number of options of each of D discrete choices taken together, else ()
     obs_parts: tuple[ObsPart, ...] = ()  # what an observation consists of; () = one vector
+    extras: tuple[str, ...] = ()  # what every TimeStep.extras is promised to hold, for learners that need it
 
 
 class Scene(NamedTuple):

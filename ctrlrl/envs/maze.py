@@ -65,7 +65,7 @@ class PointMaze(Sim):
 
     obs_dim, action_dim, n_random = 8, 2, 7
     obs_parts = (ObsPart("achieved_goal", (2,)), ObsPart("desired_goal", (2,)), ObsPart("observation", (4,)))
-    config = PointMazeConfig
+    Settings, extras = PointMazeConfig, ("success",)
 
     def __init__(self, cfg: PointMazeConfig | None = None) -> None:
         self.cfg = cfg = PointMazeConfig() if cfg is None else cfg
@@ -103,7 +103,7 @@ class PointMaze(Sim):
         key = torch.floor(noise[:, 6] * 2**24)
         return PointMazeState(position, torch.zeros_like(position), goal, key, torch.zeros_like(key))
 
-    def step(self, state: PointMazeState, action: Tensor) -> tuple[PointMazeState, Tensor, Tensor]:
+    def step(self, state: PointMazeState, action: Tensor) -> tuple[PointMazeState, Tensor, Tensor, Extras]:
         if self.cfg.continuing_task and self.cfg.reset_target and len(self.goals) > 1:
             state = self._next_goal(state)
         velocity = state.velocity.clamp(-MAX_SPEED, MAX_SPEED)
@@ -114,15 +114,12 @@ class PointMaze(Sim):
         after = state._replace(position=torch.add(state.position, velocity, alpha=DT), velocity=velocity)
         distance = _distance(after)
         there = distance <= REACH
-        reward = torch.exp(-distance) if self.cfg.reward == "dense" else there.to(distance.dtype)
-        return after, reward, never(distance) if self.cfg.continuing_task else there
+        success = there.to(distance.dtype)
+        reward = torch.exp(-distance) if self.cfg.reward == "dense" else success
+        return after, reward, never(distance) if self.cfg.continuing_task else there, {"success": success}
 
     def observe(self, state: PointMazeState) -> Tensor:
         return torch.cat((state.position, state.goal, state.position, state.velocity)).T
-
-    def tell(self, before: PointMazeState, action: Tensor, after: PointMazeState) -> Extras:
-        distance = _distance(after)
-        return {"success": (distance <= REACH).to(distance.dtype)}
 
     def _touch(self, position: Tensor, velocity: Tensor, push: Tensor) -> Tensor:
         """Acceleration [2, B] of a ball with `push` [2, B] alone, when walls press back; m/s^2.

@@ -58,7 +58,7 @@ class MultiGoal(Sim):
     """
 
     obs_dim, action_dim, n_random = 4, 2, 2
-    config = MultiGoalConfig
+    Settings = MultiGoalConfig
     radius, bound, reach = 5.0, 7.0, 0.5  # m: circle of the goals, half the square, "at" a goal
 
     def __init__(self, cfg: MultiGoalConfig | None = None) -> None:

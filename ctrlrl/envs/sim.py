@@ -8,7 +8,7 @@ quantity, so every operation runs over contiguous memory and a [B] mask broadcas
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ctrlrl.envs.lane_random import uniform
 from ctrlrl.types import EnvSpec, Extras, ObsPart, Scene, TimeStep, tree_map
 
-State = Any  # a NamedTuple of [B] or [K, B] tensors; every simulator has its own
+State = Any  # a NamedTuple of [B] or [K, B] tensors, of the simulator's dtype or int64; every simulator has its own
 
 # Reset noise is drawn ahead, so many steps at once that a draw has about this many rows: a smaller one costs the
 # dispatch of its 60 operations (100 us), whatever its size.
@@ -28,16 +28,20 @@ _SPARSE_LANES = 2048
 class Sim:
     """A task as pure, batched, compilable functions; subclasses state its sizes and physics.
 
-    Actions reaching `step` lie in [-1, 1] ([B, A], the simulator scales them) or are int64 [B]: `BatchedSim` clamps.
+    Actions reaching `step` lie in [-1, 1] ([B, A], the simulator scales them) or are int64 [B] or [B, D]: `BatchedSim`
+    clamps the former.
     """
+
+    Settings: ClassVar[type | None] = None  # a dataclass that the constructor takes: env.<field> on the command line
+    extras: ClassVar[tuple[str, ...]] = ()  # names of what `step` returns besides
 
     obs_dim: int
     action_dim: int = 0  # size of a continuous action; 0 for discrete actions
     n_actions: int = 0  # number of discrete actions; 0 for continuous actions
+    nvec: tuple[int, ...] = ()  # of several discrete actions taken together
     episode_length: int  # time limit in steps; 0 = none
     n_random: int  # uniform draws that one reset needs
     obs_parts: tuple[ObsPart, ...] = ()  # what an observation consists of; () = one vector
-    config: type | None = None  # dataclass of what a user may set, `env.<field>=`; the constructor takes an instance
     scene: Scene | None = None  # of a task that is also judged by the goals its roll-outs end at
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Sim:
@@ -48,17 +52,13 @@ class Sim:
         """First states of B episodes from noise [B, n_random], uniform in [0, 1); the state has the noise's dtype."""
         raise NotImplementedError
 
-    def step(self, state: State, action: Tensor) -> tuple[State, Tensor, Tensor]:
-        """One control step: the next state, reward [B], terminated [B] bool."""
+    def step(self, state: State, action: Tensor) -> tuple[State, Tensor, Tensor] | tuple[State, Tensor, Tensor, Extras]:
+        """One control step: the next state, reward [B], terminated [B] bool, and extras [B, ...] where it names any."""
         raise NotImplementedError
 
     def observe(self, state: State) -> Tensor:
         """[B, O]."""
         raise NotImplementedError
-
-    def tell(self, before: State, action: Tensor, after: State) -> Extras:
-        """The extras of a step, [B, ...] each and the same ones at every step; by default none."""
-        return {}
 
     def trial(self) -> Sim:
         """The task from the starts that it is judged from; by default its own."""
@@ -81,9 +81,7 @@ def advance(
     """
     if sim.action_dim:
         action = action.clamp(-1.0, 1.0)
-    before = state
-    state, reward, terminated = sim.step(before, action)
-    extras = sim.tell(before, action, state)
+    state, reward, terminated, *rest = sim.step(state, action)
     final_obs = sim.observe(state)
     clock = clock + 1
     if limit:
@@ -98,14 +96,18 @@ def advance(
         # torch.where, not arithmetic: a NaN of the old episode must not survive in the new one
         state = tree_map(lambda new, old: torch.where(done, new, old), fresh, state)
         obs = torch.where(done.unsqueeze(1), fresh_obs, final_obs)
-    return state, clock, TimeStep(obs, final_obs, reward, terminated, truncated, extras)
+    return state, clock, TimeStep(obs, final_obs, reward, terminated, truncated, rest[0] if rest else {})
 
 
 def draw(sim: Sim, dtype: torch.dtype, seed: int, lane: Tensor, tick: Tensor) -> tuple[State, Tensor]:
     """First states of episodes and their observations [N, O], by lane [N] and index of the vector step [N], int64."""
     # in float64 and then rounded: the bounds of a reset hold in every dtype
-    state = tree_map(lambda x: x.to(dtype), sim.init(uniform(seed, lane, tick, sim.n_random)))
+    state = _as(dtype, sim.init(uniform(seed, lane, tick, sim.n_random)))
     return state, sim.observe(state)
+
+
+def _as(dtype: torch.dtype, state: State) -> State:
+    return tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, state)
 
 
 def _compile(f: Any) -> Any:
@@ -148,7 +150,16 @@ class BatchedSim:
         self.device = torch.device(device)
         self.sim, self.dtype, self.stagger, self.limit = sim.to(self.device, dtype), dtype, stagger, limit
         self.spec = EnvSpec(
-            sim.obs_dim, sim.action_dim, sim.n_actions, 1, n_envs, limit, self.device, obs_parts=sim.obs_parts
+            sim.obs_dim,
+            sim.action_dim,
+            sim.n_actions,
+            1,
+            n_envs,
+            limit,
+            self.device,
+            sim.nvec,
+            sim.obs_parts,
+            sim.extras,
         )
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         self._sparse = self.device.type == "cpu" and n_envs > _SPARSE_LANES
@@ -174,7 +185,7 @@ class BatchedSim:
         else:
             self._clock.zero_()
         self._tick += 1
-        self._set_state(tree_map(lambda x: x.to(self.dtype), self.sim.init(noise[:, :-1])))
+        self._set_state(_as(self.dtype, self.sim.init(noise[:, :-1])))
         return self.sim.observe(self._state).clone()  # not a view of the state, which changes in place
 
     def step(self, action: Tensor) -> TimeStep:
@@ -198,8 +209,8 @@ class BatchedSim:
         self._tick.copy_(state["tick"])
         self._clock.copy_(state["clock"])
         template = self.sim.init(torch.zeros(1, self.sim.n_random, dtype=torch.float64, device=self.device))
-        fields = {name: state[f"state.{name}"].to(self.device, self.dtype) for name in template._fields}
-        self._set_state(type(template)(**fields))
+        fields = {name: state[f"state.{name}"].to(self.device) for name in template._fields}
+        self._set_state(_as(self.dtype, type(template)(**fields)))
 
     def close(self) -> None:
         pass
@@ -243,14 +254,15 @@ class BatchedSim:
         self._clock.copy_(clock)
         return out
 
-    def _extras_room(self) -> Extras:
-        """Buffers of the shapes and types that one step tells."""
-        noise = torch.zeros(self.spec.n_envs, self.sim.n_random, dtype=torch.float64, device=self.device)
-        state = tree_map(lambda x: x.to(self.dtype), self.sim.init(noise))
-        shape = (self.spec.n_envs, self.sim.action_dim) if self.sim.action_dim else (self.spec.n_envs,)
-        action = torch.zeros(shape, dtype=self.dtype if self.sim.action_dim else torch.int64, device=self.device)
-        after, _, _ = self.sim.step(state, action)
-        return tree_map(torch.zeros_like, self.sim.tell(state, action, after))
+    def _one_step(self) -> TimeStep:
+        """A step of one lane, for the shapes of what it gives."""
+        sim, first = self.sim, torch.zeros(1, self.sim.n_random, dtype=torch.float64, device=self.device)
+        if sim.action_dim:
+            action = torch.zeros(1, sim.action_dim, dtype=self.dtype, device=self.device)
+        else:
+            action = torch.zeros((1, len(sim.nvec)) if sim.nvec else 1, dtype=torch.int64, device=self.device)
+        clock = torch.zeros(1, dtype=torch.int32, device=self.device)
+        return advance(sim, self.limit, _as(self.dtype, sim.init(first)), clock, action, None, None)[-1]
 
     def _compiled_step(self) -> Any:
         n, o, sim, limit = self.spec.n_envs, self.spec.obs_dim, self.sim, self.limit
@@ -258,9 +270,8 @@ class BatchedSim:
         row = torch.zeros(n, dtype=self.dtype, device=self.device)
         obs = torch.zeros(o, n, dtype=self.dtype, device=self.device).T
         # Outputs into the same buffers at every step: fresh blocks of megabytes cost more page faults than arithmetic.
-        out = TimeStep(
-            obs, obs.clone(memory_format=torch.preserve_format), row, flag, flag.clone(), self._extras_room()
-        )
+        extras = {name: x.new_zeros(*x.shape[1:], n).movedim(-1, 0) for name, x in self._one_step().extras.items()}
+        out = TimeStep(obs, obs.clone(memory_format=torch.preserve_format), row, flag, flag.clone(), extras)
         seen = out._replace(terminated=out.terminated.view(torch.bool), truncated=out.truncated.view(torch.bool))
 
         def write(buffer: Tensor, value: Tensor) -> None:

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 
 from ctrlrl import build
-from ctrlrl.config import EnvConfig
+from ctrlrl.config import EnvConfig, env_config_with
 from ctrlrl.envs.sb3 import SB3Env, as_sb3, is_sb3
-from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS, SIMULATORS
+from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS, SIMULATORS, env_settings
 
 
 def env_config(name: str, **options: Any) -> EnvConfig:
     """Known Gymnasium ids run on the library's own simulators, which follow the same rules; others on Gymnasium."""
     native = {gym_id: own for own, gym_id in GYMNASIUM_IDS.items()}.get(name, name)
     if native in SIMULATORS or native in GYMNASIUM_IDS:
-        return EnvConfig(name=native, **options)
+        return env_config_with(env_settings(native))(name=native, **options)
     return EnvConfig(name="gym", id=name, **options)
 
 
 def make_env(name: str, n_envs: int = 1, *, seed: int | None = None, device: str = "cpu", **options: Any) -> Any:
-    """A ctrlrl VecEnv by name ("pendulum", "halfcheetah") or Gymnasium id; options are the fields of EnvConfig."""
+    """A ctrlrl VecEnv by name ("pendulum", "halfcheetah") or Gymnasium id; options: EnvConfig's, and the task's own."""
     return build.make_env(env_config(name, **options), n_envs, seed=seed, device=device)
 
 

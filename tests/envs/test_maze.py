@@ -20,7 +20,7 @@ def state(position: list[float], velocity: list[float], goal: list[float] = [0.0
 
 def roll(sim: PointMaze, s: PointMazeState, action: list[float], n: int) -> PointMazeState:
     for _ in range(n):
-        s, _, _ = sim.step(s, torch.tensor([action], dtype=F64))
+        s, *_ = sim.step(s, torch.tensor([action], dtype=F64))
     return s
 
 
@@ -175,11 +175,11 @@ AT, NEAR, FAR = [-2.5, 2.5], [-2.5 + 0.99 * REACH, 2.5], [-2.5 + 1.01 * REACH, 2
 def test_rewards_success_and_termination_follow_the_distance(place, reward, continuing):
     sim = PointMaze(PointMazeConfig(reward=reward, continuing_task=continuing))
     before, action = state(place, [0.0, 0.0], AT), torch.zeros(1, 2, dtype=F64)
-    after, paid, terminated = sim.step(before, action)
+    _, paid, terminated, told = sim.step(before, action)
     there = place is not FAR
     assert paid.item() == pytest.approx(math.exp(-math.dist(place, AT)) if reward == "dense" else float(there))
     assert terminated.item() is (there and not continuing)
-    assert sim.tell(before, action, after)["success"].item() == float(there)
+    assert told["success"].item() == float(there)
 
 
 def test_a_reached_goal_is_replaced_in_the_next_step_only_where_that_is_asked_for():
@@ -187,7 +187,7 @@ def test_a_reached_goal_is_replaced_in_the_next_step_only_where_that_is_asked_fo
     for reset_target in (False, True):
         cfg = PointMazeConfig(reset_target=reset_target)
         reached = state([2.5, 1.5], [0.0, 0.0], [2.4, 1.6])
-        after, _, _ = PointMaze(cfg).step(reached, still)
+        after, *_ = PointMaze(cfg).step(reached, still)
         assert torch.equal(after.goal, reached.goal) is not reset_target
         missed = state([2.5, 0.5], [0.0, 0.0], [2.4, 1.6])
         assert torch.equal(PointMaze(cfg).step(missed, still)[0].goal, missed.goal)
@@ -199,7 +199,7 @@ def test_new_goals_are_those_of_the_map_beyond_reach_and_go_on_changing():
     zeros = torch.zeros(2, n, dtype=F64)
     place = torch.tensor([[2.5], [1.5]], dtype=F64).expand(2, n).clone()
     s = PointMazeState(place, zeros, place + 0.1, torch.arange(n, dtype=F64), zeros[0])
-    first, _, _ = sim.step(s, torch.zeros(n, 2, dtype=F64))
+    first, *_ = sim.step(s, torch.zeros(n, 2, dtype=F64))
     away = (first.goal - place).norm(dim=0)
     assert away.min() > REACH
     which = torch.cdist(first.goal.T, sim.goals).argmin(1)
@@ -207,7 +207,7 @@ def test_new_goals_are_those_of_the_map_beyond_reach_and_go_on_changing():
     same = (which == 0).double().mean().item()  # the noise of the same cell may lie beyond reach, seldom
     assert same < 0.05
     assert (which == 1).double().mean().item() == pytest.approx((1 - same) / 2, abs=0.03)
-    again, _, _ = sim.step(first._replace(goal=place + 0.1), torch.zeros(n, 2, dtype=F64))
+    again, *_ = sim.step(first._replace(goal=place + 0.1), torch.zeros(n, 2, dtype=F64))
     assert (again.goal != first.goal).any(0).double().mean() > 0.99
 
 

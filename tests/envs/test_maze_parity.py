@@ -70,7 +70,7 @@ def test_one_step_is_mujocos_in_free_space_and_in_contact_with_up_to_three_walls
     position, velocity, action = (x.to(dtype) for x in some_states(n))
     zero = torch.zeros(n, dtype=dtype)
     sim = PointMaze().to(torch.device("cpu"), dtype)
-    after, _, _ = sim.step(PointMazeState(position, velocity, torch.zeros_like(position), zero, zero), action.T)
+    after, *_ = sim.step(PointMazeState(position, velocity, torch.zeros_like(position), zero, zero), action.T)
     point = theirs().point_env
     want, n_walls = [], []
     for x, v, a in zip(position.T.double().numpy(), velocity.T.double().numpy(), action.T.numpy(), strict=True):
@@ -107,13 +107,12 @@ def test_whole_episodes_are_theirs_in_observation_reward_success_and_end(reward,
             obs, paid, terminated, _, info = env.step(push)
             touched += env.data.ncon > 1
             action = torch.tensor(push, dtype=F64)[None]
-            before = state
-            state, reward_, terminated_ = sim.step(before, action)
+            state, reward_, terminated_, told = sim.step(state, action)
             seen = torch.tensor(np.concatenate([obs[k] for k in sorted(obs)]))
             torch.testing.assert_close(sim.observe(state)[0], seen, rtol=0, atol=1e-7)
             assert reward_.item() == pytest.approx(paid, abs=1e-7)
             assert terminated_.item() is terminated
-            assert bool(sim.tell(before, action, state)["success"]) is info["success"]
+            assert bool(told["success"]) is info["success"]
             if terminated:
                 ends += 1
                 break
@@ -133,7 +132,7 @@ def test_a_new_goal_appears_one_step_after_the_old_one_was_reached():
     one = torch.ones(1, dtype=F64)
     state = PointMazeState(x[:2], x[2:], torch.tensor([[2.4], [1.6]], dtype=F64), one, one)
     assert reached["desired_goal"].tolist() == sim.observe(state)[0, 2:4].tolist() == [2.4, 1.6]
-    moved, _, _ = sim.step(state, torch.zeros(1, 2, dtype=F64))
+    moved, *_ = sim.step(state, torch.zeros(1, 2, dtype=F64))
     assert after["desired_goal"].tolist() != [2.4, 1.6]
     assert sim.observe(moved)[0, 2:4].tolist() != [2.4, 1.6]
 

@@ -296,8 +296,11 @@ def test_refuses() -> None:
 class Teller(Pendulum):
     """Tells the torque and whether the pendulum turns to the left."""
 
-    def tell(self, before: Any, action: Tensor, after: Any) -> dict[str, Tensor]:
-        return {"torque": action * 2.0, "left": after.theta_dot > 0.0}
+    extras = ("torque", "left")
+
+    def step(self, state: Any, action: Tensor) -> Any:
+        after, reward, terminated = super().step(state, action)
+        return after, reward, terminated, {"torque": action * 2.0, "left": after.theta_dot > 0.0}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
