@@ -40,10 +40,12 @@ class EvalOptions:
     video: str | None = None  # file to write, .mp4 or .gif
     picture: str | None = None  # file to write, .png: the paths of a task in the plane
     deterministic: bool | None = None  # false: sampled actions; null = as the run's eval.deterministic
+    trials: int = 1000  # roll-outs that measure the coverage of goals
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        for name in ("episodes", "trials"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass
@@ -121,6 +123,7 @@ def evaluate(words: list[str]) -> int:
         seed=options.seed,
         checkpoint=options.checkpoint,
         deterministic=options.deterministic,
+        n_trials=options.trials,
         picture=None if options.picture is None else Path(options.picture),
     )
     keys = ("algo", "env", "episodes", "return_mean", "return_std", "return_min", "return_max", "length_mean")

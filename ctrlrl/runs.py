@@ -33,7 +33,7 @@ from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.train.stacked import seed_folder
 from ctrlrl.train.trainer import Trainer
-from ctrlrl.train.trials import Trials, coverage
+from ctrlrl.train.trials import TRIALS, Trials, coverage
 
 
 def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
@@ -111,6 +111,7 @@ def evaluate_run(
     seed: int,
     checkpoint: str = "last",
     deterministic: bool | None = None,
+    n_trials: int = TRIALS,
     picture: Path | None = None,
 ) -> dict[str, Any]:
     """Returns, lengths and success of a run's policy, and the goals it covers; also written to the folder's eval.json.
@@ -122,7 +123,7 @@ def evaluate_run(
     env = make_env(cfg.env, min(episodes, 64), stagger=False)
     returns, lengths, success = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
-    tried = trials(learner, cfg, seed=seed)
+    tried = trials(learner, cfg, seed=seed, n=n_trials)
     if picture is not None:
         if tried is None:
             raise ValueError(f"picture: env={cfg.env.name} is no task in the plane; video= films it")

@@ -70,6 +70,13 @@ def test_eval_writes_the_coverage_and_the_picture(run, tmp_path, capsys):
     assert picture.stat().st_size > 5000
 
 
+def test_the_number_of_trials_can_be_chosen(run, capsys):
+    assert call("eval", f"run={run}", "episodes=1", "trials=7") == 0
+    assert json.loads((run / "eval.json").read_text())["trials"] == 7
+    assert call("eval", f"run={run}", "trials=0") == 2
+    assert "trials must be at least 1" in capsys.readouterr().err
+
+
 def test_sampled_evaluation_differs_from_the_deterministic_one_and_repeats_itself(run):
     def returns(*words: str) -> list[float]:
         assert call("eval", f"run={run}", "episodes=3", *words) == 0
