@@ -129,12 +129,13 @@ def test_the_speed_is_limited_before_the_push():
 
 @pytest.mark.parametrize("push", [0.1, 0.5, 1.0])
 def test_pressed_against_a_wall_the_ball_rests_where_spring_and_force_balance(push):
-    """F / m = K g^2 / (1 - g) depth, K = 1 / (0.95 * 0.02 s)^2, the grip g = 0.9 + 0.1 (depth / mm)^2 below 0.5 mm."""
+    """F / m = K g^2 / (1 - g) depth, K = 1 / (0.95 * 0.02 s)^2; the grip g rises from 0.9 to 0.95 over a millimetre."""
     after = roll(PointMaze(), state([-2.5, 2.5], [0.0, 0.0]), [-push, 0.0], 3000)
     assert after.velocity.abs().max().item() < 1e-9
     depth = -3.0 + 0.1 + 0.004 - after.position[0, 0].item()  # m, beyond the distance at which the contact begins
-    assert 0.0 < depth < 0.5e-3
-    grip = 0.9 + 0.1 * (1000.0 * depth) ** 2
+    z = 1000.0 * depth
+    assert 0.0 < z < 1.0
+    grip = 0.9 + 0.1 * z**2 if z < 0.5 else 0.95 - 0.1 * (1.0 - z) ** 2
     assert grip**2 / (1.0 - grip) * depth / (0.95 * 0.02) ** 2 == pytest.approx(push * FORCE / MASS, rel=1e-9)
 
 
