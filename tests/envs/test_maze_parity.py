@@ -92,7 +92,7 @@ def test_whole_episodes_are_theirs_in_observation_reward_success_and_end(reward,
     sim = PointMaze(PointMazeConfig(reward=reward, continuing_task=continuing)).to(torch.device("cpu"), F64)
     rng = np.random.default_rng(0)
     ends = 0
-    for seed in range(4):
+    for seed in range(2):
         obs, _ = env.reset(seed=seed)
         goal = obs["desired_goal"]
         if seed % 2:  # seen seldom from the start cell: put the goal beside it
