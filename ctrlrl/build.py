@@ -18,6 +18,7 @@ from ctrlrl.core.process import keep_memory, set_threads
 from ctrlrl.core.stacked import extract
 from ctrlrl.data.episodes import Episodes
 from ctrlrl.envs.face import name_of
+from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
 from ctrlrl.nn.features import Vector
@@ -35,6 +36,7 @@ from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
 from ctrlrl.train.stacked import StackedTrainer
 from ctrlrl.train.trainer import Loop, Trainer
+from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import EnvSpec, VecEnv
 
 # what the faces take from here besides what stands below
@@ -65,12 +67,14 @@ def make_env(
     if cfg.timeout is not None and backend != "gymnasium":
         raise ValueError(f"env.timeout is for environments that Python code steps; env={cfg.name} runs on {backend}")
     if backend == "torch":
-        from ctrlrl.envs.sim import BatchedSim
-
-        kind = lookup(SIMULATORS, cfg.name, "environment")
-        sim = kind() if kind.Settings is None else kind(own_settings(cfg, kind.Settings))
         return BatchedSim(
-            sim, n_envs, seed=seed, device=device, stagger=stagger, compile=compile, episode_length=episode_length
+            make_sim(cfg),
+            n_envs,
+            seed=seed,
+            device=device,
+            stagger=stagger,
+            compile=compile,
+            episode_length=episode_length,
         )
     if backend == "mujoco_warp":
         from ctrlrl.envs.mujoco_warp import MujocoWarp
@@ -109,6 +113,12 @@ def make_env(
 
     env = GymnasiumEnv(gym_id, n_envs=n_envs, seed=seed, render_mode="rgb_array" if render else None)
     return env if cfg.timeout is None else TimedEnv(env, cfg.timeout)
+
+
+def make_sim(cfg: EnvConfig) -> Sim:
+    """The torch-native simulator of a task with the settings of its configuration."""
+    kind = lookup(SIMULATORS, cfg.name, "environment")
+    return kind() if kind.Settings is None else kind(own_settings(cfg, kind.Settings))
 
 
 def backend_of(cfg: EnvConfig) -> str:
@@ -183,7 +193,7 @@ def widest_layer(algo: Any) -> int:
 
 
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
-    """A function that evaluates the deterministic policy on fresh episodes of the training task."""
+    """A function that evaluates the policy on fresh episodes of the training task."""
     device = device_of(cfg) if backend_of(cfg.env) in ON_ANY_DEVICE else torch.device("cpu")
     env: VecEnv | None = None
 
@@ -192,9 +202,22 @@ def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -
         if env is None:
             # a seed, because an environment without one would take it from the generator that training uses
             env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
-        return evaluate(acting(learner), env, episodes=episodes, seed=seed)
+        return evaluate(judged(learner, cfg.eval.deterministic), env, episodes=episodes, seed=seed)
 
     return run
+
+
+def judged(learner: Learner, deterministic: bool | None = None) -> Callable[[Tensor], Tensor]:
+    """Acting as in an evaluation: as asked for, else deterministic, but for learners that declare otherwise."""
+    return acting(learner, deterministic=not learner.stochastic_eval if deterministic is None else deterministic)
+
+
+def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) -> Trials | None:
+    """Where `n` roll-outs of the sampling policy end; None for a task that is not judged by that."""
+    if backend_of(cfg.env) != "torch" or (scene := (sim := make_sim(cfg.env)).scene) is None:
+        return None
+    env = BatchedSim(sim.trial(), n, seed=seed, device=device_of(cfg), stagger=False)
+    return run_trials(acting(learner, deterministic=False), env, scene, seed=seed)
 
 
 def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor], Tensor]:
@@ -426,7 +449,7 @@ def on_policy_loop(
     return OnPolicyLoop(
         learner,  # type: ignore[arg-type]
         env,
-        n_steps=learner.cfg.n_steps,  # type: ignore[attr-defined]
+        n_steps=learner.cfg.n_steps,
         total_steps=total_steps,
         seed=seed,
         staggered=staggered,

@@ -21,6 +21,7 @@ USAGE = """ctrlrl <verb> [key=value ...]
            algo=iql data=file data.path=hopper-medium.npz env=hopper-v4 gradient_steps=50_000
   sweep    sweep=d4rl_mujoco algo=iql,prdc seed=0,1,2 jobs=2 sweep.dir=runs/s       every combination, resumable
   eval     run=runs/x episodes=20 seed=100 video=out.mp4                           evaluate a run's policy
+           run=runs/x picture=paths.png deterministic=false                        sampled actions; paths in the plane
   report   runs/a runs/b out=report.html                                           curves and tables; out=table.md
   export   run=runs/x format=onnx out=policy.onnx checkpoint=best                  the policy in one file, checked
   data     info|check|convert|collect PATH out=FILE                                data sets; ctrlrl data --help
@@ -37,10 +38,14 @@ class EvalOptions:
     seed: int = 100
     checkpoint: str = "last"  # or best
     video: str | None = None  # file to write, .mp4 or .gif
+    picture: str | None = None  # file to write, .png: the paths of a task in the plane
+    deterministic: bool | None = None  # false: sampled actions; null = as the run's eval.deterministic
+    trials: int = 1000  # roll-outs that measure the coverage of goals
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {self.episodes}")
+        for name in ("episodes", "trials"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass
@@ -112,9 +117,18 @@ def evaluate(words: list[str]) -> int:
     if not options.run:
         raise ValueError("eval needs run=FOLDER, e.g. ctrlrl eval run=runs/x")
     folder = Path(options.run)
-    result = runs.evaluate_run(folder, episodes=options.episodes, seed=options.seed, checkpoint=options.checkpoint)
+    result = runs.evaluate_run(
+        folder,
+        episodes=options.episodes,
+        seed=options.seed,
+        checkpoint=options.checkpoint,
+        deterministic=options.deterministic,
+        n_trials=options.trials,
+        picture=None if options.picture is None else Path(options.picture),
+    )
     keys = ("algo", "env", "episodes", "return_mean", "return_std", "return_min", "return_max", "length_mean")
-    print(_table({k: result[k] for k in (*keys, "success_rate", "normalized_score")}))
+    more = ("success_rate", "normalized_score", "goals", "goals_covered", "coverage_entropy")
+    print(_table({k: result[k] for k in (*keys, *more) if k in result}))
     if options.video:
         try:
             runs.film(*runs.load_run(folder, options.checkpoint), Path(options.video), seed=options.seed)

@@ -99,6 +99,7 @@ class EvalConfig:
     every: int | None = None  # steps between evaluations; null = a tenth of the run; 0 = only at the end
     episodes: int = 10
     seed: int = 10_000
+    deterministic: bool | None = None  # false: actions are sampled, as in training; null = as the algorithm is judged
 
     def __post_init__(self) -> None:
         _seed("eval.seed", self.seed)

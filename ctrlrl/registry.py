@@ -35,6 +35,8 @@ SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
     "lqr": "ctrlrl.envs.classic:LQR",
     "lotsizing": "ctrlrl.envs.inventory:LotSizing",
     "slippery_lake": "ctrlrl.envs.lake:SlipperyLake",
+    "multigoal": "ctrlrl.envs.multigoal:MultiGoal",
+    "pointmaze": "ctrlrl.envs.maze:PointMaze",
 }
 
 ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymnasium id of the same task

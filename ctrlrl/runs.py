@@ -12,14 +12,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ctrlrl.build import (
-    acting,
     backend_of,
     build,
     device_of,
+    judged,
     make_env,
     make_learner,
     run_folder,
     scorer,
+    trials,
     widest_layer,
 )
 from ctrlrl.compose import load_config, typed
@@ -32,6 +33,7 @@ from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.train.stacked import seed_folder
 from ctrlrl.train.trainer import Trainer
+from ctrlrl.train.trials import TRIALS, Trials, coverage
 
 
 def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
@@ -104,18 +106,37 @@ def _checkpoint_folder(folder: Path, checkpoint: str) -> Path:
     return path
 
 
-def evaluate_run(folder: Path, *, episodes: int, seed: int, checkpoint: str = "last") -> dict[str, Any]:
-    """Returns, lengths and success of a run's deterministic policy; also written to the folder's eval.json."""
+def evaluate_run(
+    folder: Path,
+    *,
+    episodes: int,
+    seed: int,
+    checkpoint: str = "last",
+    deterministic: bool | None = None,
+    n_trials: int = TRIALS,
+    picture: Path | None = None,
+) -> dict[str, Any]:
+    """Returns, lengths and success of a run's policy, and the goals it covers; also written to the folder's eval.json.
+
+    deterministic: None = as the run's eval.deterministic. picture: file for the paths of a task in the plane.
+    """
     cfg, learner = load_run(folder, checkpoint)
+    deterministic = cfg.eval.deterministic if deterministic is None else deterministic
     env = make_env(cfg.env, min(episodes, 64), stagger=False)
-    returns, lengths, success = evaluate(acting(learner), env, episodes=episodes, seed=seed)
+    returns, lengths, success = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
+    tried = trials(learner, cfg, seed=seed, n=n_trials)
+    if picture is not None:
+        if tried is None:
+            raise ValueError(f"picture: env={cfg.env.name} is no task in the plane; video= films it")
+        draw_paths(cfg, tried, picture)
     result = {
         "algo": cfg.algo.name,
         "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
         "checkpoint": checkpoint,
         "episodes": episodes,
         "seed": seed,
+        "deterministic": not learner.stochastic_eval if deterministic is None else deterministic,
         "return_mean": returns.mean().item(),
         "return_std": returns.std(unbiased=False).item(),
         "return_min": returns.min().item(),
@@ -125,6 +146,7 @@ def evaluate_run(folder: Path, *, episodes: int, seed: int, checkpoint: str = "l
         "normalized_score": scorer(_score_range(folder))(returns.mean().item()),
         "returns": returns.tolist(),
         "lengths": lengths.tolist(),
+        **({} if tried is None else coverage(tried)),
     }
     write_atomic(folder / "eval.json", json.dumps(result, indent=2).encode())
     return result
@@ -136,6 +158,17 @@ def _score_range(folder: Path) -> list[float] | None:
         return json.loads((folder / "result.json").read_bytes()).get("score_range")
     except (OSError, ValueError, AttributeError):
         return None  # never evaluated
+
+
+def draw_paths(cfg: TrainConfig, tried: Trials, out: Path) -> None:
+    """The paths of a task in the plane as a picture, coloured by the goal they ended at."""
+    from ctrlrl.report.paths_picture import paths_png
+
+    found = coverage(tried)
+    covered, goals = found["goals_covered"], found["goals"]
+    title = f"{cfg.algo.name} on {cfg.env.name}, seed {cfg.seed}: {covered} of {goals} goals covered"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(paths_png(title, tried.scene, tried.paths, tried.reached))
 
 
 def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
@@ -154,7 +187,7 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
     try:
         env = make_env(env_cfg, 1, stagger=False, render=True)
         fps = getattr(env, "frames_per_second", 30.0)
-        record(acting(learner), env, out, seed=seed, fps=fps)
+        record(judged(learner), env, out, seed=seed, fps=fps)
         env.close()
     except RuntimeError:
         raise
@@ -163,7 +196,10 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
 
 
 def illustrate(folder: Path) -> list[str]:
-    """Write curve.png, video.mp4 and report.html into a run folder; returns a line for each that could not be made."""
+    """Write curve.png, video.mp4 or paths.png, and report.html into a run folder.
+
+    Returns a line for each that could not be made.
+    """
     from ctrlrl.report.page import write_curve, write_page
 
     notes = []
@@ -171,11 +207,15 @@ def illustrate(folder: Path) -> list[str]:
     shown = [folder] if cfg.seeds == 1 else [seed_folder(folder, cfg.seed + i) for i in range(cfg.seeds)]
     cfg, learner = load_run(shown[0])
     with torch.random.fork_rng():
+        tried = trials(learner, cfg, seed=cfg.eval.seed)
         try:
-            film(cfg, learner, folder / "video.mp4", seed=cfg.eval.seed)
+            if tried is None:
+                film(cfg, learner, folder / "video.mp4", seed=cfg.eval.seed)
         except RuntimeError as error:
             notes.append(str(error))
     try:
+        if tried is not None:
+            draw_paths(cfg, tried, folder / "paths.png")
         for run in shown:
             write_curve(run, run / "curve.png")
         write_page(shown, folder / "report.html")

@@ -42,10 +42,26 @@ class EnvSpec(NamedTuple):
     extras: tuple[str, ...] = ()  # what every TimeStep.extras is promised to hold, for learners that need it
 
 
+class Scene(NamedTuple):
+    """A task with goals in the plane, seen from above: what coverage counts and what a picture of its paths shows.
+
+    A roll-out counts for goal g where its last position lies within `reach` of goals[g], or, with `target`, where it
+    lies within `reach` of the place that its last observation asks for, and g is the goal nearest to that place.
+    """
+
+    bounds: tuple[float, float, float, float]  # x low, x high, y low, y high
+    goals: Tensor  # [G, 2]
+    reach: float
+    position: slice = slice(0, 2)  # columns of an observation
+    target: slice | None = None  # columns of the place asked for; None: any goal will do
+    walls: tuple[tuple[float, float, float, float], ...] = ()  # boxes, as `bounds`
+
+
 class TimeStep(NamedTuple):
     """What one vector step returns; `obs` is the one to act on next, after auto-reset.
 
-    extras may hold `mask` [B] bool: False marks a lane whose step was only a reset and is no transition.
+    extras may hold `mask` [B] bool: False marks a lane whose step was only a reset and is no transition; and `success`
+    [B], 1 or 0, read where an episode ends (NaN: not told).
     """
 
     obs: Tensor  # [B, O]

@@ -19,7 +19,7 @@ from ctrlrl.bench import offline_ours, peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
 from ctrlrl.build import acting, backend_of, device_of, make_env, training_loop
-from ctrlrl.config import EnvConfig, TrainConfig
+from ctrlrl.config import TrainConfig
 from ctrlrl.envs.sb3 import SB3Env
 from ctrlrl.registry import GYMNASIUM_IDS, unknown
 from ctrlrl.train.evaluate import evaluate
@@ -140,7 +140,7 @@ def _train(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dic
         peer = peers.SB3Training(cfg.env.name, options.seconds)
     elif options.vs == "rsl_rl":
         compiled = cfg.compile == "compile"
-        env = make_env(EnvConfig(name=cfg.env.name), cfg.n_envs, seed=0, device=device, compile=compiled)
+        env = make_env(cfg.env, cfg.n_envs, seed=0, device=device, compile=compiled)
         peer = peers.RslRlTraining(env, cfg.algo, options.seconds)
     elif options.vs is not None:
         raise ValueError(f"train compares with vs=sb3 or vs=rsl_rl, got {options.vs}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,9 @@ from ctrlrl.envs.gate import SUCCESS_KEYS, Gate
 from ctrlrl.envs.spec import Array
 from ctrlrl.envs.sync_lanes import SyncLanes
 from ctrlrl.types import TimeStep
+
+# ids that gymnasium-robotics registers when it is imported; it has no entry point by which Gymnasium would find it
+ROBOTICS = ("AdroitHand", "AntMaze", "Fetch", "FrankaKitchen", "HandManipulate", "HandReach", "PointMaze")
 
 
 class GymnasiumEnv:
@@ -176,6 +180,7 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
         raise ValueError("render_mode and env_kwargs are for an environment given by its id; set them where it is made")
     if isinstance(env, str):
         try:
+            _register(env)
             return SyncLanes([lambda: gym.make(env, render_mode=render_mode, **env_kwargs)] * n_envs, **own)
         except (gym.error.Error, ImportError) as error:
             said = " ".join(str(error).split())
@@ -194,6 +199,15 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
     if callable(env):
         return SyncLanes([env] * n_envs, **own)
     raise TypeError(f"env must be an id, gym.Env, gym.vector.VectorEnv or a function, got {type(env).__name__}")
+
+
+def _register(gym_id: str) -> None:
+    """Import the package that an id comes from, where the id tells and Gymnasium does not know it."""
+    if gym_id not in gym.registry and gym_id.startswith(ROBOTICS):
+        try:
+            import_module("gymnasium_robotics")
+        except ImportError:
+            raise ImportError("it is gymnasium-robotics'; pip install 'ctrlrl[robotics]'") from None
 
 
 def _mode(env: VectorEnv[Any, Any, Any], name: str, asked: AutoresetMode | str | None) -> AutoresetMode:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.envs.lane_random import uniform
-from ctrlrl.types import EnvSpec, Extras, TimeStep, tree_map
+from ctrlrl.types import EnvSpec, Extras, ObsPart, Scene, TimeStep, tree_map
 
 State = Any  # a NamedTuple of [B] or [K, B] tensors, of the simulator's dtype or int64; every simulator has its own
 
@@ -41,6 +41,8 @@ class Sim:
     nvec: tuple[int, ...] = ()  # of several discrete actions taken together
     episode_length: int  # time limit in steps; 0 = none
     n_random: int  # uniform draws that one reset needs
+    obs_parts: tuple[ObsPart, ...] = ()  # what an observation consists of; () = one vector
+    scene: Scene | None = None  # of a task that is also judged by the goals its roll-outs end at
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Sim:
         """The same simulator with its parameter tensors, if any, on `device`; must not change `self`."""
@@ -57,6 +59,10 @@ class Sim:
     def observe(self, state: State) -> Tensor:
         """[B, O]."""
         raise NotImplementedError
+
+    def trial(self) -> Sim:
+        """The task from the starts that it is judged from; by default its own."""
+        return self
 
 
 def columns(*values: Tensor) -> Tensor:
@@ -144,7 +150,16 @@ class BatchedSim:
         self.device = torch.device(device)
         self.sim, self.dtype, self.stagger, self.limit = sim.to(self.device, dtype), dtype, stagger, limit
         self.spec = EnvSpec(
-            sim.obs_dim, sim.action_dim, sim.n_actions, 1, n_envs, limit, self.device, sim.nvec, extras=sim.extras
+            sim.obs_dim,
+            sim.action_dim,
+            sim.n_actions,
+            1,
+            n_envs,
+            limit,
+            self.device,
+            sim.nvec,
+            sim.obs_parts,
+            sim.extras,
         )
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         self._sparse = self.device.type == "cpu" and n_envs > _SPARSE_LANES

@@ -1,6 +1,7 @@
 """Public, pure functions of tensors: every formula of the library, once. Files inside ctrlrl import the modules."""
 
 from ctrlrl.functional.conservative import calibrated, conservative_gap
+from ctrlrl.functional.coverage import goal_reached, goal_shares, share_entropy
 from ctrlrl.functional.distributions import (
     adapt_learning_rate,
     approx_kl,
@@ -67,6 +68,8 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_sample",
+    "goal_reached",
+    "goal_shares",
     "heads_loss",
     "huber",
     "lambda_returns",
@@ -81,6 +84,7 @@ __all__ = [
     "quantile_huber",
     "routed_advantage",
     "sample_path",
+    "share_entropy",
     "smoothed_action",
     "soft_median_loss",
     "soft_quantile_loss",

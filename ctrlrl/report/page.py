@@ -35,6 +35,7 @@ def write_page(runs: Sequence[Path], out: Path) -> None:
         _curves(read),
         _seeds(read, pooled=not compared) if len(read) > 1 else "",
         _videos(read),
+        _paths(read),
         _published(read),
         _settings(read),
         _machine(read),
@@ -147,6 +148,20 @@ def _videos(runs: Sequence[Run]) -> str:
                 f"<figcaption>{caption}</figcaption></figure>"
             )
     return f'<h2>Video</h2>\n<div class="videos">{"".join(figures)}</div>' if figures else ""
+
+
+def _paths(runs: Sequence[Run]) -> str:
+    """The pictures that runs of tasks in the plane have."""
+    figures = []
+    for run in runs:
+        file = run.path / "paths.png"
+        if file.exists():
+            caption = escape(f"{run.algo}, {run.env}, seed {run.seed}")
+            data = data_uri("image/png", file.read_bytes())
+            figures.append(
+                f'<figure><img src="{data}" alt="Paths, {caption}"><figcaption>{caption}</figcaption></figure>'
+            )
+    return f'<h2>Paths</h2>\n<div class="videos">{"".join(figures)}</div>' if figures else ""
 
 
 def _published(runs: Sequence[Run]) -> str:

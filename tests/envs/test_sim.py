@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -334,3 +334,30 @@ def test_a_step_s_extras_are_those_of_the_action_and_an_integer_state_keeps_its_
     assert (state["state.key"] > 2**24).all(), "more bits than float32 holds"
     env.load_state_dict(state)
     assert torch.equal(env.step(torch.zeros(n, 2, dtype=torch.int64)).reward, seen[0])
+
+
+class Teller(Pendulum):
+    """Tells the torque and whether the pendulum turns to the left."""
+
+    extras = ("torque", "left")
+
+    def step(self, state: Any, action: Tensor) -> Any:
+        after, reward, terminated = super().step(state, action)
+        return after, reward, terminated, {"torque": action * 2.0, "left": after.theta_dot > 0.0}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("n", [8, pytest.param(3000, marks=pytest.mark.slow)])
+def test_what_a_simulator_tells_comes_out_in_extras_eager_and_compiled(n: int) -> None:
+    """Of the action as clamped, and of the state that the step led to, not of the one after a reset."""
+    eager, fused = (BatchedSim(Teller(), n, seed=0, episode_length=5, compile=c) for c in (False, True))
+    eager.reset(1)
+    fused.reset(1)
+    for t in range(12):
+        action = torch.full((n, 1), 1.5 if t % 2 else -0.5)
+        a, b = eager.step(action), fused.step(action)
+        assert a.extras["torque"].tolist() == [[2.0 if t % 2 else -1.0]] * n
+        assert torch.equal(a.extras["left"], a.final_obs[:, 2] > 0.0)
+        assert torch.equal(a.extras["torque"], b.extras["torque"])
+        assert torch.equal(a.extras["left"], b.extras["left"])
+        assert a.extras["left"].dtype == b.extras["left"].dtype == torch.bool
