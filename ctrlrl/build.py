@@ -191,7 +191,7 @@ def training_loop(cfg: TrainConfig) -> Loop:
     torch.manual_seed(cfg.seed)
     mode = resolve(cfg.compile, device, cfg.total_steps)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
-    learner = make_learner(cfg.algo, env.spec)
+    learner = make_learner(cfg.algo.for_envs(cfg.n_envs), env.spec)
     learner.set_dtype(cfg.dtype)
     learner.set_compile(mode)
     return on_policy_loop(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
@@ -59,11 +59,22 @@ def train_config(words: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, words)) from None
     cfg.experiment = experiment
+    if cfg.iterations is not None:
+        _count_iterations(cfg, chosen)
     clocks = ("total_steps", "gradient_steps") if cfg.data.name == "none" else ("gradient_steps", "total_steps")
     if clocks[1] in chosen and clocks[0] not in chosen:
         taught = "the environment" if cfg.data.name == "none" else "a data set"
         raise ValueError(f"{clocks[1]}: a run that learns from {taught} counts {clocks[0]}; give that instead")
     return cfg
+
+
+def _count_iterations(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
+    """The run's length in steps, where it was given in iterations; a typed total_steps wins over a preset."""
+    if "total_steps" not in chosen:
+        cfg.total_steps = typed(cfg).total_steps
+    elif "iterations" in chosen:
+        raise ValueError("iterations and total_steps both give the run's length; leave one out")
+    cfg.iterations = None
 
 
 def typed(cfg: DictConfig) -> TrainConfig:
