@@ -28,8 +28,10 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "seeds": {"core", "data", "nn"},
     "provenance": {"config", "data"},
     "build": GROUND
-    | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report", "sources", "provenance", "seeds"},
-    "runs": GROUND | {"core", "train", "report", "build", "compose"},
+    | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"}
+    | {"sources", "provenance", "seeds", "shares"},
+    "runs": GROUND | {"core", "train", "report", "build", "compose", "provenance"},
+    "shares": {"config", "core"},
     "deploy": {"core", "envs", "build", "provenance", "runs"},
     "sweep": {"compose", "registry", "report", "train"},
     "bench": GROUND | {"core", "envs", "train", "build", "compose", "provenance", "runs", "api"},

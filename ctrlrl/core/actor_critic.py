@@ -18,7 +18,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.update import GradStep, run_epochs
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import adapt_learning_rate, approx_kl
-from ctrlrl.functional.masked import masked_mean, standardize
+from ctrlrl.functional.masked import masked_mean, pooled_std_mean, standardize
 from ctrlrl.functional.returns import discounted_sums, gae
 from ctrlrl.types import Extras, Metrics, PolicyOutput, Rollout, tree_map
 
@@ -135,6 +135,7 @@ class ActorCriticLearner(Learner):
     """features: makes the input of policy and critic of normalised observations; critic_features: the critic's own."""
 
     loop = "on_policy"
+    lanes = ("discounted_return",)
     cfg: Any
     policy: Any
     critic: Any
@@ -254,7 +255,7 @@ class ActorCriticLearner(Learner):
             advantage, target = self.advantages(rollout)
             raw_obs, batch = self._flatten(rollout, advantage, target)
             if self.cfg.normalize_advantage == "batch":
-                batch = batch._replace(advantage=standardize(batch.advantage))
+                batch = batch._replace(advantage=self._standardized(batch.advantage))
         metrics, n_steps = run_epochs(
             batch,
             self.step,
@@ -290,10 +291,19 @@ class ActorCriticLearner(Learner):
         obs, *rest = tree_map(lambda x: x.flatten(0, 1) if valid is None else x[valid], columns)
         return obs, Batch(torch.cat([self.normalizer(rows) for rows in self._chunks(obs)]), *rest)
 
+    def _standardized(self, advantage: Tensor) -> Tensor:
+        """Over the rows of all ranks."""
+        if self.ranks.size == 1:
+            return standardize(advantage)
+        var, mean = torch.var_mean(advantage.double(), unbiased=False)
+        of_all = self.ranks.stacked(torch.stack((torch.full_like(mean, advantage.numel()), mean, var)))
+        std, mean = pooled_std_mean(*of_all.unbind(1))
+        return standardize(advantage, std_mean=(std.to(advantage.dtype), mean.to(advantage.dtype)))
+
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The joint loss of one minibatch and its metrics; the unit that is compiled."""
         cfg = self.cfg
-        if cfg.normalize_advantage == "minibatch":
+        if cfg.normalize_advantage == "minibatch" and self.ranks.size == 1:
             batch = batch._replace(advantage=standardize(batch.advantage))
         with self._precision():
             features = self.features(batch.obs)
@@ -327,9 +337,13 @@ class ActorCriticLearner(Learner):
         return self._step(batch)
 
     def _step(self, batch: Batch) -> Metrics | None:
-        opt = self.opt["actor_critic"]
+        opt, ranks = self.opt["actor_critic"], self.ranks
+        if self.cfg.normalize_advantage == "minibatch" and ranks.size > 1:
+            batch = batch._replace(advantage=self._standardized(batch.advantage))
         loss, metrics = self._loss(batch)
         metrics = {name: value.detach() for name, value in metrics.items()}  # here: kept graphs would hold activations
+        if self.cfg.desired_kl is not None or self.cfg.target_kl is not None:
+            metrics["policy/kl"] = ranks.mean_(metrics["policy/kl"])  # so that all ranks decide alike
         if self.cfg.desired_kl is not None:
             lr = adapt_learning_rate(opt.learning_rate, metrics["policy/kl"], desired_kl=self.cfg.desired_kl)
             opt.learning_rate.copy_(lr)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.types import Metrics, Tree, tree_map
 
 WHOLE = 2**20  # rows of a batch from which on every minibatch is gathered by itself, in blocks of rows
@@ -34,6 +35,7 @@ class GradStep:
         self.flat = nn.Parameter(flatten_(self.params))
         self.learning_rate = torch.tensor(learning_rate, device=device)
         self.max_grad_norm = max_grad_norm
+        self.ranks: Ranks = ALONE  # whose gradients are averaged before the clip
         self.adam = torch.optim.Adam(
             [self.flat], lr=self.learning_rate, eps=eps, fused=True, capturable=device.type == "cuda"
         )
@@ -90,7 +92,7 @@ def together(loss: Tensor, steps: Sequence[GradStep]) -> None:
     stored = [_as_stored(g, p).reshape(-1) for g, p in zip(grads, params, strict=True)]
     for step in steps:
         n = len(step.params)
-        step.apply(torch.cat(stored[:n]))
+        step.apply(step.ranks.mean_(torch.cat(stored[:n])))
         stored = stored[n:]
 
 

@@ -50,6 +50,7 @@ class OfflineLoop:
                 counts[name] = counts.get(name, 0) + 1
             self.gradient_steps += 1
         means = {name: total / counts[name] for name, total in totals.items()}
+        means = self.learner.ranks.averaged(means)
         self._check_finite(means)
         return means
 

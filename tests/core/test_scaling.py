@@ -84,7 +84,8 @@ def test_a_shuffle_in_blocks_mixes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("n", "n_minibatches", "block"), [(2**24, 2**15, 32), (2**24, 4, 64), (2**20 + 1, 4, 1), (2**20 + 4, 4, 4), (64, 8, 1)]
+    ("n", "n_minibatches", "block"),
+    [(2**24, 2**15, 32), (2**24, 4, 64), (2**20 + 1, 4, 1), (2**20 + 4, 4, 4), (64, 8, 1)],
 )
 def test_a_block_divides_the_batch_and_a_minibatch_has_at_least_sixteen(n, n_minibatches, block):
     assert block_length(n, n_minibatches) == block
