@@ -69,9 +69,10 @@ class TorchRanks(Ranks):
         return x.copy_(sent)
 
     def stacked(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)]
         with _exchange():
-            dist.all_gather(parts, x.contiguous())
+            dist.all_gather(parts, x)
         return torch.stack(parts)
 
     def averaged(self, metrics: Metrics) -> Metrics:
