@@ -15,6 +15,7 @@ from ctrlrl.config import EnvConfig, TrainConfig, own_settings
 from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import keep_memory, set_threads
+from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.core.stacked import extract
 from ctrlrl.data.episodes import Episodes
 from ctrlrl.envs.face import name_of
@@ -27,11 +28,12 @@ from ctrlrl.policies.quick import Quick
 from ctrlrl.provenance import facts
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
 from ctrlrl.seeds import refuse_unless_stackable, stacked
+from ctrlrl.shares import share, start_together
 from ctrlrl.sources import cache_folder, dataset, load_data, notices, read_data, same_robot, same_task, score_range
 from ctrlrl.train.buffer_files import load_buffer, save_buffer
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
-from ctrlrl.train.log import RunFolder
+from ctrlrl.train.log import OthersFolder, RunFolder
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
 from ctrlrl.train.stacked import StackedTrainer
@@ -57,9 +59,11 @@ def make_env(
     compile: bool = False,
     render: bool = False,
     episode_length: int | None = None,
+    first_lane: int = 0,
 ) -> VecEnv:
     """One vectorised environment of the configured task; `stagger` overrides the configuration (evaluation: False).
 
+    first_lane: the number of the first lane, of which the random numbers on the torch and mujoco backends depend.
     episode_length: steps until truncation on the torch, mujoco and mujoco_warp backends; None is the task's own limit.
     """
     device, backend = torch.device(device), backend_of(cfg)
@@ -70,6 +74,7 @@ def make_env(
         return BatchedSim(
             make_sim(cfg),
             n_envs,
+            first_lane=first_lane,
             seed=seed,
             device=device,
             stagger=stagger,
@@ -98,6 +103,7 @@ def make_env(
         return MujocoPool(
             cfg.name,
             n_envs,
+            first_lane=first_lane,
             seed=seed,
             n_threads=cfg.threads,
             exact=cfg.exact,
@@ -238,14 +244,14 @@ def quick(learner: Learner) -> Quick | None:
     return None if None in parts else Quick(*parts)  # type: ignore[arg-type]
 
 
-def training_loop(cfg: TrainConfig) -> Loop:
-    """Environment or data set, learner and loop of a run, without run folder, log or evaluation."""
+def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
+    """Environment or data set, learner and loop of a run, or of a rank's share of it, without folder and evaluation."""
     device = device_of(cfg)
     kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
     if cfg.seeds > 1:
         refuse_unless_stackable(kind, cfg.seeds)
     if kind.loop == "off_policy":
-        return off_policy_loop(cfg, kind, device)
+        return off_policy_loop(cfg, kind, device, ranks)
     if cfg.data.name != "none":
         raise ValueError(
             f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
@@ -254,15 +260,19 @@ def training_loop(cfg: TrainConfig) -> Loop:
     torch.manual_seed(cfg.seed)
     steps = cfg.env_steps(kind)
     mode = resolve(cfg.compile, device, steps)
-    env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
-    learner = make_learner(cfg.algo, env.spec)
+    first_lane = ranks.index * cfg.n_envs
+    # elsewhere a lane's seed is the environment's plus its place there
+    seed = cfg.seed + (0 if backend_of(cfg.env) in ("torch", "mujoco") else first_lane)
+    env = make_env(cfg.env, cfg.n_envs, seed=seed, device=device, compile=mode == "compile", first_lane=first_lane)
+    learner = make_learner(cfg.algo.for_envs(cfg.n_envs), env.spec)
     learner.set_dtype(cfg.dtype)
     learner.set_compile(mode)
+    start_together(learner, cfg.seed, ranks)
     return on_policy_loop(
         learner,
         env,
         total_steps=steps,
-        seed=cfg.seed,
+        seed=seed,
         staggered=_staggered(cfg.env),
         graph=mode == "graph" and backend_of(cfg.env) == "torch",  # Warp's physics is a graph of its own
     )
@@ -273,15 +283,16 @@ def _staggered(cfg: EnvConfig) -> bool:
     return cfg.stagger and backend_of(cfg) not in ("gymnasium", "envpool")
 
 
-def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device) -> Loop:
+def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ranks = ALONE) -> Loop:
     """Over a data set, over an environment's replayed steps, or over the first and then both."""
     steps = cfg.env_steps(kind)
     if kind.offline and (steps == 0 or cfg.data.name == "none"):
-        return offline_loop(cfg, read_data(cfg.data), device)
+        return offline_loop(cfg, read_data(cfg.data), device, ranks)
     env_name = f"env={cfg.env.id or cfg.env.name}"
     refuse_unless_online(kind, cfg.algo.name, env_spec(cfg, device), env_name)
-    if cfg.seeds > 1:
-        raise ValueError(f"seeds={cfg.seeds}: runs with environment steps take one seed each; see ctrlrl sweep")
+    if cfg.seeds > 1 or ranks.size > 1:
+        several = f"seeds={cfg.seeds}" if cfg.seeds > 1 else f"{ranks.size} processes"
+        raise ValueError(f"{several}: a run off-policy in an environment is one seed in one process; see ctrlrl sweep")
     before: Any = offline_loop(cfg, read_data(cfg.data), device) if kind.offline else None
     torch.manual_seed(cfg.seed)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device)
@@ -302,7 +313,7 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device) -> Loop:
     )
 
 
-def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device) -> OfflineLoop:
+def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ranks: Ranks = ALONE) -> OfflineLoop:
     """Learner and loop over a data set; of the environment it reads the shapes alone."""
     spec, env = env_spec(cfg, device), f"env={cfg.env.id or cfg.env.name}"
     if not spec.action_dim:
@@ -315,7 +326,9 @@ def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device) -> 
     learner = make_learner(cfg.algo, spec)
     learner.set_dtype(cfg.dtype)
     learner.set_compile(resolve(cfg.compile, device, 0))
-    return loop_over(cfg, episodes, learner)
+    loop = loop_over(cfg, episodes, learner)
+    start_together(learner, cfg.seed, ranks)
+    return loop
 
 
 def stacked_loop(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> OfflineLoop:
@@ -365,11 +378,15 @@ def env_spec(cfg: TrainConfig, device: torch.device) -> EnvSpec:
     return env.spec._replace(device=device)
 
 
-def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
-    """The trainer of a run; with `resume`, standing where the run folder's last checkpoint left it."""
+def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks = ALONE) -> Trainer:
+    """The trainer of a run; with `resume`, standing where the run folder's last checkpoint left it.
+
+    ranks: the processes that share the run; what the trainers of all but the first write goes nowhere.
+    """
+    whole, cfg = cfg, share(cfg, ranks, cuda=device_of(cfg).type == "cuda")
     device = device_of(cfg)
     set_threads(cfg.threads, widest_layer(cfg.algo), device)
-    loop = training_loop(cfg)
+    loop = training_loop(cfg, ranks)
     every = loop.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
     told = [*getattr(loop.env, "notices", ()), *(() if data is None else notices(data, cfg.env))]
@@ -378,6 +395,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
             f"compile=compile: algo={cfg.algo.name} has nothing to compile with these settings; it runs eagerly"
         )
     span = None if data is None else score_range(cfg, data)
+    together = {"ranks": ranks.size} if ranks.size > 1 else {}
     options: dict[str, Any] = {
         "eval_every": every,
         "log_every": cfg.log.every,
@@ -388,7 +406,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
         "keep_buffer": cfg.checkpoint.buffer,
         "spec": env_spec(cfg, device) if loop.env is None else loop.env.spec,
         "device": device,
-        "facts": facts(cfg, device, data) | {"notices": told, "score_range": span},
+        "facts": facts(whole, device, data) | {"notices": told, "score_range": span} | together,
         "progress": cfg.log.progress,
         "score": scorer(span),
     }
@@ -397,7 +415,9 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False) -> Trainer:
         if cfg.seeds > 1
         else Trainer(
             loop,
-            RunFolder(folder, tensorboard=cfg.log.tensorboard, clock=loop.clock),
+            OthersFolder(folder, clock=loop.clock)
+            if ranks.index
+            else RunFolder(folder, tensorboard=cfg.log.tensorboard, clock=loop.clock),
             evaluate=evaluator(loop.learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed),
             **options,
         )

@@ -88,14 +88,16 @@ def train(words: list[str]) -> int:
         result = trainer.train()
     except (ValueError, TypeError) as error:  # what was typed was right: the run failed
         raise RuntimeError(str(error)) from error
-    print(_summary(result, folder))
-    if result["status"] == "interrupted":
-        print(f"interrupted; go on with: ctrlrl train run.resume={folder}", file=sys.stderr)
-        return 130
-    if compose.typed(compose.load_config(folder / "config.yaml")).run.report:
-        for note in runs.illustrate(folder):
-            print(note, file=sys.stderr)
-    return 0
+    interrupted = result["status"] == "interrupted"
+    if trainer.ranks.index == 0:
+        print(_summary(result, folder))
+        if interrupted:
+            print(f"interrupted; go on with: ctrlrl train run.resume={folder}", file=sys.stderr)
+        elif compose.typed(compose.load_config(folder / "config.yaml")).run.report:
+            for note in runs.illustrate(folder):
+                print(note, file=sys.stderr)
+    trainer.ranks.leave()
+    return 130 if interrupted else 0
 
 
 def sweep(words: list[str]) -> int:

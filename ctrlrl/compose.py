@@ -59,8 +59,19 @@ def train_config(words: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, words)) from None
     cfg.experiment = experiment
+    if cfg.iterations is not None:
+        _count_iterations(cfg, chosen)
     _check_clocks(cfg, chosen)
     return cfg
+
+
+def _count_iterations(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
+    """The run's length in steps, where it was given in iterations; a typed total_steps wins over a preset."""
+    if "total_steps" not in chosen:
+        cfg.total_steps = typed(cfg).total_steps
+    elif "iterations" in chosen:
+        raise ValueError("iterations and total_steps both give the run's length; leave one out")
+    cfg.iterations = None
 
 
 def _check_clocks(cfg: DictConfig, chosen: Mapping[str, str]) -> None:

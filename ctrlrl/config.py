@@ -7,6 +7,9 @@ import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, get_type_hints
 
+# of an algorithm: how a rollout is divided, which the Python face leaves to SB3's batch_size and learning_rate
+DIVISION = ("n_minibatches", "minibatch_size", "lr_exponent", "lr_base_envs")
+
 
 def _seed(key: str, value: int) -> None:
     if not 0 <= value < 2**62:
@@ -153,6 +156,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     n_envs: int = 64
     total_steps: int | None = None  # environment steps; null = 1,000,000, or none after offline training
+    iterations: int | None = None  # rollouts instead: total_steps is then iterations x n_envs x algo.n_steps
     gradient_steps: int = 1_000_000  # updates of offline training; then the clock of eval, log, checkpoint
     seed: int = 0
     seeds: int = 1  # offline: seeds seed ... seed + seeds - 1 trained together in this process
@@ -176,10 +180,16 @@ class TrainConfig:
                 raise ValueError(f"algo.{f.name} must be a number, got nan")
         if self.n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {self.n_envs}")
-        for name in ("total_steps", "gradient_steps"):
+        for name in ("total_steps", "gradient_steps", "iterations"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if hasattr(self.algo, "check_envs"):
+            self.algo.check_envs(self.n_envs)
+        if self.iterations is not None:
+            if not hasattr(self.algo, "n_steps"):
+                raise ValueError(f"iterations counts rollouts, and algo={self.algo.name} makes none")
+            self.total_steps, self.iterations = self.iterations * self.n_envs * self.algo.n_steps, None
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.compile not in ("auto", "eager", "compile", "graph"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ from ctrlrl.compose import load_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
+from ctrlrl.core.ranks import Ranks
+from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec
 from ctrlrl.train.disk import write_atomic
+from ctrlrl.train.distributed import agree, join
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.train.stacked import seed_folder
 from ctrlrl.train.trainer import Trainer
@@ -39,13 +42,31 @@ from ctrlrl.train.trials import TRIALS, Trials, coverage
 def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
     """A new run: its folder with config.yaml and overrides.txt, and the trainer."""
     cfg = typed(raw)
-    folder = run_folder(cfg)
-    trainer = build(cfg, folder)
+    ranks = _together(cfg)
+    folder = Path(ranks.of_first(lambda: str(run_folder(cfg))))
+    trainer = build(cfg, folder, ranks=ranks)
     raw.run.dir = str(folder)
     if raw.data.path is not None and Path(raw.data.path).exists():
         raw.data.path = str(Path(raw.data.path).absolute())  # a resume may be asked for elsewhere
-    _write_config(folder, raw, ("\n".join(words) + "\n").encode())
+    if ranks.index == 0:
+        _write_config(folder, raw, ("\n".join(words) + "\n").encode())
     return trainer, folder
+
+
+def _together(cfg: TrainConfig) -> Ranks:
+    """The processes that torchrun started for this run, once they agree on it."""
+    ranks = join(cuda=device_of(cfg).type == "cuda")
+    own = {package: version for package, version in versions().items() if package in ("ctrlrl", "torch")}
+    agree(ranks, own | _flat(asdict(cfg)))
+    return ranks
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def resume(folder: Path, words: Sequence[str]) -> Trainer:
@@ -55,8 +76,10 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
             f"run.dir: a resumed run stays in its folder, {folder}. Leave run.dir out, or copy the folder."
         )
     raw = load_config(folder / "config.yaml", words)
-    trainer = build(typed(raw), folder, resume=True)
-    if words:
+    cfg = typed(raw)
+    ranks = _together(cfg)
+    trainer = build(cfg, folder, resume=True, ranks=ranks)
+    if words and ranks.index == 0:
         typed_before = (folder / "overrides.txt").read_bytes() if (folder / "overrides.txt").exists() else b""
         _write_config(folder, raw, typed_before + ("\n".join(words) + "\n").encode())
     return trainer

@@ -14,7 +14,7 @@ import torch
 from ctrlrl import api
 from ctrlrl.bench.rows import Lap, rate
 from ctrlrl.build import acting, make_env, training_loop
-from ctrlrl.config import TrainConfig
+from ctrlrl.config import DIVISION, TrainConfig
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
 
@@ -163,5 +163,5 @@ class Deciding:
 
 def agent(cfg: TrainConfig) -> Any:
     """The Python face's agent of a configuration, on the CPU, untrained."""
-    values = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", "n_minibatches")}
+    values = {k: v for k, v in asdict(cfg.algo).items() if k not in ("name", *DIVISION)}
     return api.CLASSES[cfg.algo.name]("MlpPolicy", cfg.env.id or cfg.env.name, seed=0, device="cpu", **values)

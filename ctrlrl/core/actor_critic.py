@@ -7,8 +7,8 @@ One update: scale rewards, advantages over the whole rollout, then epochs of min
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.update import GradStep, run_epochs, together
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import adapt_learning_rate, approx_kl
-from ctrlrl.functional.masked import masked_mean, masked_std, standardize
+from ctrlrl.functional.masked import masked_mean, masked_std, pooled_std_mean, standardize
 from ctrlrl.functional.returns import discounted_sums, gae
 from ctrlrl.types import Extras, Metrics, PolicyOutput, Rollout, tree_map
 
@@ -34,8 +34,11 @@ class ActorCriticConfig:
     name: str = ""
     learning_rate: float = 3e-4
     lr_schedule: str = "constant"  # or "linear": to 0 over the run's environment steps
+    lr_exponent: float = 0.0  # a run's rate is learning_rate * (n_envs / lr_base_envs) ** lr_exponent
+    lr_base_envs: int = 64
     n_steps: int = 2048  # rollout length per environment
     n_minibatches: int = 32
+    minibatch_size: int | None = None  # rows of a minibatch: their number then grows with n_envs; null = n_minibatches
     n_epochs: int = 10
     gamma: float = 0.99
     gae_lambda: float = 0.95
@@ -65,12 +68,14 @@ class ActorCriticConfig:
         in_range(where, low=0.0, high=float("inf"), learning_rate=self.learning_rate, vf_coef=self.vf_coef)
         norm = 0.0 if self.max_grad_norm is None else self.max_grad_norm
         in_range(where, low=0.0, high=float("inf"), max_grad_norm=norm, adam_eps=self.adam_eps)
+        in_range(where, low=-1.0, high=1.0, lr_exponent=self.lr_exponent)
         for name in ("hidden", "vf_hidden"):
             if any(width < 1 for width in getattr(self, name) or ()):
                 raise ValueError(f"{where}.{name} must hold layer widths of at least 1, got {getattr(self, name)}")
-        for name in ("n_steps", "n_minibatches", "n_epochs", "features_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("n_steps", "n_minibatches", "n_epochs", "features_dim", "lr_base_envs", "minibatch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{where}.{name} must be at least 1, got {value}")
         for name, allowed in (
             ("lr_schedule", ("constant", "linear")),
             ("normalize_advantage", ("minibatch", "batch", "none")),
@@ -83,6 +88,27 @@ class ActorCriticConfig:
             value = getattr(self, name)
             if value is not None and value <= 0.0:
                 raise ValueError(f"{where}.{name} must be positive or null, got {value}")
+
+    def minibatches(self, rows: int) -> int:
+        """Their number in an epoch over `rows`; the nearest to rows / minibatch_size where that is not whole."""
+        return self.n_minibatches if self.minibatch_size is None else max(1, round(rows / self.minibatch_size))
+
+    def check_envs(self, n_envs: int) -> None:
+        """ValueError where the rollout of so many environments cannot be divided as asked."""
+        rows = n_envs * self.n_steps
+        least, name = self.n_minibatches, "n_minibatches"
+        if self.minibatch_size is not None:
+            least, name = self.minibatch_size, "minibatch_size"
+        if rows < least:
+            raise ValueError(
+                f"algo.{name}={least} is more than the {rows} rows of a rollout (n_envs={n_envs} x "
+                f"algo.n_steps={self.n_steps}). Lower it, or raise n_envs."
+            )
+
+    def for_envs(self, n_envs: int) -> Self:
+        """The settings of a run with so many environments: the learning rate scaled by their number."""
+        rate = self.learning_rate * (n_envs / self.lr_base_envs) ** self.lr_exponent
+        return replace(self, learning_rate=rate, lr_exponent=0.0)
 
     def feature_settings(self) -> dict[str, Any]:
         """What policies.standard.standard_features takes of these fields."""
@@ -115,6 +141,7 @@ class ActorCriticLearner(Learner):
 
     loop = "on_policy"
     log_prob_shape: tuple[int, ...] = ()  # of a log-probability, behind [T, B]
+    lanes = ("discounted_return",)
     cfg: Any
     policy: Any
     critic: Any
@@ -217,7 +244,8 @@ class ActorCriticLearner(Learner):
         if deterministic:
             with self._precision():
                 return self.policy.act(self.features(self.normalizer(obs)), deterministic=True)
-        out = self._act(obs)
+        chunks = [self._act(rows) for rows in self._chunks(obs)]
+        out = chunks[0] if len(chunks) == 1 else tree_map(lambda *parts: torch.cat(parts), *chunks)
         # the acting distribution is kept only for a rule that compares it with the new one
         return out if self.cfg.desired_kl is not None else out._replace(extras={})
 
@@ -248,12 +276,12 @@ class ActorCriticLearner(Learner):
             batch = self._flatten(experience, advantage, target)
             spread = masked_std(batch.advantage)
             if self.cfg.normalize_advantage == "batch":
-                batch = batch._replace(advantage=standardize(batch.advantage))
+                batch = batch._replace(advantage=self._standardized(batch.advantage))
         metrics, n_steps = run_epochs(
             batch,
             self.step,
             n_epochs=self.cfg.n_epochs,
-            n_minibatches=self.cfg.n_minibatches,
+            n_minibatches=self.cfg.minibatches(len(batch.obs)),
             after_epoch=lambda batch: self.after_epoch(experience, batch),
         )
         mask = rollout.extras.get("mask")
@@ -293,10 +321,19 @@ class ActorCriticLearner(Learner):
         obs, *rest = tree_map(lambda x: x.flatten(0, 1) if valid is None else x[valid], columns)
         return Batch(torch.cat([self.normalizer(rows) for rows in self._chunks(obs)]), *rest)
 
+    def _standardized(self, advantage: Tensor) -> Tensor:
+        """Over the rows of all ranks."""
+        if self.ranks.size == 1:
+            return standardize(advantage)
+        var, mean = torch.var_mean(advantage.double(), unbiased=False)
+        of_all = self.ranks.stacked(torch.stack((torch.full_like(mean, advantage.numel()), mean, var)))
+        std, mean = pooled_std_mean(*of_all.unbind(1))
+        return standardize(advantage, std_mean=(std.to(advantage.dtype), mean.to(advantage.dtype)))
+
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The joint loss of one minibatch and its metrics; the unit that is compiled."""
         cfg = self.cfg
-        if cfg.normalize_advantage == "minibatch":
+        if cfg.normalize_advantage == "minibatch" and self.ranks.size == 1:
             batch = batch._replace(advantage=standardize(batch.advantage))
         with self._precision():
             features = self.features(batch.obs)
@@ -329,9 +366,13 @@ class ActorCriticLearner(Learner):
         return self._step(batch)
 
     def _step(self, batch: Batch) -> Metrics | None:
-        opt = self.opt["actor_critic"]
+        opt, ranks = self.opt["actor_critic"], self.ranks
+        if self.cfg.normalize_advantage == "minibatch" and ranks.size > 1:
+            batch = batch._replace(advantage=self._standardized(batch.advantage))
         loss, metrics = self._loss(batch)
         metrics = {name: value.detach() for name, value in metrics.items()}  # here: kept graphs would hold activations
+        if self.cfg.desired_kl is not None or self.cfg.target_kl is not None:
+            metrics["policy/kl"] = ranks.mean_(metrics["policy/kl"])  # so that all ranks decide alike
         if self.cfg.desired_kl is not None:
             lr = adapt_learning_rate(opt.learning_rate, metrics["policy/kl"], desired_kl=self.cfg.desired_kl)
             opt.learning_rate.copy_(lr)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.core.update import GradStep
 from ctrlrl.types import Metrics, PolicyOutput, Transition
 
@@ -18,10 +19,12 @@ class Learner:
     loop: ClassVar[str]  # "on_policy", "off_policy", "hybrid", "tokens"
     needs: ClassVar[frozenset[str]] = frozenset()  # extras it reads: "next_action", "post_obs", ...
     config: ClassVar[type]  # the dataclass that holds the defaults
+    lanes: ClassVar[tuple[str, ...]] = ()  # names in `training_state` of what belongs to the environments of one rank
 
     cfg: Any
     nets: nn.Module
     opt: dict[str, GradStep]
+    ranks: Ranks = ALONE
 
     @property
     def device(self) -> torch.device:
@@ -42,6 +45,17 @@ class Learner:
     def update(self, batch: Any) -> Metrics:
         """Learn from one batch; returns 0-dim tensors on the device."""
         raise NotImplementedError
+
+    def set_ranks(self, ranks: Ranks) -> None:
+        """Learn together with other processes from now on, beginning with the first one's networks."""
+        self.ranks = ranks
+        for step in self.opt.values():
+            step.ranks = ranks
+        for tensor in self.nets.state_dict().values():
+            ranks.first_(tensor)
+        for module in self.nets.modules():
+            if hasattr(module, "gather"):
+                module.gather = ranks.stacked  # type: ignore[assignment]
 
     def set_progress(self, done: float) -> None:
         """Tell schedules which fraction of the run's steps is done, in [0, 1]; by default nothing."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.types import Metrics, Tree, tree_map
+
+WHOLE = 2**20  # rows of a batch from which on every minibatch is gathered by itself, in blocks of rows
+BLOCK = 64  # rows at most
 
 
 class GradStep:
@@ -31,6 +35,7 @@ class GradStep:
         self.flat = nn.Parameter(flatten_(self.params))
         self.learning_rate = torch.tensor(learning_rate, device=device)
         self.max_grad_norm = max_grad_norm
+        self.ranks: Ranks = ALONE  # whose gradients are averaged before the clip
         self.adam = torch.optim.Adam(
             [self.flat], lr=self.learning_rate, eps=eps, fused=True, capturable=device.type == "cuda"
         )
@@ -87,7 +92,7 @@ def together(loss: Tensor, steps: Sequence[GradStep]) -> None:
     stored = [_as_stored(g, p).reshape(-1) for g, p in zip(grads, params, strict=True)]
     for step in steps:
         n = len(step.params)
-        step.apply(torch.cat(stored[:n]))
+        step.apply(step.ranks.mean_(torch.cat(stored[:n])))
         stored = stored[n:]
 
 
@@ -131,25 +136,25 @@ def run_epochs(
 ) -> tuple[Metrics, int]:
     """Call `step` on every minibatch of `batch`, reshuffled each epoch; return the mean metrics and the steps taken.
 
-    batch: any NamedTuple of tensors of one length N on axis 0. Minibatches differ in size by at most one row.
+    batch: any NamedTuple of tensors of one length N on axis 0. Minibatches differ in size by at most one row; from
+           WHOLE rows on, by at most one block of neighbouring rows, which then stay together (`block_length`).
     step:  returns the minibatch's metrics, or None to end the update before its gradient step (a KL limit).
     after_epoch: gives the batch of the next epoch.
     """
     leaves: list[Tensor] = []
     tree_map(leaves.append, batch)
     n, device = leaves[0].shape[0], leaves[0].device
-    edges = [n * i // n_minibatches for i in range(n_minibatches + 1)]
+    block = block_length(n, n_minibatches) if n >= WHOLE else 1
+    edges = [n // block * i // n_minibatches for i in range(n_minibatches + 1)]
     slices = [slice(a, b) for a, b in pairwise(edges) if b > a]
     totals: Metrics = {}
     n_steps, stopped = 0, False
     for epoch in range(n_epochs):
         if epoch and after_epoch is not None:
             batch = after_epoch(batch)
-        order = torch.randperm(n, device=device)
-        # one gather a field and epoch; the minibatches are then views
-        shuffled = tree_map(lambda x, order=order: x.index_select(0, order), batch)
-        for rows in slices:
-            metrics = step(tree_map(lambda x, rows=rows: x[rows], shuffled))
+        order = torch.randperm(n // block, device=device)
+        for minibatch in _gathered(batch, order, block, slices) if n >= WHOLE else _views(batch, order, slices):
+            metrics = step(minibatch)
             stopped = metrics is None
             if metrics is None:
                 break
@@ -160,3 +165,28 @@ def run_epochs(
         if stopped:
             break
     return {name: total / n_steps for name, total in totals.items()}, n_steps
+
+
+def block_length(n: int, n_minibatches: int) -> int:
+    """Rows that stay together in a shuffle of n rows: a power of two that divides n, at most BLOCK.
+
+    A minibatch holds at least 16 blocks. In a flat [T, B] rollout a block is neighbouring environments at one time.
+    """
+    block = 1
+    while block < BLOCK and n % (2 * block) == 0 and n >= 16 * 2 * block * n_minibatches:
+        block *= 2
+    return block
+
+
+def _views(batch: Tree, order: Tensor, slices: Sequence[slice]) -> Iterator[Tree]:
+    """One gather a field and epoch; the minibatches are then views."""
+    shuffled = tree_map(lambda x: x.index_select(0, order), batch)
+    for rows in slices:
+        yield tree_map(lambda x, rows=rows: x[rows], shuffled)
+
+
+def _gathered(batch: Tree, order: Tensor, block: int, slices: Sequence[slice]) -> Iterator[Tree]:
+    """One gather a field and minibatch, of whole blocks: no second copy of the batch, no index of its length."""
+    blocks = tree_map(lambda x: x.unflatten(0, (-1, block)), batch)
+    for chosen in slices:
+        yield tree_map(lambda x, rows=order[chosen]: x.index_select(0, rows).flatten(0, 1), blocks)

@@ -20,6 +20,7 @@ _DRAW_SIZE = 16_384  # numbers
 class MujocoPool:
     """B copies of one robot task; a lane's random numbers depend on (seed, lane, episode) alone, not on n_envs.
 
+    first_lane: the number of its first lane; only random numbers depend on it.
     task: a name of `mjcf_tasks.TASKS`, such as "halfcheetah" (Gymnasium's v5 rules) or "halfcheetah-v4".
     exact: keep the solver's warm start, so that trajectories equal Gymnasium's to the last bit; about a third slower on
         the planar robots. Tasks that read more than positions and velocities (Ant, Humanoid, Reacher, ...) always are.
@@ -36,6 +37,7 @@ class MujocoPool:
         task: str,
         n_envs: int,
         *,
+        first_lane: int = 0,
         seed: int | None = None,
         n_threads: int | None = None,
         exact: bool = False,
@@ -66,6 +68,7 @@ class MujocoPool:
         self.physics = Physics(e.qpos, e.qvel, e.control, torch.zeros(n_envs, dtype=torch.float64), e.fields, mass)
         self._seed, self.stagger, self._dtype = seed, stagger, dtype
         self._lanes = torch.arange(n_envs)
+        self._numbers = self._lanes + first_lane  # their numbers among those of all processes
         self._clock = torch.zeros(n_envs, dtype=torch.int64)
         self._episode = torch.full((n_envs,), -1, dtype=torch.int64)
         width = self.model.nq + self.model.nv
@@ -87,7 +90,7 @@ class MujocoPool:
         self._begin(self._lanes)
         self.physics.before.copy_(self.task.progress(self.physics))
         if fresh and self.stagger:
-            u = lane_random.uniform(self._key(), self._lanes, torch.full_like(self._lanes, -1), 1)
+            u = lane_random.uniform(self._key(), self._numbers, torch.full_like(self._lanes, -1), 1)
             self._clock.copy_((u[:, 0] * self.spec.episode_length).long())
         self._started = True
         return self._observe()
@@ -193,7 +196,7 @@ class MujocoPool:
     def _draw(self, first: Tensor) -> None:
         """Draw each lane's beginnings of the episodes from `first` [B] on."""
         n, ahead, _ = self._ahead.shape
-        lanes = self._lanes.repeat_interleave(ahead)
+        lanes = self._numbers.repeat_interleave(ahead)
         episodes = (first.unsqueeze(1) + torch.arange(ahead)).flatten()
         uniform = lane_random.uniform(self._key(), lanes, episodes, self.task.n_uniform(self.model.nq, self.model.nv))
         normal = lane_random.normal(self._key(), lanes, episodes, self.task.n_normal(self.model.nv))

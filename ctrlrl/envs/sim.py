@@ -120,6 +120,7 @@ def _compile(f: Any) -> Any:
 class BatchedSim:
     """`n_envs` lanes of one `Sim` as a VecEnv: same-step auto-reset, true final observations, staggered time limits.
 
+    first_lane: the number of its first lane: two of 8 lanes, from 0 and from 8 on, do what one of 16 does.
     seed:     every reset is a hash of (seed, lane, vector step), so lane 3 does the same whatever `n_envs` is. None
               takes one from torch's global generator.
     stagger:  lanes start with clocks uniform in [0, limit); else all time limits fall into the same step.
@@ -135,6 +136,7 @@ class BatchedSim:
         sim: Sim,
         n_envs: int,
         *,
+        first_lane: int = 0,
         seed: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -165,7 +167,7 @@ class BatchedSim:
         self._sparse = self.device.type == "cpu" and n_envs > _SPARSE_LANES
         # On a GPU one step ahead only: a captured graph has no host that could refill a block.
         self._block = max(1, _DRAW_SIZE // n_envs) if self.device.type == "cpu" else 1
-        self._lane = torch.arange(n_envs, device=self.device)
+        self._lane = torch.arange(first_lane, first_lane + n_envs, device=self.device)
         self._tick = torch.zeros(1, dtype=torch.int64, device=self.device)  # index of the draw that the next step uses
         self._clock = torch.zeros(n_envs, dtype=torch.int32, device=self.device)
         self._state: State = None
@@ -242,7 +244,8 @@ class BatchedSim:
         lane = torch.nonzero((out.terminated | out.truncated).int()).squeeze(1)
         if len(lane) == 0:
             return out
-        fresh, fresh_obs = self._draw(self.sim, self.dtype, self.seed, lane, self._tick.expand(len(lane)))
+        ticks = self._tick.expand(len(lane))
+        fresh, fresh_obs = self._draw(self.sim, self.dtype, self.seed, self._lane[lane], ticks)
         tree_map(lambda old, new: old.index_copy_(-1, lane, new), self._state, fresh)
         obs = out.obs.T.clone() if out.obs is out.final_obs else out.obs.T
         obs.index_copy_(1, lane, fresh_obs.T)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ctrlrl import build
+from ctrlrl.config import DIVISION
 from ctrlrl.face import saved
 from ctrlrl.face.arguments import Schedule, advantage_kind, as_schedule, network, policy_name, refuse, start_value
 from ctrlrl.face.environments import Connection, connect
@@ -144,7 +145,7 @@ class Model:
     @classmethod
     def _config(cls, values: dict[str, Any]) -> Any:
         kind = lookup(ALGORITHMS, cls.algo, "algorithm").config
-        known = {f.name for f in fields(kind)} - {"name", "n_minibatches"}
+        known = {f.name for f in fields(kind)} - {"name", *DIVISION}
         for name in values:
             if name not in known:
                 raise TypeError(f"{cls.__name__}: {unknown('argument', name, sorted(known))}")

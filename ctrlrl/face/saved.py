@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, BinaryIO
 
 from ctrlrl import build
+from ctrlrl.config import DIVISION
 from ctrlrl.face.arguments import is_schedule, network, start_value
 from ctrlrl.provenance import versions
 
@@ -81,7 +82,7 @@ def check_size(model: Any, held: int, where: str) -> None:
 
 def arguments(found: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Keyword arguments of the constructor, from a file's facts and what `load` was given besides."""
-    config = {k: v for k, v in found["config"].items() if k not in ("name", "n_minibatches")}
+    config = {k: v for k, v in found["config"].items() if k not in ("name", *DIVISION)}
     kept = {
         name: found[name]
         for name in ("batch_size", "seed", "stats_window_size", "tensorboard_log", "verbose")

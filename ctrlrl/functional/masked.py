@@ -38,11 +38,26 @@ def masked_std(x: Tensor, mask: Tensor | None = None, *, unbiased: bool = True) 
     return (deviation.square().sum() / (mask.sum() - int(unbiased)).clamp(min=1)).sqrt()
 
 
-def standardize(x: Tensor, mask: Tensor | None = None, *, eps: float = 1e-8) -> Tensor:
+def pooled_std_mean(n: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Unbiased std and mean of the union of R samples, 0-dim, from their sizes, means and biased variances [R]."""
+    total = n.sum()
+    center = (n * mean).sum() / total
+    squares = (n * (var + (mean - center).square())).sum()
+    return (squares / (total - 1).clamp(min=1)).sqrt(), center
+
+
+def standardize(
+    x: Tensor, mask: Tensor | None = None, *, eps: float = 1e-8, std_mean: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """(x - mean) / (std + eps) over the counting elements, with the unbiased std; same shape as x.
 
     Masked elements become 0, and so does a single element (its std is undefined).
+    std_mean: to take instead, e.g. those of a batch of which x is a part.
     """
+    if std_mean is not None:
+        std, mean = std_mean
+        scaled = (x - mean) / (std + eps)
+        return scaled if mask is None else torch.where(mask, scaled, 0.0)
     if mask is None:
         if x.numel() < 2:
             return torch.zeros_like(x)

@@ -6,6 +6,8 @@ learning see one and the same normaliser and the first probability ratio of an u
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ class RunningMoments(nn.Module):
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))  # SB3's initial pseudo-count
+        # moments of one process to those of all, [...] -> [R, ...], where several merge what each of them saw
+        self.gather: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def merge(self, x: Tensor) -> None:
@@ -29,9 +33,17 @@ class RunningMoments(nn.Module):
         n = x.shape[0]
         # float32 sums are exact enough per column and 10x cheaper than converting a million rows to float64
         var, mean = torch.var_mean(x, dim=0, unbiased=False)
-        delta = mean.double() - self.mean
+        if self.gather is None:
+            self._merge(n, mean.double(), var.double())
+            return
+        own = torch.stack((torch.full_like(mean, n, dtype=torch.float64), mean.double(), var.double()))
+        for n_of, mean_of, var_of in self.gather(own):
+            self._merge(n_of.reshape(-1)[0], mean_of, var_of)
+
+    def _merge(self, n: Tensor | int, mean: Tensor, var: Tensor) -> None:
+        delta = mean - self.mean
         total = self.count + n
-        self.var.copy_((self.var * self.count + var.double() * n + delta.square() * self.count * n / total) / total)
+        self.var.copy_((self.var * self.count + var * n + delta.square() * self.count * n / total) / total)
         self.mean.add_(delta * n / total)
         self.count.copy_(total)
 

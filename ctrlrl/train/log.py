@@ -105,6 +105,29 @@ class RunFolder:
         write_atomic(self.path / "progress.csv", text.getvalue().encode())
 
 
+class OthersFolder(RunFolder):
+    """The run folder as a rank sees it that does not write."""
+
+    def __init__(self, path: Path, *, clock: str = "env_steps"):
+        self.path, self.clock = path, clock
+        self.rows = []
+
+    def resume(self, step: int) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def write_row(self, row: Mapping[str, float]) -> None:
+        pass
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Progress:
     """One live line: a bar, steps, steps/s, return, time left. Off a terminal: a plain line at each evaluation."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import OffPolicyLearner
+from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.data.episodes import Facts
 from ctrlrl.types import Metrics, Source
 
@@ -26,9 +27,9 @@ class Means:
             self.totals[name] = self.totals[name].add_(value) if name in self.totals else value.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def read(self, when: str) -> Metrics:
-        """ValueError where one is not finite; the host's one look at the device."""
-        means = {name: total / self.counts[name] for name, total in self.totals.items()}
+    def read(self, when: str, ranks: Ranks = ALONE) -> Metrics:
+        """Over all ranks. ValueError, on every one, where a mean is not finite; the host's one look at the device."""
+        means = ranks.averaged({name: total / self.counts[name] for name, total in self.totals.items()})
         if not means or bool(torch.isfinite(torch.stack([value.sum() for value in means.values()])).all()):
             return means
         bad = next(name for name, value in means.items() if not bool(torch.isfinite(value).all()))
@@ -70,7 +71,7 @@ class OfflineLoop:
             self.learner.set_progress(self.gradient_steps / self.total_steps)
             means.add(self.learner.update(self.source.sample(self.batch_size)))
             self.gradient_steps += 1
-        return means.read(f"gradient step {self.gradient_steps}")
+        return means.read(f"gradient step {self.gradient_steps}", self.learner.ranks)
 
     def episode_metrics(self) -> dict[str, float]:
         return {}

@@ -34,7 +34,7 @@ class OnPolicyLoop:
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)  # rollouts, where nobody asks for the metrics
         self.env_steps = 0
         self.gradient_steps = 0
-        self.steps_per_iteration = n_steps * env.spec.n_envs
+        self.steps_per_iteration = n_steps * env.spec.n_envs * learner.ranks.size
         self._check_env = getattr(env, "check", lambda: None)
         self.collector.reset(seed)
 
@@ -52,15 +52,20 @@ class OnPolicyLoop:
         if rollout is not None:
             self._check_env()
             self._check_finite(rollout)
-            self.recent.append(self.episodes.advance(rollout))
+            self.recent.append(self._of_all_ranks(self.episodes.advance(rollout)))
         return rollout
 
     def learn(self, rollout: Rollout) -> Metrics:
         self.learner.set_progress(self.env_steps / self.total_steps)
-        metrics = self.learner.update(rollout)
+        metrics = self.learner.ranks.averaged(self.learner.update(rollout))
         self.env_steps += self.steps_per_iteration
         self.gradient_steps += int(metrics.pop("train/gradient_steps"))
         return metrics
+
+    def _of_all_ranks(self, sums: EpisodeSums) -> EpisodeSums:
+        if self.learner.ranks.size == 1:
+            return sums
+        return EpisodeSums(*self.learner.ranks.stacked(torch.stack([x.double() for x in sums])).sum(0))
 
     def episode_metrics(self) -> dict[str, float]:
         return recent_means(self.recent)
@@ -68,6 +73,7 @@ class OnPolicyLoop:
     def _check_finite(self, rollout: Rollout) -> None:
         """Stop before a NaN or an infinity reaches the weights. On CUDA this is the rollout's one host read."""
         sums = rollout.obs.sum() + rollout.reward.sum() + rollout.next_value.sum() + rollout.log_prob.sum()
+        sums = self.learner.ranks.mean_(sums)
         if bool(torch.isfinite(sums)):
             return
         acted = torch.isfinite(rollout.log_prob[0]).all() and torch.isfinite(rollout.value[0]).all()
@@ -88,6 +94,8 @@ class OnPolicyLoop:
                     f"about {step} environment steps. Training stopped before it reached the policy; mend the "
                     "environment."
                 )
+        if self.learner.ranks.size > 1:
+            raise ValueError("another rank met a number that is not finite; what it said tells which")
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"env/{k}": v for k, v in self.env.state_dict().items()}

@@ -88,8 +88,12 @@ class Trainer:
         self.log_every, self.log_steps = log_every, log_steps
         self.checkpoint_every, self.checkpoint_steps, self.keep = checkpoint_every, checkpoint_steps, keep
         self.buffer: ReplayBuffer | None = getattr(loop, "buffer", None) if keep_buffer else None
-        self.progress = Progress(f"{facts['algo']} {facts['env']}", loop.total_steps, unit=loop.clock, enabled=progress)
         self.learner: Learner = loop.learner
+        self.ranks = self.learner.ranks
+        first = self.ranks.index == 0
+        title = f"{facts['algo']} {facts['env']}"
+        self.progress = Progress(title, loop.total_steps, unit=loop.clock, enabled=progress and first)
+        self.progress.console.quiet = not first
         self.metrics: Metrics = {}  # of the last iteration
         self.train_seconds = 0.0  # collecting and learning alone
         self.checkpoint_seconds = 0.0
@@ -110,15 +114,15 @@ class Trainer:
 
     def train(self) -> dict[str, Any]:
         """Run to the end of the budget, or to the iteration in which Ctrl-C arrived; returns the result."""
-        loop = self.loop
+        loop, ranks = self.loop, self.ranks
         logged = saved = time.perf_counter()
         steps_logged, seconds_logged = self.steps, self.train_seconds  # at the last row
         interrupt = Interrupt(self.progress.note)
         try:
             with interrupt, self.progress:
-                if not exists(self.checkpoints / "last"):
+                if not ranks.of_first(lambda: exists(self.checkpoints / "last")):
                     self.save("last")  # resumable from the first second on
-                while not loop.done and not interrupt.asked:
+                while not loop.done and not ranks.any(interrupt.asked):
                     begin, before = time.perf_counter(), self.steps
                     self.metrics = loop.iterate()
                     now = time.perf_counter()
@@ -135,7 +139,7 @@ class Trainer:
                         self.write_row(row)
                         logged, steps_logged, seconds_logged = time.perf_counter(), self.steps, self.train_seconds
                     by_steps = self._passed(before, self.checkpoint_steps)
-                    if by_steps or now - saved >= self.checkpoint_every:
+                    if by_steps or ranks.any(now - saved >= self.checkpoint_every):
                         if self.keep and (by_steps or self.checkpoint_steps is None):
                             self._save_numbered()  # first: a run killed between the two comes by here again
                         self.save("last")
@@ -187,7 +191,7 @@ class Trainer:
         return row | _plain(self.metrics)
 
     def _evaluate(self, status: str) -> dict[str, Any]:
-        self.evaluation = self.evaluate()
+        self.evaluation = self.ranks.of_first(self.evaluate)
         row = self._eval_row(self.evaluation)
         mean, spread = row["eval/return_mean"], row["eval/return_std"]
         if self.best is None or mean > self.best:
@@ -241,11 +245,22 @@ class Trainer:
     def save(self, name: str) -> None:
         """Write checkpoints/<name>; the one before stays loadable until the new one is complete."""
         begin = time.perf_counter()
-        self.folder.sync()  # rows first: a checkpoint is never ahead of its log
-        found = self._checkpoint(self.learner, random_state(self.device), self.evaluation, self._state())
-        buffer = self.buffer if name == "last" else None
-        write_folder(self.checkpoints / name, found, None if buffer is None else lambda new: write_buffer(buffer, new))
+        others = self.ranks.to_first(self._own_state())[1:] if self.ranks.size > 1 else []
+        if self.ranks.index == 0:
+            self.folder.sync()  # rows first: a checkpoint is never ahead of its log
+            found = self._checkpoint(self.learner, random_state(self.device), self.evaluation, self._state())
+            for index, own in enumerate(others, start=1):
+                found.training.update({f"rank{index}/{key}": tensor for key, tensor in own.items()})
+            buffer = self.buffer if name == "last" else None
+            more = None if buffer is None else lambda new: write_buffer(buffer, new)
+            write_folder(self.checkpoints / name, found, more)
         self.checkpoint_seconds += time.perf_counter() - begin
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """What this rank's part of the training state has of its own: environments and random numbers."""
+        learner = self.learner.training_state()
+        own = {f"learner/{name}": learner[name] for name in self.learner.lanes if name in learner}
+        return own | {f"loop/{k}": v for k, v in self.loop.state_dict().items()} | random_state(self.device)
 
     def _checkpoint(
         self, learner: Learner, random: dict[str, Tensor], last: Evaluation | None, state: dict[str, Any]
@@ -274,6 +289,8 @@ class Trainer:
     def _save_numbered(self) -> None:
         """checkpoints/step_<n>, and away with what came `keep` numbered ones before."""
         self.save(f"step_{self.steps}")
+        if self.ranks.index > 0:
+            return
         for left in self.checkpoints.glob(".step_*.new"):
             remove(left)  # of a save that was killed
         steps = [name[5:] for path in self.checkpoints.glob("step_*") if (name := path.name)[5:].isdecimal()]
@@ -293,6 +310,11 @@ class Trainer:
             self.progress.note(f"{last}: the run ended before its first checkpoint; it starts from the beginning")
             return
         checkpoint = read_folder(last)
+        if (were := checkpoint.state.get("ranks", 1)) != self.ranks.size:
+            raise ValueError(
+                f"{last}: {were!r:.20} processes trained it together, here are {self.ranks.size}. Go on with as many: "
+                "torchrun --nproc-per-node=N -m ctrlrl.cli train run.resume=..."
+            )
         same_spec(checkpoint.state, self.spec, str(last), lanes=True)
         self._same_data(checkpoint.state, last)
         try:
@@ -325,6 +347,8 @@ class Trainer:
 
     def _restore(self, model: dict[str, Tensor], training: dict[str, Tensor], state: dict[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"learner": {}, "loop": {}, "rng": {}, "eval": {}}
+        mine = f"rank{self.ranks.index}/"
+        training = training | {key.removeprefix(mine): t for key, t in training.items() if key.startswith(mine)}
         for key, tensor in training.items():
             part, _, name = key.partition("/")
             parts.setdefault(part, {})[name] = tensor

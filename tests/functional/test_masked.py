@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
+from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, pooled_std_mean, standardize
 
 F64 = torch.float64
 
@@ -100,3 +100,23 @@ def test_the_batch_mean_leaves_the_axes_of_stacked_runs():
     x, _ = sample((3, 5))
     assert batch_mean(x[0]).ndim == 0
     torch.testing.assert_close(batch_mean(x), torch.stack([row.mean() for row in x]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(42,), (21, 21), (1, 10, 31), (0, 42)])
+def test_pooled_moments_are_those_of_the_union(sizes):
+    x = sample()[0].flatten() * 3.0 + 100.0
+    parts = x.split(list(sizes))
+    n = torch.tensor([float(len(part)) for part in parts], dtype=F64)
+    mean = torch.stack([part.mean() if len(part) else torch.zeros((), dtype=F64) for part in parts])
+    var = torch.stack([part.var(correction=0) if len(part) else torch.zeros((), dtype=F64) for part in parts])
+    std, center = pooled_std_mean(n, mean, var)
+    torch.testing.assert_close(std, x.std(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(center, x.mean(), rtol=0, atol=1e-10)
+
+
+def test_a_part_standardized_by_the_moments_of_the_whole_is_a_part_of_the_standardized_whole():
+    x, mask = sample()
+    part = standardize(x[2:4], std_mean=(x.std(), x.mean()))
+    torch.testing.assert_close(part, standardize(x)[2:4], rtol=0, atol=1e-12)
+    masked = standardize(x[2:4], mask[2:4], std_mean=(masked_std(x, mask), masked_mean(x, mask)))
+    torch.testing.assert_close(masked, standardize(x, mask)[2:4], rtol=0, atol=1e-12)

@@ -108,7 +108,7 @@ def rules_of(plan):
 
 
 def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are():
-    assert set(plans()) == {"d4rl_antmaze", "d4rl_mujoco", "ogbench_singletask", "rollouts_mujoco"}
+    assert set(plans()) == {"d4rl_antmaze", "d4rl_mujoco", "ogbench_singletask", "rollouts_mujoco", "scaling"}
     presets = compose.presets()
     for name in plans():
         for cell in rules_of(read_plan(name)):
