@@ -107,7 +107,8 @@ def on_policy(case: str, ranks: Ranks) -> dict[str, Tensor]:
                 state |= {f"{seed} {k}": v.detach().clone() for k, v in found.items()}
     finally:
         core_update.torch = torch  # type: ignore[attr-defined]
-    metrics.pop("value/explained_variance")  # the ranks' mean is not that of all rows
+    for spread in ("explained_variance", "advantage_variance"):
+        metrics.pop(f"value/{spread}")  # the ranks' mean is not that of all rows
     return state | {f"metric {k}": v.double() for k, v in metrics.items()}
 
 
