@@ -19,7 +19,7 @@ class Learner:
     loop: ClassVar[str]  # "on_policy", "off_policy", "hybrid", "tokens"
     needs: ClassVar[frozenset[str]] = frozenset()  # extras it reads: "next_action", "post_obs", ...
     config: ClassVar[type]  # the dataclass that holds the defaults
-    lanes: ClassVar[tuple[str, ...]] = ()  # names in `training_state` of what belongs to the environments of one rank
+    lanes: ClassVar[tuple[str, ...]] = ()  # how names in `training_state` begin of what is one rank's environments' own
 
     cfg: Any
     nets: nn.Module

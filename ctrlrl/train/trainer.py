@@ -259,7 +259,7 @@ class Trainer:
     def _own_state(self) -> dict[str, Tensor]:
         """What this rank's part of the training state has of its own: environments and random numbers."""
         learner = self.learner.training_state()
-        own = {f"learner/{name}": learner[name] for name in self.learner.lanes if name in learner}
+        own = {f"learner/{name}": tensor for name, tensor in learner.items() if name.startswith(self.learner.lanes)}
         return own | {f"loop/{k}": v for k, v in self.loop.state_dict().items()} | random_state(self.device)
 
     def _checkpoint(

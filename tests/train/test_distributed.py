@@ -103,6 +103,11 @@ def test_the_ranks_share_weights_and_statistics_but_not_environments(ranks):
         assert torch.equal(tensor, second[name]) != own or name in ("env/clock", "episodes/counts"), name
 
 
+def test_every_rank_draws_from_a_generator_of_its_own(ranks):
+    training = read_folder(ranks[1] / "whole" / "checkpoints" / "last").training
+    assert not torch.equal(training["rng/cpu"], training["rank1/rng/cpu"])
+
+
 def test_a_signal_to_one_rank_ends_all_after_the_iteration(ranks):
     assert [found["stopped"]["calls"] for found in ranks[0]] == [3, 3]
     assert {found["stopped"]["status"] for found in ranks[0]} == {"interrupted"}

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from ctrlrl.core.ranks import ALONE
 from ctrlrl.data.table import Dataset
 from ctrlrl.train.off_policy import CHUNK, OfflineLoop
 from ctrlrl.types import Metrics, Transition
@@ -12,6 +13,8 @@ from ctrlrl.types import Metrics, Transition
 
 class Counting:
     """Reports the number of the update, and on every second one half of it too."""
+
+    ranks = ALONE
 
     def __init__(self, fail_at: int = -1):
         self.updates, self.progress, self.sizes, self.fail_at = 0, [], [], fail_at
