@@ -66,7 +66,7 @@ class PDPPOConfig(ActorCriticConfig):
 class PDPPOLearner(ActorCriticLearner):
     needs = frozenset({"post_obs", "reward_split"})
     config = PDPPOConfig
-    lanes = (*ActorCriticLearner.lanes, *(f"{_KEPT}{name}" for name in (*Rollout._fields[:-1], *_EXTRAS)))
+    lanes = (*ActorCriticLearner.lanes, _KEPT)
     cfg: PDPPOConfig
 
     def __init__(self, cfg: PDPPOConfig, spec: EnvSpec, *, own_features: Callable[[], nn.Module] | None = None):

@@ -115,7 +115,7 @@ def _cell(plan: Plan, task: str, own: tuple[str, ...], chosen: Sequence[str], ax
     task = task or _task_name(value)
     ruled = [rule.words for rule in plan.rules if rule.fits(algo, task)]
     variant = " ".join(f"{k.rpartition('.')[2]}={value[k]}" for k in axes if k not in ("algo", "seed", *SOURCES))
-    name = re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join(part for part in (algo, task, variant, f"s{seed}") if part))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(part for part in (algo, task, variant, f"s{seed}") if part))
     return Cell(name, algo, task, seed, variant, merged(QUIET, plan.words, own, *ruled, chosen))
 
 

@@ -79,8 +79,8 @@ def test_a_typed_data_set_takes_the_place_of_the_tasks_and_a_typed_environment_i
 def test_further_axes_are_in_the_name_and_twins_are_refused():
     cells = cells_of(Plan(""), ["algo=td3bc", "algo.alpha=1,2.5", "env=hopper-v4"])
     assert [(c.name, c.variant) for c in cells] == [
-        ("td3bc-hopper-v4-alpha=1-s0", "alpha=1"),
-        ("td3bc-hopper-v4-alpha=2.5-s0", "alpha=2.5"),
+        ("td3bc-hopper-v4-alpha_1-s0", "alpha=1"),
+        ("td3bc-hopper-v4-alpha_2.5-s0", "alpha=2.5"),
     ]
     with pytest.raises(ValueError, match="two cells would be called ppo-x-s0"):
         cells_of(Plan(""), ["data.path=a/x.npz,b/x.npz"])
@@ -188,3 +188,10 @@ def test_a_sweep_file_of_ones_own_is_read_and_a_damaged_one_is_named(tmp_path, t
 
 def test_sweep_files_are_no_presets():
     assert not [name for name in compose.presets() if "sweep" in name]
+
+
+def test_a_cell_s_folder_is_one_that_a_run_takes():
+    cells = cells_of(read_plan("scaling"), ["algo.clip_range=0.1,0.2", "seed=0"])
+    assert len(cells) == 24
+    for cell in cells[:3]:
+        assert compose.train_config([*cell.words, f"run.dir={cell.name}"]).run.dir == cell.name
