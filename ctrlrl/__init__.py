@@ -13,7 +13,22 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODELS = ("PPO", "BPO", "BC", "TD3BC", "IQL", "PRDC", "A2PR", "ReBRAC", "AWAC", "CQL", "CalQL", "FQL")
+_MODELS = (
+    "PPO",
+    "BPO",
+    "PolicyFlow",
+    "FPO",
+    "BC",
+    "TD3BC",
+    "IQL",
+    "PRDC",
+    "A2PR",
+    "ReBRAC",
+    "AWAC",
+    "CQL",
+    "CalQL",
+    "FQL",
+)
 _NAMES = {
     **dict.fromkeys(_MODELS, "ctrlrl.api"),
     "load": "ctrlrl.api",

@@ -20,6 +20,7 @@ __all__ = [
     "BC",
     "BPO",
     "CQL",
+    "FPO",
     "FQL",
     "IQL",
     "PPO",
@@ -27,6 +28,7 @@ __all__ = [
     "TD3BC",
     "BaseCallback",
     "CalQL",
+    "PolicyFlow",
     "ReBRAC",
     "configure",
     "evaluate_policy",
@@ -64,6 +66,18 @@ class BPO(Agent):
     """Bounded policy optimisation, arXiv:2604.18578."""
 
     algo = "bpo"
+
+
+class PolicyFlow(Agent):
+    """PPO for continuous normalising flows, arXiv:2602.01156."""
+
+    algo = "policyflow"
+
+
+class FPO(Agent):
+    """Flow policy optimisation, arXiv:2507.21053."""
+
+    algo = "fpo"
 
 
 class BC(OfflineAgent):
@@ -129,6 +143,8 @@ class FQL(OfflineAgent):
 _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
+    PolicyFlow,
+    FPO,
     BC,
     TD3BC,
     IQL,

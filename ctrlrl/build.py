@@ -113,7 +113,16 @@ def make_learner(algo: Any, spec: EnvSpec, **parts: Any) -> Learner:
     parts: what a config cannot hold, e.g. `own_features`, a function that makes a user's feature extractor.
     """
     keep_memory()
-    return lookup(ALGORITHMS, algo.name, "algorithm")(algo, spec, **parts)
+    kind = lookup(ALGORITHMS, algo.name, "algorithm")
+    refuse_discrete(kind, algo.name, spec)
+    return kind(algo, spec, **parts)
+
+
+def refuse_discrete(kind: type[Learner], name: str, spec: EnvSpec) -> None:
+    if kind.continuous_only and not spec.action_dim:
+        raise ValueError(
+            f"algo={name} is for continuous actions, those of this environment are discrete. Use algo=ppo."
+        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -144,7 +153,7 @@ def widest_layer(algo: Any) -> int:
 
 
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
-    """A function that evaluates the deterministic policy on fresh episodes of the training task."""
+    """A function that evaluates the policy on fresh episodes of the training task."""
     device = device_of(cfg) if backend_of(cfg.env) == "torch" else torch.device("cpu")
     env: VecEnv | None = None
 
@@ -153,9 +162,14 @@ def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -
         if env is None:
             # a seed, because an environment without one would take it from the generator that training uses
             env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
-        return evaluate(acting(learner), env, episodes=episodes, seed=seed)
+        return evaluate(judged(learner), env, episodes=episodes, seed=seed)
 
     return run
+
+
+def judged(learner: Learner) -> Callable[[Tensor], Tensor]:
+    """Acting as in an evaluation: deterministic, but for learners that declare otherwise."""
+    return acting(learner, deterministic=not learner.stochastic_eval)
 
 
 def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor], Tensor]:
@@ -188,6 +202,8 @@ def training_loop(cfg: TrainConfig) -> Loop:
         raise ValueError(
             f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
         )
+    if kind.continuous_only:
+        refuse_discrete(kind, cfg.algo.name, env_spec(cfg, device))  # before memory is taken for all environments
     torch.manual_seed(cfg.seed)
     mode = resolve(cfg.compile, device, cfg.total_steps)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device, compile=mode == "compile")
@@ -346,7 +362,7 @@ def on_policy_loop(
     return OnPolicyLoop(
         learner,  # type: ignore[arg-type]
         env,
-        n_steps=learner.cfg.n_steps,  # type: ignore[attr-defined]
+        n_steps=learner.cfg.n_steps,
         total_steps=total_steps,
         seed=seed,
         staggered=staggered,

@@ -9,6 +9,8 @@ from typing import Any
 ALGORITHMS = {
     "ppo": "ctrlrl.algos.ppo:PPOLearner",
     "bpo": "ctrlrl.algos.bpo:BPOLearner",
+    "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
+    "fpo": "ctrlrl.algos.fpo:FPOLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",

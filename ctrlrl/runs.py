@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ctrlrl.build import (
-    acting,
     backend_of,
     build,
     device_of,
+    judged,
     make_env,
     make_learner,
     run_folder,
@@ -103,10 +103,10 @@ def _checkpoint_folder(folder: Path, checkpoint: str) -> Path:
 
 
 def evaluate_run(folder: Path, *, episodes: int, seed: int, checkpoint: str = "last") -> dict[str, Any]:
-    """Returns, lengths and success of a run's deterministic policy; also written to the folder's eval.json."""
+    """Returns, lengths and success of a run's policy; also written to the folder's eval.json."""
     cfg, learner = load_run(folder, checkpoint)
     env = make_env(cfg.env, min(episodes, 64), stagger=False)
-    returns, lengths, success = evaluate(acting(learner), env, episodes=episodes, seed=seed)
+    returns, lengths, success = evaluate(judged(learner), env, episodes=episodes, seed=seed)
     env.close()
     result = {
         "algo": cfg.algo.name,
@@ -150,7 +150,7 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
     try:
         env = make_env(env_cfg, 1, stagger=False, render=True)
         fps = getattr(env, "frames_per_second", 30.0)
-        record(acting(learner), env, out, seed=seed, fps=fps)
+        record(judged(learner), env, out, seed=seed, fps=fps)
         env.close()
     except RuntimeError:
         raise

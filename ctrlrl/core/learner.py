@@ -18,13 +18,20 @@ class Learner:
     loop: ClassVar[str]  # "on_policy", "off_policy", "hybrid", "tokens"
     needs: ClassVar[frozenset[str]] = frozenset()  # extras it reads: "next_action", "post_obs", ...
     config: ClassVar[type]  # the dataclass that holds the defaults
+    continuous_only: ClassVar[bool] = False  # discrete actions are refused before anything is built
 
+    cfg: Any
     nets: nn.Module
     opt: dict[str, GradStep]
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.opt.values())).flat.device
+
+    @property
+    def stochastic_eval(self) -> bool:
+        """Whether evaluation samples its actions, as the authors of some flow policies do."""
+        return getattr(self.cfg, "stochastic_eval", False)
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         """Raw observations [B, O] to actions; observation normalisation happens inside."""
