@@ -117,23 +117,23 @@ class PolicyFlowLearner(ActorCriticLearner):
         self.acted.load_state_dict(self.policy.velocity.state_dict())
         return super().update(rollout)
 
-    def _draw_times(self, n: int, like: Tensor) -> tuple[Tensor, Any]:
-        """One time a sample [n], and a function that gives a velocity network's part of them [n, H]."""
-        if self.cfg.times == "uniform":
-            t = END_TIMES[self.cfg.path] * torch.rand(n, device=like.device)
-            return t, lambda net: net.time(t)
+    def _draw_times(self, n: int) -> tuple[Tensor, Any]:
+        """One time a sample [n], and a function that gives a velocity network's embeddings of them [n, E]."""
         grid = self.policy.grid
-        place = torch.randint(len(grid), (n,), device=like.device)
-        return grid[place], lambda net: F.embedding(place, net.time(grid))
+        if self.cfg.times == "uniform":
+            t = END_TIMES[self.cfg.path] * torch.rand(n, device=grid.device)
+            return t, lambda net: net.embed_time(t)
+        place = torch.randint(len(grid), (n,), device=grid.device)
+        return grid[place], lambda net: F.embedding(place, net.embed_time(grid))
 
     def log_ratio(self, batch: Batch) -> tuple[Any, ...]:
         cfg, old, net = self.cfg, batch.extras, self.policy.velocity
-        t, part = self._draw_times(len(batch.obs), batch.obs)
+        t, embedded = self._draw_times(len(batch.obs))
         time = t.unsqueeze(-1)
         point = path_point(cfg.path, old["mean"], old["z"], time)
-        velocity = net.at(net.context(batch.obs), part(net), point)
+        velocity = net(batch.obs, point, embedded(net))
         with torch.no_grad():
-            before = self.acted.at(self.acted.context(batch.obs), part(self.acted), point)
+            before = self.acted(batch.obs, point, embedded(self.acted))
         change, log_std = velocity - before, self.policy.bounded_log_std()
         log_ratio = velocity_log_ratio(old["noise"], change, log_std, old["log_std"])
         kl = gaussian_kl(torch.zeros_like(change), old["log_std"], change.detach(), log_std.detach())

@@ -8,13 +8,15 @@ from itertools import pairwise
 
 from torch import nn
 
+from ctrlrl.nn.mish import Mish
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "elu": nn.ELU,
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
-    "mish": nn.Mish,
+    "mish": Mish,
 }
 NORM_EPS = 1e-6  # of Flax's LayerNorm, which the JAX codes of the papers use; torch's is 1e-5
 Init = Callable[[nn.Linear, bool], None]  # (layer, is the last one); changes it in place

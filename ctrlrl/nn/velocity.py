@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctrlrl.nn.mish import Mish
 from ctrlrl.nn.mlp import Init, mlp, torch_default
 
 
@@ -35,10 +36,10 @@ class VelocityField(nn.Module):
 
 
 class SplitVelocity(nn.Module):
-    """u(s, x, t) by an MLP whose first layer is a sum of a part of s, one of t and one of x, then an activation, ...
+    """u(s, x, t) by an MLP whose first layer is a sum of a part of s, one of t and one of x.
 
-    The parts can be computed apart: `context` once for all points of one state, `time` once for all rows of one time.
-    Both are [..., H] with H the width of the first layer; `forward(obs, x, t)` puts them together.
+    `context` is computed once for all points of one state, `time` once for all rows of one time; both are [..., H] with
+    H the width of the first layer.
     """
 
     def __init__(self, n_known: int, action_dim: int, hidden: Sequence[int], *, activation: str, **init: Any):
@@ -57,18 +58,9 @@ class SplitVelocity(nn.Module):
         """The first layer's part of the times [...]."""
         raise NotImplementedError
 
-    def known(self, start: int, end: int | None = None) -> Tensor:
-        """The first layer's weights [H, end - start] of inputs `start` to `end`, counted behind x."""
-        return self.first.weight[:, self.action_dim :][:, start:end]
-
-    def at(self, context: Tensor, time: Tensor, x: Tensor) -> Tensor:
-        """[..., H], [..., H] and points [..., A] -> velocities [..., A], float32."""
-        weight = self.first.weight[:, : self.action_dim]
-        return self.rest(F.linear(x, weight) + context + time).float()
-
-    def forward(self, obs: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """[..., O], [..., A], [...] -> [..., A] per unit of time."""
-        return self.at(self.context(obs), self.time(t), x)
+    def at(self, known: Tensor, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """Velocities at points [..., A], float32. known [..., H]: all that is not x, but for the `time` [H] of all."""
+        return self.rest(F.linear(x, self.first.weight[:, : self.action_dim], time).add_(known)).float()
 
 
 class FourierVelocity(SplitVelocity):
@@ -82,14 +74,19 @@ class FourierVelocity(SplitVelocity):
         self.embed_time = FourierTime(embed_dim)
 
     def context(self, obs: Tensor) -> Tensor:
-        return F.linear(self.embed_obs(obs), self.known(0), self.first.bias)
+        return F.linear(self.embed_obs(obs), self.first.weight[:, self.action_dim :], self.first.bias)
 
     def time(self, t: Tensor) -> Tensor:
-        return F.linear(self.embed_time(t), self.known(0))
+        return F.linear(self.embed_time(t), self.first.weight[:, self.action_dim :])
+
+    def forward(self, obs: Tensor, x: Tensor, embedded_time: Tensor) -> Tensor:
+        """One point a state: [..., O], [..., A] and embed_time(t) [..., E] -> [..., A] per unit of time."""
+        e = self.embed_obs(obs) + embedded_time
+        return self.rest(self.first(torch.cat((x, e), -1))).float()
 
 
 class CosineVelocity(SplitVelocity):
-    """`scale` times the MLP of s, x and cos(2^k t), sin(2^k t), k = 0 ... n_frequencies - 1. FPO, arXiv:2507.21053."""
+    """`scale` times the MLP of x, s and cos(2^k t), sin(2^k t), k = 0 ... n_frequencies - 1. FPO, arXiv:2507.21053."""
 
     def __init__(
         self,
@@ -103,17 +100,17 @@ class CosineVelocity(SplitVelocity):
         **init: Any,
     ):
         super().__init__(obs_dim + 2 * n_frequencies, action_dim, hidden, activation=activation, **init)
-        self.obs_dim, self.n_frequencies, self.scale = obs_dim, n_frequencies, scale
+        self.obs_end, self.n_frequencies, self.scale = action_dim + obs_dim, n_frequencies, scale
 
     def context(self, obs: Tensor) -> Tensor:
-        return F.linear(obs, self.known(0, self.obs_dim), self.first.bias)
+        return F.linear(obs, self.first.weight[:, self.action_dim : self.obs_end], self.first.bias)
 
     def time(self, t: Tensor) -> Tensor:
         angle = t.unsqueeze(-1) * 2.0 ** torch.arange(self.n_frequencies, device=t.device)
-        return F.linear(torch.cat((angle.cos(), angle.sin()), -1), self.known(self.obs_dim))
+        return F.linear(torch.cat((angle.cos(), angle.sin()), -1), self.first.weight[:, self.obs_end :])
 
-    def at(self, context: Tensor, time: Tensor, x: Tensor) -> Tensor:
-        return self.scale * super().at(context, time, x)
+    def at(self, known: Tensor, x: Tensor, time: Tensor | None = None) -> Tensor:
+        return self.scale * super().at(known, x, time)
 
 
 class FourierTime(nn.Module):
@@ -129,7 +126,7 @@ class FourierTime(nn.Module):
         if dim < 8 or dim % 8:
             raise ValueError(f"embed_dim must be a multiple of 8, got {dim}")
         self.register_buffer("frequencies", 2.0 * math.pi * scale * torch.randn(dim // 8))
-        self.net = nn.Sequential(nn.Linear(dim // 4, dim), nn.Mish(), nn.Linear(dim, dim))
+        self.net = nn.Sequential(nn.Linear(dim // 4, dim), Mish(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
         angle = t.unsqueeze(-1) * self.frequencies

@@ -55,7 +55,7 @@ class NoisyFlowPolicy(nn.Module):
         """phi_1(z; s): [..., O] and [..., A] -> [..., A]."""
         context, rows = self.velocity.context(obs), self.velocity.time(self.grid)
         per_step = 2.0 / self.times[1]
-        return midpoint(lambda x, t: self.velocity.at(context, rows[round(t * per_step)], x), z, self.times)
+        return midpoint(lambda x, t: self.velocity.at(context, x, rows[round(t * per_step)]), z, self.times)
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         """The deterministic action belongs to z = 0 and n = 0; log_prob is None for it."""
@@ -112,7 +112,7 @@ class MatchedFlowPolicy(nn.Module):
     def flow(self, context: Tensor, z: Tensor) -> Tensor:
         """phi_1(z; s): the states' part of the field [..., H] and [..., A] -> [..., A]."""
         rows, n = self._time_rows(), len(self.grid)
-        return euler(lambda x, t: -self.velocity.at(context, rows[round(t * n)], x), z, self.times)
+        return euler(lambda x, t: -self.velocity.at(context, x, rows[round(t * n)]), z, self.times)
 
     def matching_error(self, context: Tensor, end: Tensor, noise: Tensor, step: Tensor) -> Tensor:
         """Mean over A of (e - predicted e)^2 on the path from e to the flow's end, [..., K].
@@ -121,7 +121,8 @@ class MatchedFlowPolicy(nn.Module):
         """
         t = self.grid[step].unsqueeze(-1)
         point, _ = sample_path(end.unsqueeze(-2).expand_as(noise), noise, t)
-        velocity = -self.velocity.at(context.unsqueeze(-2), nn.functional.embedding(step, self._time_rows()), point)
+        known = context.unsqueeze(-2) + nn.functional.embedding(step, self._time_rows())
+        velocity = -self.velocity.at(known, point)
         return (noise - predicted_noise(point, velocity, t)).square().mean(-1)
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
