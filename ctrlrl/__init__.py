@@ -18,6 +18,8 @@ _MODELS = (
     "BPO",
     "MTPPO",
     "PDPPO",
+    "PolicyFlow",
+    "FPO",
     "BC",
     "TD3BC",
     "IQL",

@@ -20,6 +20,7 @@ __all__ = [
     "BC",
     "BPO",
     "CQL",
+    "FPO",
     "FQL",
     "IQL",
     "MTPPO",
@@ -29,6 +30,7 @@ __all__ = [
     "TD3BC",
     "BaseCallback",
     "CalQL",
+    "PolicyFlow",
     "ReBRAC",
     "configure",
     "evaluate_policy",
@@ -81,6 +83,18 @@ class PDPPO(Agent):
 
     def __init__(self, policy: Any, env: Any, *, batch_size: int = 2**31, **settings: Any):
         super().__init__(policy, env, batch_size=batch_size, **settings)
+
+
+class PolicyFlow(Agent):
+    """PPO for continuous normalising flows, arXiv:2602.01156."""
+
+    algo = "policyflow"
+
+
+class FPO(Agent):
+    """Flow policy optimisation, arXiv:2507.21053."""
+
+    algo = "fpo"
 
 
 class BC(OfflineAgent):
@@ -148,6 +162,8 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     BPO,
     MTPPO,
     PDPPO,
+    PolicyFlow,
+    FPO,
     BC,
     TD3BC,
     IQL,

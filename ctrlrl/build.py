@@ -167,7 +167,16 @@ def make_learner(algo: Any, spec: EnvSpec, **parts: Any) -> Learner:
     parts: what a config cannot hold, e.g. `own_features`, a function that makes a user's feature extractor.
     """
     keep_memory()
-    return lookup(ALGORITHMS, algo.name, "algorithm")(algo, spec, **parts)
+    kind = lookup(ALGORITHMS, algo.name, "algorithm")
+    refuse_discrete(kind, algo.name, spec)
+    return kind(algo, spec, **parts)
+
+
+def refuse_discrete(kind: type[Learner], name: str, spec: EnvSpec) -> None:
+    if kind.continuous_only and not spec.action_dim:
+        raise ValueError(
+            f"algo={name} is for continuous actions, those of this environment are discrete. Use algo=ppo."
+        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -257,6 +266,8 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
             f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
         )
     refuse_unless_offered(cfg.algo.name, env_extras(cfg.env), f"env={cfg.env.id or cfg.env.name}")
+    if kind.continuous_only:
+        refuse_discrete(kind, cfg.algo.name, env_spec(cfg, device))  # before memory is taken for all environments
     torch.manual_seed(cfg.seed)
     steps = cfg.env_steps(kind)
     mode = resolve(cfg.compile, device, steps)

@@ -11,6 +11,8 @@ ALGORITHMS = {
     "bpo": "ctrlrl.algos.bpo:BPOLearner",
     "mtppo": "ctrlrl.algos.mtppo:MTPPOLearner",
     "pdppo": "ctrlrl.algos.pdppo:PDPPOLearner",
+    "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
+    "fpo": "ctrlrl.algos.fpo:FPOLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",

@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import ctrlrl
-from ctrlrl import BPO, MTPPO, PPO, evaluate_policy, load, make_env
+from ctrlrl import BPO, FPO, MTPPO, PPO, PolicyFlow, evaluate_policy, load, make_env
 from ctrlrl.api import Agent
 from ctrlrl.train.checkpoint import read_zip, write_zip
 
@@ -53,7 +53,7 @@ def test_every_public_name_can_be_had_and_others_cannot():
         ctrlrl.PPPO  # noqa: B018
 
 
-@pytest.mark.parametrize("kind", [PPO, BPO, MTPPO])
+@pytest.mark.parametrize("kind", [PPO, BPO, MTPPO, PolicyFlow, FPO])
 def test_construct_learn_predict_evaluate(kind):
     model = small(kind, n_envs=4)
     before = torch.cat([p.detach().reshape(-1).clone() for p in model.learner.policy.parameters()])
@@ -325,3 +325,17 @@ def test_a_small_file_cannot_ask_for_large_networks(tmp_path, change):
 def saved_at(model: Agent, path: Path) -> Path:
     model.save(path)
     return path
+
+
+@pytest.mark.parametrize("kind", [PolicyFlow, FPO])
+def test_a_flow_policy_has_no_density_to_ask_for(kind):
+    model = small(kind)
+    assert model.predict(observations(1), deterministic=True)[0].shape == (1, 1)
+    with pytest.raises(ValueError, match="has no density to ask for"):
+        model.policy.get_distribution(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("kind", [PolicyFlow, FPO])
+def test_a_flow_policy_refuses_discrete_actions_by_name(kind):
+    with pytest.raises(ValueError, match=f"algo={kind.algo} is for continuous actions"):
+        small(kind, "CartPole-v1")

@@ -131,16 +131,8 @@ class BPOLearner(ActorCriticLearner):
 
     @torch.no_grad()
     def after_epoch(self, rollout: Rollout, batch: Batch) -> Batch:
-        """With `recompute_returns`: GAE again with the present critic; the advantages stay those of the rollout.
-
-        Final observations are not stored, so a truncated step keeps the bootstrap of the critic that acted.
-        """
+        """With `recompute_returns`: GAE again with the present critic; the advantages stay those of the rollout."""
         if not self.cfg.recompute_returns:
             return batch
-        value = self.value(rollout.obs)
-        done = rollout.terminated | rollout.truncated
-        following = torch.cat((value[1:], rollout.next_value[-1:]))
-        rollout = rollout._replace(value=value, next_value=torch.where(done, rollout.next_value, following))
-        _, target = self.advantages(rollout)
-        mask = rollout.extras.get("mask")
-        return batch._replace(target=target.flatten() if mask is None else target[mask])
+        _, target = self.advantages(self.revalued(rollout))
+        return batch._replace(target=self.rows(rollout, target))

@@ -37,6 +37,7 @@ class FQLConfig(OnlineConfig):
     flow_steps: int = 10  # Euler steps of the flow that is distilled
     hidden: list[int] = field(default_factory=lambda: [512, 512, 512, 512])
     normalize_obs: bool = False
+    stochastic_eval: bool = True  # evaluation draws fresh noise for every action, as the authors'; false: z = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

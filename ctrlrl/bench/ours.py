@@ -13,7 +13,7 @@ import torch
 
 from ctrlrl import api
 from ctrlrl.bench.rows import Lap, rate
-from ctrlrl.build import acting, make_env, training_loop
+from ctrlrl.build import judged, make_env, training_loop
 from ctrlrl.config import DIVISION, TrainConfig
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
@@ -133,7 +133,7 @@ class ToScore:
             elif clock.now() >= next_look or loop.done:
                 clock.halt()
                 next_look = clock.wall + self.eval_seconds
-                returns = evaluate(acting(loop.learner), test_env, episodes=EVAL_EPISODES, seed=1000).returns
+                returns = evaluate(judged(loop.learner), test_env, episodes=EVAL_EPISODES, seed=1000).returns
                 score = returns.mean().item()
                 clock.go()
         clock.halt()

@@ -18,7 +18,7 @@ from ctrlrl import compose
 from ctrlrl.bench import offline_ours, peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
-from ctrlrl.build import acting, backend_of, device_of, make_env, training_loop
+from ctrlrl.build import backend_of, device_of, judged, make_env, training_loop
 from ctrlrl.config import TrainConfig
 from ctrlrl.envs.sb3 import SB3Env
 from ctrlrl.registry import GYMNASIUM_IDS, unknown
@@ -197,7 +197,7 @@ def _memory(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> di
     begin = time.perf_counter()
     for _ in range(options.iterations):
         loop.iterate()
-        score = evaluate(acting(loop.learner), test_env, episodes=EVAL_EPISODES, seed=1000).returns.mean().item()
+        score = evaluate(judged(loop.learner), test_env, episodes=EVAL_EPISODES, seed=1000).returns.mean().item()
         returns.append(round(score, 1))
         note(f"  {loop.env_steps:,} steps, evaluation return {score:.1f}")
     seconds = round(time.perf_counter() - begin, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from ctrlrl.types import Extras, Metrics, PolicyOutput, Rollout, tree_map
 
 CHUNK = 2**18  # rows of a forward pass over a whole rollout: bounds the memory of its activations
 WIDE = 512  # of wider rows (images), fewer at once
-ACTIVATIONS = ("relu", "silu", "elu", "tanh", "gelu")
+ACTIVATIONS = ("relu", "silu", "elu", "tanh", "gelu", "mish")
 
 
 @dataclass
@@ -46,12 +46,15 @@ class ActorCriticConfig:
     vf_coef: float = 0.5
     max_grad_norm: float | None = 0.5  # null = no limit
     adam_eps: float = 1e-5
+    weight_decay: float = 0.0  # decoupled, as in AdamW
     bootstrap_truncated: bool = True  # false: a time limit counts as a termination (CleanRL)
     normalize_advantage: str = "minibatch"  # "batch": once over the whole rollout (rsl_rl); "none"
     normalize_obs: bool = False
     normalize_reward: bool = False
     target_kl: float | None = None  # ends an update at 1.5 x this KL; reads the device once a minibatch
-    desired_kl: float | None = None  # adapts the learning rate to this KL at every minibatch (rsl_rl), no host read
+    desired_kl: float | None = None  # adapts the learning rate to this KL, no host read
+    desired_kl_rule: str = "minibatch"  # before every step, rate 1e-5 ... 1e-2 (rsl_rl); "epoch": after every epoch, by
+    # the mean KL of the update so far, 1e-6 ... 1e-2 (skrl)
     hidden: list[int] = field(default_factory=lambda: [64, 64])
     vf_hidden: list[int] | None = None  # critic; None = as the actor
     activation: str = "tanh"
@@ -68,6 +71,7 @@ class ActorCriticConfig:
         in_range(where, low=0.0, high=float("inf"), learning_rate=self.learning_rate, vf_coef=self.vf_coef)
         norm = 0.0 if self.max_grad_norm is None else self.max_grad_norm
         in_range(where, low=0.0, high=float("inf"), max_grad_norm=norm, adam_eps=self.adam_eps)
+        in_range(where, low=0.0, high=float("inf"), weight_decay=self.weight_decay)
         in_range(where, low=-1.0, high=1.0, lr_exponent=self.lr_exponent)
         for name in ("hidden", "vf_hidden"):
             if any(width < 1 for width in getattr(self, name) or ()):
@@ -80,6 +84,7 @@ class ActorCriticConfig:
             ("lr_schedule", ("constant", "linear")),
             ("normalize_advantage", ("minibatch", "batch", "none")),
             ("activation", ACTIVATIONS),
+            ("desired_kl_rule", ("minibatch", "epoch")),
             ("features_extractor", ("flatten", "cnn")),
         ):
             if getattr(self, name) not in allowed:
@@ -141,7 +146,7 @@ class ActorCriticLearner(Learner):
 
     loop = "on_policy"
     log_prob_shape: tuple[int, ...] = ()  # of a log-probability, behind [T, B]
-    lanes = ("discounted_return",)
+    lanes: ClassVar[tuple[str, ...]] = ("discounted_return",)
     cfg: Any
     policy: Any
     critic: Any
@@ -172,7 +177,13 @@ class ActorCriticLearner(Learner):
         self.features, self.critic_features = features, critic_features
         self.policy, self.critic, self.normalizer, self.reward_scaler = policy, critic, normalizer, reward_scaler
         self.opt = {
-            name: GradStep(params, learning_rate=lr, max_grad_norm=cfg.max_grad_norm, eps=cfg.adam_eps)
+            name: GradStep(
+                params,
+                learning_rate=lr,
+                max_grad_norm=cfg.max_grad_norm,
+                eps=cfg.adam_eps,
+                weight_decay=cfg.weight_decay,
+            )
             for name, (params, lr) in self.parameter_groups().items()
         }
         self.discounted_return: Tensor | None = None  # [B], runs across rollouts
@@ -205,8 +216,11 @@ class ActorCriticLearner(Learner):
             gae_lambda=self.cfg.gae_lambda,
         )
 
-    def log_ratio(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """log pi_new(a|s) - log pi_old(a|s), entropy, and KL(old || new), [N] or [N, D] each, in nats."""
+    def log_ratio(self, batch: Batch) -> tuple[Any, ...]:
+        """log pi_new(a|s) - log pi_old(a|s), entropy, and KL(old || new), [N] or [N, D] each, in nats.
+
+        The entropy is None where there is none to compute. What follows the three are penalties [N] to be minimised.
+        """
         log_prob, entropy, kl = self.policy.evaluate(batch.obs, batch.action, batch.extras)
         log_ratio = log_prob - batch.log_prob
         return log_ratio, entropy, approx_kl(log_ratio.detach()) if kl is None else kl
@@ -227,6 +241,16 @@ class ActorCriticLearner(Learner):
         """What the next epoch learns from; by default the same batch."""
         return batch
 
+    def revalued(self, rollout: Rollout) -> Rollout:
+        """The rollout with the present critic's values.
+
+        Final observations are not stored, so a truncated step keeps the bootstrap of the critic that acted.
+        """
+        value = self.value(rollout.obs)
+        done = rollout.terminated | rollout.truncated
+        following = torch.cat((value[1:], rollout.next_value[-1:]))
+        return rollout._replace(value=value, next_value=torch.where(done, rollout.next_value, following))
+
     # acting ----------------------------------------------------------------------------------------------------------
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -246,8 +270,9 @@ class ActorCriticLearner(Learner):
                 return self.policy.act(self.features(self.normalizer(obs)), deterministic=True)
         chunks = [self._act(rows) for rows in self._chunks(obs)]
         out = chunks[0] if len(chunks) == 1 else tree_map(lambda *parts: torch.cat(parts), *chunks)
-        # the acting distribution is kept only for a rule that compares it with the new one
-        return out if self.cfg.desired_kl is not None else out._replace(extras={})
+        # the acting distribution is kept for a rule that compares it with the new one, or where the ratio needs it
+        kept = self.cfg.desired_kl is not None or getattr(self.policy, "needs_extras", False)
+        return out if kept else out._replace(extras={})
 
     @torch.no_grad()
     def value(self, obs: Tensor) -> Tensor:
@@ -283,6 +308,7 @@ class ActorCriticLearner(Learner):
             n_epochs=self.cfg.n_epochs,
             n_minibatches=self.cfg.minibatches(len(batch.obs)),
             after_epoch=lambda batch: self.after_epoch(experience, batch),
+            report=self._epoch_ends,
         )
         mask = rollout.extras.get("mask")
         self.normalizer.merge(rollout.obs.flatten(0, 1) if mask is None else rollout.obs[mask])
@@ -330,6 +356,11 @@ class ActorCriticLearner(Learner):
         std, mean = pooled_std_mean(*of_all.unbind(1))
         return standardize(advantage, std_mean=(std.to(advantage.dtype), mean.to(advantage.dtype)))
 
+    def rows(self, rollout: Rollout, x: Tensor) -> Tensor:
+        """[T, B, ...] to the [N, ...] rows of the batch."""
+        mask = rollout.extras.get("mask")
+        return x.flatten(0, 1) if mask is None else x[mask]
+
     def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The joint loss of one minibatch and its metrics; the unit that is compiled."""
         cfg = self.cfg
@@ -337,20 +368,19 @@ class ActorCriticLearner(Learner):
             batch = batch._replace(advantage=standardize(batch.advantage))
         with self._precision():
             features = self.features(batch.obs)
-            log_ratio, entropy, kl = self.log_ratio(batch._replace(obs=features))
+            log_ratio, entropy, kl, *penalties = self.log_ratio(batch._replace(obs=features))
             value = self.critic(features if self.critic_features is None else self.critic_features(batch.obs))
         policy_loss = masked_mean(self.surrogate(log_ratio, batch, value))
         value_loss = masked_mean(self.value_loss(value, batch))
         total = policy_loss + cfg.vf_coef * value_loss
-        mean_entropy = masked_mean(entropy)
-        if cfg.ent_coef:
-            total = total - cfg.ent_coef * mean_entropy
-        metrics = {
-            "loss/policy": policy_loss,
-            "loss/value": value_loss,
-            "policy/entropy": mean_entropy,
-            "policy/kl": masked_mean(kl),
-        }
+        metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/kl": masked_mean(kl)}
+        if entropy is not None:
+            metrics["policy/entropy"] = mean_entropy = masked_mean(entropy)
+            if cfg.ent_coef:
+                total = total - cfg.ent_coef * mean_entropy
+        if penalties:
+            metrics["loss/penalty"] = penalty = masked_mean(sum(penalties))
+            total = total + penalty
         if self.detailed:
             outside = (torch.expm1(log_ratio.detach()).abs() > cfg.clip_range).float()
             metrics["policy/clip_fraction"] = masked_mean(outside)
@@ -373,13 +403,19 @@ class ActorCriticLearner(Learner):
         metrics = {name: value.detach() for name, value in metrics.items()}  # here: kept graphs would hold activations
         if self.cfg.desired_kl is not None or self.cfg.target_kl is not None:
             metrics["policy/kl"] = ranks.mean_(metrics["policy/kl"])  # so that all ranks decide alike
-        if self.cfg.desired_kl is not None:
+        if self.cfg.desired_kl is not None and self.cfg.desired_kl_rule == "minibatch":
             lr = adapt_learning_rate(opt.learning_rate, metrics["policy/kl"], desired_kl=self.cfg.desired_kl)
             opt.learning_rate.copy_(lr)
         if self.cfg.target_kl is not None and metrics["policy/kl"] > 1.5 * self.cfg.target_kl:
             return None
         together(loss, list(self.opt.values()))
         return metrics
+
+    def _epoch_ends(self, so_far: Metrics) -> None:
+        """so_far: means over the minibatches of this update."""
+        if self.cfg.desired_kl is not None and self.cfg.desired_kl_rule == "epoch":
+            rate = self.opt["actor_critic"].learning_rate
+            rate.copy_(adapt_learning_rate(rate, so_far["policy/kl"], desired_kl=self.cfg.desired_kl, low=1e-6))
 
     def set_hyper(self, name: str, value: float | None) -> None:
         """Change a number of the config between rollouts; a captured graph holds the old one and is captured anew."""

@@ -20,6 +20,7 @@ class Learner:
     needs: ClassVar[frozenset[str]] = frozenset()  # extras it reads: "next_action", "post_obs", ...
     config: ClassVar[type]  # the dataclass that holds the defaults
     lanes: ClassVar[tuple[str, ...]] = ()  # how names in `training_state` begin of what is one rank's environments' own
+    continuous_only: ClassVar[bool] = False  # discrete actions are refused before anything is built
 
     cfg: Any
     nets: nn.Module

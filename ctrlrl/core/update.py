@@ -29,15 +29,23 @@ class GradStep:
         learning_rate: float,
         max_grad_norm: float | None = None,
         eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ):
+        """weight_decay: decoupled, AdamW's: every step also multiplies the parameters by 1 - rate * weight_decay."""
         self.params = list(params)
         device = self.params[0].device
         self.flat = nn.Parameter(flatten_(self.params))
         self.learning_rate = torch.tensor(learning_rate, device=device)
         self.max_grad_norm = max_grad_norm
         self.ranks: Ranks = ALONE  # whose gradients are averaged before the clip
-        self.adam = torch.optim.Adam(
-            [self.flat], lr=self.learning_rate, eps=eps, fused=True, capturable=device.type == "cuda"
+        kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
+        self.adam = kind(
+            [self.flat],
+            lr=self.learning_rate,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
         )
         # the state exists from the start, so that it can be saved, loaded and captured before the first step
         self.adam.state[self.flat] = {
@@ -57,10 +65,11 @@ class GradStep:
         self.flat.grad = grad
         state, group = self.adam.state[self.flat], self.adam.param_groups[0]
         beta1, beta2 = group["betas"]
+        fused = torch._fused_adamw_ if group["weight_decay"] else torch._fused_adam_
         with torch.no_grad():
             state["step"] += 1.0
             # what adam.step() does in the end; its bookkeeping costs three networks of IQL 0.25 ms an update
-            torch._fused_adam_(
+            fused(
                 [self.flat],
                 [grad],
                 [state["exp_avg"]],
@@ -133,6 +142,7 @@ def run_epochs(
     n_epochs: int,
     n_minibatches: int,
     after_epoch: Callable[[Tree], Tree] | None = None,
+    report: Callable[[Metrics], None] | None = None,
 ) -> tuple[Metrics, int]:
     """Call `step` on every minibatch of `batch`, reshuffled each epoch; return the mean metrics and the steps taken.
 
@@ -140,6 +150,7 @@ def run_epochs(
            WHOLE rows on, by at most one block of neighbouring rows, which then stay together (`block_length`).
     step:  returns the minibatch's metrics, or None to end the update before its gradient step (a KL limit).
     after_epoch: gives the batch of the next epoch.
+    report: called with the mean metrics so far at the end of every epoch.
     """
     leaves: list[Tensor] = []
     tree_map(leaves.append, batch)
@@ -164,6 +175,8 @@ def run_epochs(
             n_steps += 1
         if stopped:
             break
+        if report is not None:
+            report({name: total / n_steps for name, total in totals.items()})
     return {name: total / n_steps for name, total in totals.items()}, n_steps
 
 

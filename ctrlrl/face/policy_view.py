@@ -15,6 +15,8 @@ class ActionDistribution:
     """The policy's distribution over actions [B, *shape] of the action space. Densities are those of these units."""
 
     def __init__(self, policy: Any, features: Tensor, spaces: build.Spaces):
+        if not hasattr(policy, "logits") and not hasattr(policy, "mean"):
+            raise ValueError(f"{type(policy).__name__} has no density to ask for: the policy is a flow. Use predict.")
         self.spaces = spaces
         self.log_std: Tensor | None = getattr(policy, "log_std", None)
         self.center = (policy.logits(features) if self.log_std is None else policy.mean(features)).float()

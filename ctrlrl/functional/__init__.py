@@ -20,7 +20,7 @@ from ctrlrl.functional.distributions import (
 from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
 from ctrlrl.functional.gates import advantage_gate, better_action
 from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
-from ctrlrl.functional.paths import sample_path
+from ctrlrl.functional.paths import brownian_residual, path_point, predicted_noise, sample_path, velocity_log_ratio
 from ctrlrl.functional.post_decision import post_decision_advantage
 from ctrlrl.functional.regression import (
     clipped_value,
@@ -34,7 +34,7 @@ from ctrlrl.functional.regression import (
 )
 from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
 from ctrlrl.functional.routing import error_weights, follows_largest, heads_loss, routed_advantage, weight_entropy
-from ctrlrl.functional.samplers import euler
+from ctrlrl.functional.samplers import euler, midpoint
 from ctrlrl.functional.scan import linear_recurrence
 from ctrlrl.functional.surrogate import bpo, bpo_target, ppo_clip
 from ctrlrl.functional.weights import awr_weight, q_scale
@@ -48,6 +48,7 @@ __all__ = [
     "better_action",
     "bpo",
     "bpo_target",
+    "brownian_residual",
     "calibrated",
     "categorical_entropy",
     "categorical_kl",
@@ -76,10 +77,13 @@ __all__ = [
     "linear_recurrence",
     "masked_mean",
     "masked_std",
+    "midpoint",
     "n_step",
     "next_valid",
+    "path_point",
     "post_decision_advantage",
     "ppo_clip",
+    "predicted_noise",
     "q_scale",
     "quantile_huber",
     "routed_advantage",
@@ -94,5 +98,6 @@ __all__ = [
     "tanh_gaussian_sample",
     "td_target",
     "temperature_loss",
+    "velocity_log_ratio",
     "weight_entropy",
 ]

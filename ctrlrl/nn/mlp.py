@@ -8,12 +8,15 @@ from itertools import pairwise
 
 from torch import nn
 
+from ctrlrl.nn.mish import Mish
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "elu": nn.ELU,
     "tanh": nn.Tanh,
     "gelu": nn.GELU,
+    "mish": Mish,
 }
 NORM_EPS = 1e-6  # of Flax's LayerNorm, which the JAX codes of the papers use; torch's is 1e-5
 Init = Callable[[nn.Linear, bool], None]  # (layer, is the last one); changes it in place
@@ -74,3 +77,20 @@ def orthogonal_everywhere(layer: nn.Linear, last: bool) -> None:
     """Gain sqrt(2) on every layer, the last one too; biases 0. IQL's code, arXiv:2110.06169."""
     nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
     nn.init.zeros_(layer.bias)
+
+
+def lecun_uniform(layer: nn.Linear, last: bool) -> None:
+    """U(+-sqrt(3 / n_in)), variance 1 / n_in; biases 0. JAX codes, FPO's among them."""
+    bound = math.sqrt(3.0 / layer.in_features)
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
+
+
+def xavier_normal(output_gain: float) -> Init:
+    """Variance 2 / (n_in + n_out), times output_gain^2 in the last layer; biases 0. PolicyFlow, arXiv:2602.01156."""
+
+    def init(layer: nn.Linear, last: bool) -> None:
+        nn.init.xavier_normal_(layer.weight, gain=output_gain if last else 1.0)
+        nn.init.zeros_(layer.bias)
+
+    return init

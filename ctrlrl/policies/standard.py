@@ -75,6 +75,16 @@ def standard_features(
     return features.to(spec.device), None if shared or isinstance(features, Vector) else make().to(spec.device)
 
 
+def vector_features(spec: EnvSpec, *, algo: str, own: Callable[[], nn.Module] | None) -> Vector:
+    """Of an algorithm that compares with the features of the policy that acted: they must not learn."""
+    if own is not None or any(part.image for part in spec.obs_parts):
+        raise ValueError(
+            f"algo={algo} takes vectors, no images and no features extractor: its ratio asks the policy that acted, "
+            "whose features must not have moved. Use algo=ppo."
+        )
+    return Vector(spec.obs_dim)
+
+
 def standard_normalizer(spec: EnvSpec, *, normalize: bool) -> ObsNormalizer | Identity:
     if normalize and any(part.image for part in spec.obs_parts):
         raise ValueError("algo.normalize_obs is for vectors, this observation holds an image; use normalize_obs=false")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ctrlrl.build import build, make_learner
+from ctrlrl.build import build, make_env, make_learner, training_loop
 from ctrlrl.compose import load_config, typed
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.core.learner import Learner
@@ -23,7 +23,11 @@ TASKS = ("pendulum", "cartpole")
 
 ON_POLICY = [name for name in ALGORITHMS if lookup(ALGORITHMS, name, "algorithm").loop == "on_policy"]
 
-pytestmark = pytest.mark.parametrize("algo", ON_POLICY)
+CONTINUOUS_ONLY = [name for name in ON_POLICY if lookup(ALGORITHMS, name, "algorithm").continuous_only]
+on_every_algo = pytest.mark.parametrize("algo", ON_POLICY)
+on_every_task = pytest.mark.parametrize(
+    ("algo", "task"), [(a, t) for a in ON_POLICY for t in TASKS if t == "pendulum" or a not in CONTINUOUS_ONLY]
+)
 
 
 def task_of(algo: str, task: str = "pendulum") -> str:
@@ -61,13 +65,14 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
         assert torch.equal(a[key], b[key]), key
 
 
+@on_every_algo
 def test_the_class_declares_its_loop_and_config(algo):
     kind = lookup(ALGORITHMS, algo, "algorithm")
     assert kind.loop in ("on_policy", "off_policy", "hybrid", "tokens")
     assert kind.config().name == algo, "the config's name is the registry key"
 
 
-@pytest.mark.parametrize("task", TASKS)
+@on_every_task
 def test_metrics_are_finite_0_dim_tensors_and_the_weights_move(algo, task):
     learner, rollout = learner_and_rollout(algo, task, normalize_obs=True, normalize_reward=True)
     before = state(learner)
@@ -79,7 +84,7 @@ def test_metrics_are_finite_0_dim_tensors_and_the_weights_move(algo, task):
     assert any(not torch.equal(before[k], v) for k, v in state(learner).items() if "policy" in k)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@on_every_task
 def test_state_round_trip_continues_bit_for_bit(algo, task):
     learner, rollout = learner_and_rollout(algo, task, normalize_obs=True, normalize_reward=True, desired_kl=0.01)
     learner.update(rollout)
@@ -96,6 +101,7 @@ def test_state_round_trip_continues_bit_for_bit(algo, task):
     assert_equal(state(learner), state(copy))
 
 
+@on_every_algo
 def test_acting_is_deterministic_on_request_and_random_otherwise(algo):
     learner, rollout = learner_and_rollout(algo)
     obs = rollout.obs[0]
@@ -104,6 +110,7 @@ def test_acting_is_deterministic_on_request_and_random_otherwise(algo):
     assert not learner.act(obs).action.requires_grad
 
 
+@on_every_algo
 def test_model_state_alone_restores_the_acting_policy(algo):
     learner, rollout = learner_and_rollout(algo, normalize_obs=True)
     learner.update(rollout)
@@ -114,6 +121,7 @@ def test_model_state_alone_restores_the_acting_policy(algo):
     assert torch.equal(learner.act(obs, deterministic=True).action, other.act(obs, deterministic=True).action)
 
 
+@on_every_algo
 def test_learning_is_deterministic_given_the_seed_and_differs_between_seeds(algo):
     results = []
     for seed in (0, 0, 1):
@@ -125,6 +133,7 @@ def test_learning_is_deterministic_given_the_seed_and_differs_between_seeds(algo
     assert any(not torch.equal(results[0][k], results[2][k]) for k in results[0])
 
 
+@on_every_algo
 def test_the_config_survives_yaml_with_every_field(algo, tmp_path: Path):
     cfg = TrainConfig(algo=settings(algo, gamma=0.123, target_kl=0.5), env=EnvConfig(name="pendulum"), seed=7)
     file = tmp_path / "config.yaml"
@@ -157,6 +166,7 @@ def run(algo: str, folder: Path, *, total: int, resume: bool = False) -> None:
     trainer.train()
 
 
+@on_every_algo
 def test_resumed_equals_uninterrupted(algo, tmp_path: Path):
     run(algo, tmp_path / "whole", total=128)
     run(algo, tmp_path / "parts", total=64)
@@ -167,7 +177,7 @@ def test_resumed_equals_uninterrupted(algo, tmp_path: Path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("task", TASKS)
+@on_every_task
 def test_an_update_does_not_read_the_device(algo, task):
     """Between two log points the host waits for nothing; CUDA's sync debug mode raises where it would."""
     env = BatchedSim(sim_of(algo, task), 64, seed=0, device="cuda")
@@ -180,3 +190,13 @@ def test_an_update_does_not_read_the_device(algo, task):
         learner.update(collector.collect())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("algo", CONTINUOUS_ONLY)
+def test_discrete_actions_are_refused_by_name_before_anything_is_built(algo):
+    """A million million environments would not fit."""
+    cfg = TrainConfig(algo=settings(algo), env=EnvConfig(name="cartpole"), n_envs=2**40, device="cpu")
+    with pytest.raises(ValueError, match=f"algo={algo} is for continuous actions"):
+        training_loop(cfg)
+    with pytest.raises(ValueError, match=f"algo={algo} is for continuous actions"):
+        make_learner(cfg.algo, make_env(cfg.env, 1, seed=0).spec)

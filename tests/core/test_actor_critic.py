@@ -161,6 +161,36 @@ def test_the_adapted_rate_persists_and_stays_in_its_bounds():
     assert float(rate) == pytest.approx(1e-5)  # 17 divisions by 1.5 would go below
 
 
+def test_the_epoch_rule_adapts_once_an_epoch_by_the_mean_kl_of_the_update_so_far():
+    """As skrl does. KLs of 0.1, 0, 0, 0 in two epochs of two: means 0.05 and 0.025, both above 2 x 0.01."""
+    learner = make("ppo", desired_kl=0.01, desired_kl_rule="epoch", learning_rate=1e-4, n_epochs=2, n_minibatches=2)
+    rates: list[float] = []
+    kls = iter([0.1, 0.0, 0.0, 0.0])
+    inner = learner.log_ratio
+
+    def log_ratio(batch: Batch) -> tuple[Tensor, ...]:
+        rates.append(float(learner.opt["actor_critic"].learning_rate))
+        log_ratio, entropy, _ = inner(batch)
+        return log_ratio, entropy, torch.full_like(log_ratio, next(kls))
+
+    learner.log_ratio = log_ratio
+    rollout = random_rollout()
+    metrics = learner.update(rollout)
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-4 / 1.5, 1e-4 / 1.5])
+    assert float(metrics["train/learning_rate"]) == pytest.approx(1e-4 / 1.5**2)
+
+
+def test_a_penalty_is_added_to_the_loss():
+    learner, batch = make("ppo"), random_batch()
+    plain, metrics = learner.loss(batch)
+    inner = learner.log_ratio
+    learner.log_ratio = lambda batch: (*inner(batch), torch.full((32,), 0.25), torch.full((32,), 0.5))
+    total, penalized = learner.loss(batch)
+    assert (total - plain).item() == pytest.approx(0.75, abs=1e-6)
+    assert float(penalized["loss/penalty"]) == pytest.approx(0.75)
+    assert "loss/penalty" not in metrics
+
+
 def test_the_linear_schedule_falls_from_the_rate_to_zero_over_the_runs_steps():
     env = BatchedSim(Pendulum(), 4, seed=0)
     learner = make("ppo", env.spec, learning_rate=0.4, lr_schedule="linear", n_steps=4, max_grad_norm=1e-9)

@@ -9,6 +9,7 @@ from ctrlrl.algos.ppo import PPOConfig, PPOLearner
 from ctrlrl.core.compile import Graph, compiled, resolve, undoing
 from ctrlrl.envs.classic import Pendulum
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.train.rollout import Collector
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -91,3 +92,26 @@ def test_a_graph_leaves_no_trace_of_its_capture():
     graph(one)
     graph(2 * one)
     assert torch.equal(x, 3 * one)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("algo", ["policyflow", "fpo"])
+def test_compile_gives_a_flow_policys_eager_update(algo):
+    """One minibatch of the acting policy: compiled code draws other times, and there no time changes the ratio."""
+    kind = lookup(ALGORITHMS, algo, "algorithm")
+    env = BatchedSim(Pendulum(), 4, seed=0)
+    settings: dict[str, Any] = {"n_steps": 8, "n_minibatches": 1, "n_epochs": 1, "hidden": [8], "vf_hidden": [8]}
+    found = []
+    for mode in ("eager", "compile"):
+        torch.manual_seed(0)
+        learner = kind(kind.config(**settings), env.spec)
+        collector = Collector(env, learner, 8)
+        collector.reset(0)
+        torch.manual_seed(0)
+        rollout = collector.collect()
+        learner.set_compile(mode)
+        learner.act(rollout.obs[0])
+        metrics = learner.update(rollout)
+        found.append({k: float(v) for k, v in metrics.items() if k != "loss/penalty"})
+    assert found[1] == pytest.approx(found[0], rel=1e-5, abs=1e-5)

@@ -108,6 +108,33 @@ def test_grad_step_equals_clip_grad_norm_and_adam(max_grad_norm):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
 
 
+def test_weight_decay_is_decoupled_as_in_adamw():
+    mine, theirs = networks()
+    step = GradStep(mine.parameters(), learning_rate=1e-2, weight_decay=0.1)
+    adam = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(20):
+        x = torch.randn(16, 4)
+        step((mine(x) - x[:, :2]).square().mean())
+        adam.zero_grad()
+        (theirs(x) - x[:, :2]).square().mean().backward()
+        adam.step()
+    for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_every_epoch_reports_the_means_over_all_minibatches_so_far():
+    seen: list[float] = []
+    values = iter([1.0, 3.0, 5.0, 7.0])
+    run_epochs(
+        (torch.zeros(4),),
+        lambda batch: {"a/b": torch.tensor(next(values))},
+        n_epochs=2,
+        n_minibatches=2,
+        report=lambda means: seen.append(float(means["a/b"])),
+    )
+    assert seen == [2.0, 4.0]
+
+
 def test_the_learning_rate_tensor_is_the_rate_of_the_next_step():
     mine, _ = networks()
     step = GradStep(mine.parameters(), learning_rate=1e-2)

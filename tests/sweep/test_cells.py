@@ -108,7 +108,14 @@ def rules_of(plan):
 
 
 def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are():
-    assert set(plans()) == {"d4rl_antmaze", "d4rl_mujoco", "ogbench_singletask", "rollouts_mujoco", "scaling"}
+    assert set(plans()) == {
+        "d4rl_antmaze",
+        "d4rl_mujoco",
+        "ogbench_singletask",
+        "rollouts_mujoco",
+        "scaling",
+        "lotsizing",
+    }
     presets = compose.presets()
     for name in plans():
         for cell in rules_of(read_plan(name)):
@@ -156,7 +163,7 @@ def test_wrong_options_are_refused_in_one_line(words, said):
 
 def test_a_word_that_one_cell_does_not_take_names_the_cell():
     cells = cells_of(Plan(""), ["algo=ppo", "env=pendulum", "algo.gama=0.9,0.8"])
-    with pytest.raises(ValueError, match=r"ppo-pendulum-gama=0.9-s0: unknown key algo.gama; did you mean algo.gamma"):
+    with pytest.raises(ValueError, match=r"ppo-pendulum-gama_0.9-s0: unknown key algo.gama; did you mean algo.gamma"):
         check(cells, "data")
     with pytest.raises(ValueError, match="seed must be a whole number, got 'x'"):
         check(cells_of(Plan(""), ["seed=0,x"])[1:], "data")

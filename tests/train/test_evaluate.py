@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ctrlrl.build import judged, make_learner
 from ctrlrl.envs.classic import Pendulum
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.train.evaluate import evaluate, forked_rng
 from ctrlrl.types import EnvSpec, TimeStep
 
@@ -103,3 +105,17 @@ def test_a_forked_generator_is_given_back_after_an_error():
     with pytest.raises(RuntimeError, match="no"):
         fail()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "policyflow", "fpo", "fql"])
+def test_an_evaluation_samples_where_the_learner_declares_it(algo):
+    """As the authors of the flow policies evaluate them; `stochastic_eval=false` brings back the one action."""
+    spec = EnvSpec(3, 2, 0, 1, 4, 0, torch.device("cpu"))
+    config = lookup(ALGORITHMS, algo, "algorithm").config
+    learner = make_learner(config(hidden=[8]), spec)
+    obs, declared = torch.randn(4, 3), algo != "ppo"
+    assert learner.stochastic_eval == declared
+    assert torch.equal(judged(learner)(obs), judged(learner)(obs)) != declared
+    if declared:
+        still = make_learner(config(hidden=[8], stochastic_eval=False), spec)
+        assert torch.equal(judged(still)(obs), judged(still)(obs))
