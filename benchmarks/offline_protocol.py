@@ -19,7 +19,7 @@ import torch
 
 from ctrlrl import compose
 from ctrlrl.bench.offline_peers import Columns, Peer
-from ctrlrl.build import training_loop
+from ctrlrl.loops import training_loop
 from ctrlrl.train.off_policy import CHUNK
 
 QUARTERS = (12_500, 25_000, 37_500, 50_000)

@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrlrl.build import Spaces, acting, backend_of, make_env, widest_layer
+from ctrlrl.build import Spaces, widest_layer
 from ctrlrl.config import EnvConfig
 from ctrlrl.core.process import set_threads
 from ctrlrl.data.collect import collect
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.scores import reference
+from ctrlrl.judging import acting
 from ctrlrl.policies.published import PublishedPolicy
 from ctrlrl.provenance import versions
 from ctrlrl.registry import ENVIRONMENTS, GYMNASIUM_IDS, unknown
 from ctrlrl.runs import load_run
+from ctrlrl.tasks import backend_of, make_env
 from ctrlrl.train.log import Progress
 from ctrlrl.types import EnvSpec
 

@@ -20,7 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from ctrlrl import build, provenance, runs
+from ctrlrl import build, provenance, runs, tasks
 from ctrlrl.core.learner import Learner
 from ctrlrl.envs.spec import Array, PartCodec, action_codec, obs_codec
 
@@ -46,8 +46,8 @@ def export(model: Any, path: str | os.PathLike[str], format: str | None = None) 
 def export_run(folder: Path, path: Path, format: str | None = None, checkpoint: str = "last") -> Path:
     """The same for a run folder's checkpoints/<checkpoint>."""
     cfg, learner = runs.load_run(folder, checkpoint)
-    env = build.make_env(cfg.env, 1, stagger=False)
-    both = build.spaces(cfg.env, env.spec)
+    env = tasks.make_env(cfg.env, 1, stagger=False)
+    both = tasks.spaces(cfg.env, env.spec)
     env.close()
     facts = provenance.facts(cfg, torch.device("cpu"))
     kept = {k: facts[k] for k in ("algo", "env", "seed", "config_hash")}

@@ -56,16 +56,16 @@ def make_vector(
     of the command line; stagger: spread the clocks of the first episodes; max_episode_steps: None is the task's own;
     settings: of the task itself, e.g. `size` of LotSizing.
     """
-    from ctrlrl import build
+    from ctrlrl import tasks
     from ctrlrl.config import env_config_with
     from ctrlrl.envs.vector import CtrlrlVectorEnv
 
     kind = env_config_with(env_settings(task))
     cfg = kind(name=task, exact=exact, threads=threads, stagger=stagger, **settings)
-    env = build.make_env(
-        cfg, num_envs, device=build.resolve_device(device), compile=compile, episode_length=max_episode_steps
+    env = tasks.make_env(
+        cfg, num_envs, device=tasks.resolve_device(device), compile=compile, episode_length=max_episode_steps
     )
     with warnings.catch_warnings():  # Gymnasium calls the v4 tasks, whose spaces are asked for, out of date
         warnings.simplefilter("ignore", DeprecationWarning)
-        spaces = build.spaces(cfg, env.spec)
+        spaces = tasks.spaces(cfg, env.spec)
     return CtrlrlVectorEnv(env, spaces, render_mode=render_mode, stagger=stagger)

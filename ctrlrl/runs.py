@@ -11,25 +11,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ctrlrl.build import (
-    backend_of,
-    build,
-    device_of,
-    judged,
-    make_env,
-    make_learner,
-    run_folder,
-    scorer,
-    trials,
-    widest_layer,
-)
+from ctrlrl.build import build, run_folder, widest_layer
 from ctrlrl.compose import load_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
 from ctrlrl.core.ranks import Ranks
+from ctrlrl.judging import judged, scorer, trials
+from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
+from ctrlrl.tasks import backend_of, device_of, make_env
 from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec
 from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.distributed import agree, join

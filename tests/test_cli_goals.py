@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 from ctrlrl import compose, runs
-from ctrlrl.build import make_sim
 from ctrlrl.cli import main
+from ctrlrl.tasks import make_sim
 
 SMALL = (
     "total_steps=64",

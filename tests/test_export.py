@@ -16,9 +16,9 @@ from gymnasium import spaces
 
 from ctrlrl import PPO, deploy
 from ctrlrl.algos.ppo import PPOConfig
-from ctrlrl.build import make_learner
 from ctrlrl.cli import main
 from ctrlrl.envs.spaces import Spaces
+from ctrlrl.loops import make_learner
 
 onnxruntime = pytest.importorskip("onnxruntime")
 ROOT = Path(__file__).parent.parent

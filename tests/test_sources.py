@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ctrlrl.algos.prdc import PRDCConfig
-from ctrlrl.build import loop_over, make_learner, offline_loop
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.data.episodes import Facts
+from ctrlrl.loops import loop_over, make_learner, offline_loop
 from ctrlrl.sources import ASSETS, cache_folder, load_data, notices, read_data, same_robot, same_task, score_range
 from ctrlrl.types import EnvSpec
 

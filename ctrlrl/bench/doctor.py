@@ -10,10 +10,10 @@ from importlib import metadata
 import torch
 
 from ctrlrl.bench.ours import random_actions
-from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig
 from ctrlrl.core.process import keep_memory
 from ctrlrl.registry import ROBOTS, SIMULATORS
+from ctrlrl.tasks import make_env
 
 PACKAGES = (
     "ctrlrl torch numpy gymnasium mujoco mujoco-warp warp-lang hydra-core safetensors matplotlib imageio "

@@ -16,8 +16,8 @@ from torch import Tensor
 from ctrlrl.bench.offline_peers import Columns, Peer, PeerUpdating
 from ctrlrl.bench.ours import FOREVER, synchronise
 from ctrlrl.bench.rows import Lap, compare, rate
-from ctrlrl.build import training_loop
 from ctrlrl.config import TrainConfig
+from ctrlrl.loops import training_loop
 
 SHARED = {  # setting of the authors' learners -> our configuration's key
     "batch_size": "batch_size",

@@ -13,8 +13,10 @@ import torch
 
 from ctrlrl import api
 from ctrlrl.bench.rows import Lap, rate
-from ctrlrl.build import judged, make_env, training_loop
 from ctrlrl.config import DIVISION, TrainConfig
+from ctrlrl.judging import judged
+from ctrlrl.loops import training_loop
+from ctrlrl.tasks import make_env
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
 

@@ -15,10 +15,10 @@ import torch
 
 from ctrlrl.bench.ours import EVAL_EPISODES, Clock, Deciding
 from ctrlrl.bench.rows import Lap, rate
-from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.spec import action_codec
 from ctrlrl.registry import GYMNASIUM_IDS
+from ctrlrl.tasks import make_env
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
 

@@ -18,10 +18,12 @@ from ctrlrl import compose
 from ctrlrl.bench import offline_ours, peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
-from ctrlrl.build import backend_of, device_of, judged, make_env, training_loop
 from ctrlrl.config import TrainConfig
 from ctrlrl.envs.sb3 import SB3Env
+from ctrlrl.judging import judged
+from ctrlrl.loops import training_loop
 from ctrlrl.registry import GYMNASIUM_IDS, unknown
+from ctrlrl.tasks import backend_of, device_of, make_env
 from ctrlrl.train.evaluate import evaluate
 
 KINDS = ("throughput", "train", "score", "updates", "latency", "memory")

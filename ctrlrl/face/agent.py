@@ -7,7 +7,7 @@ import warnings
 from collections import deque
 from typing import Any, Self
 
-from ctrlrl import build
+from ctrlrl import loops
 from ctrlrl.face.arguments import as_schedule
 from ctrlrl.face.environments import tells_episodes
 from ctrlrl.face.model import Model
@@ -100,7 +100,7 @@ class Agent(Model):
         if self._loop is None:
             for line in getattr(env, "notices", ()):
                 warnings.warn(line, stacklevel=4)
-            self._loop = build.on_policy_loop(
+            self._loop = loops.on_policy_loop(
                 self.learner, env, total_steps=1, seed=self._env_seed, staggered=staggered
             )
         else:

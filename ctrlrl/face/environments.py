@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ctrlrl import build
+from ctrlrl import build, tasks
 from ctrlrl.config import EnvConfig, env_config_with
 from ctrlrl.envs.sb3 import SB3Env, as_sb3, is_sb3
 from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS, SIMULATORS, env_settings
@@ -24,7 +24,7 @@ def env_config(name: str, **options: Any) -> EnvConfig:
 
 def make_env(name: str, n_envs: int = 1, *, seed: int | None = None, device: str = "cpu", **options: Any) -> Any:
     """A ctrlrl VecEnv by name ("pendulum", "halfcheetah") or Gymnasium id; options: EnvConfig's, and the task's own."""
-    return build.make_env(env_config(name, **options), n_envs, seed=seed, device=device)
+    return tasks.make_env(env_config(name, **options), n_envs, seed=seed, device=device)
 
 
 def has_sb3() -> bool:
@@ -78,16 +78,16 @@ class Connection:
 def connect(env: Any, n_envs: int, *, seed: int | None, device: torch.device) -> Connection:
     if isinstance(env, str):
         cfg = env_config(env)
-        backend = build.backend_of(cfg)
+        backend = tasks.backend_of(cfg)
         where = device if backend == "torch" else torch.device("cpu")
-        vec_env = build.make_env(cfg, n_envs, seed=seed, device=where, stagger=n_envs > 1)
+        vec_env = tasks.make_env(cfg, n_envs, seed=seed, device=where, stagger=n_envs > 1)
         staggered = n_envs > 1 and backend != "gymnasium"
-        return Connection(vec_env, build.spaces(cfg, vec_env.spec), staggered=staggered)
+        return Connection(vec_env, tasks.spaces(cfg, vec_env.spec), staggered=staggered)
     if type(env).__module__ == "ctrlrl.envs.sb3_face" and env._writer is None:
         # one of ours in SB3's clothes: stepped without them
         return Connection(env.env, build.Spaces(env.observation_space, env.action_space), face=env)
-    vec_env = build.as_vec_env(env, seed=seed)
-    return Connection(vec_env, build.spaces_of(env, vec_env.spec), face=env if is_sb3(env) else None)
+    vec_env = tasks.as_vec_env(env, seed=seed)
+    return Connection(vec_env, tasks.spaces_of(env, vec_env.spec), face=env if is_sb3(env) else None)
 
 
 def make_vec_env(
@@ -125,14 +125,14 @@ def make_vec_env(
         if named:
             raise ImportError(f"make_vec_env: {named[0]} needs Stable-Baselines3: pip install 'ctrlrl[sb3]'")
         if cfg is not None:
-            return build.make_env(cfg, n_envs, seed=seed, stagger=False)
+            return tasks.make_env(cfg, n_envs, seed=seed, stagger=False)
         from ctrlrl.envs.gymnasium import GymnasiumEnv
 
         return GymnasiumEnv(env_id, n_envs=n_envs, seed=seed)
     if native:
         assert cfg is not None
-        env = build.make_env(cfg, n_envs, seed=seed, stagger=False)
-        return as_sb3(env, build.spaces(cfg, env.spec), seed=seed, monitor_dir=monitor_dir)
+        env = tasks.make_env(cfg, n_envs, seed=seed, stagger=False)
+        return as_sb3(env, tasks.spaces(cfg, env.spec), seed=seed, monitor_dir=monitor_dir)
     from stable_baselines3.common.env_util import make_vec_env as of_sb3
 
     return of_sb3(env_id, n_envs, seed, start_index, monitor_dir, **given)

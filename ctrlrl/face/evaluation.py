@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctrlrl import build
+from ctrlrl import build, judging, tasks
 from ctrlrl.face.environments import Connection, connect, env_config, tells_episodes
 from ctrlrl.face.watch import LaneInfos
 from ctrlrl.train.evaluate import forked_rng
@@ -36,8 +36,8 @@ def evaluate_policy(
     """
     if isinstance(env, str):
         cfg = env_config(env)
-        vec_env = build.make_env(cfg, min(n_eval_episodes, 64), seed=seed, stagger=False)
-        connection = Connection(vec_env, build.spaces(cfg, vec_env.spec))
+        vec_env = tasks.make_env(cfg, min(n_eval_episodes, 64), seed=seed, stagger=False)
+        connection = Connection(vec_env, tasks.spaces(cfg, vec_env.spec))
     else:
         connection = connect(env, 1, seed=None, device=torch.device("cpu"))
     if n_eval_episodes < 1:
@@ -51,7 +51,7 @@ def evaluate_policy(
         vec_env.stagger = False
     with forked_rng(seed):
         if plain:
-            act = build.acting(model.learner, deterministic=deterministic)
+            act = judging.acting(model.learner, deterministic=deterministic)
             found = build.evaluate(act, vec_env, episodes=n_eval_episodes, seed=seed)
             episode_rewards, episode_lengths = found.returns.tolist(), found.lengths.tolist()
         else:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from ctrlrl import build
+from ctrlrl import build, judging, loops, tasks
 from ctrlrl.config import DIVISION
 from ctrlrl.face import saved
 from ctrlrl.face.arguments import Schedule, advantage_kind, as_schedule, network, policy_name, refuse, start_value
@@ -122,7 +122,7 @@ class Model:
             value = getattr(self.cfg, name, None) if self._given[name] is None else self._given[name]
             setattr(self, name, None if value is None else as_schedule(value))
         self.batch_size, self.seed, self.verbose, self.tensorboard_log = batch_size, seed, verbose, tensorboard_log
-        self.device = build.resolve_device(str(device))
+        self.device = tasks.resolve_device(str(device))
         self.num_timesteps = self._total_timesteps = self._num_timesteps_at_start = self._n_updates = 0
         self.start_time = 0  # ns
         self._current_progress_remaining = 1.0
@@ -168,7 +168,7 @@ class Model:
 
     def _use(self, connection: Connection) -> None:
         """Take an environment; the next `learn` resets it."""
-        build.refuse_unless_offered(self.algo, connection.env.spec.extras, build.name_of(connection.env))
+        loops.refuse_unless_offered(self.algo, connection.env.spec.extras, build.name_of(connection.env))
         self._connection, self._loop = connection, None
         self._spaces, self.device = connection.spaces, connection.env.spec.device
         self.observation_space, self.action_space = self._spaces
@@ -207,9 +207,9 @@ class Model:
         if self._extractor is not None:
             space, extractor = self._spaces.network_space(), self._extractor
             parts["own_features"] = lambda: extractor.make(space, orthogonal=self.cfg.orthogonal_init)
-        self.learner = build.make_learner(self.cfg, spec, **parts)
+        self.learner = loops.make_learner(self.cfg, spec, **parts)
         self.policy = PolicyView(self.learner, self._spaces, self.device)
-        self._quick = build.quick(self.learner)
+        self._quick = judging.quick(self.learner)
 
     # acting ----------------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class Model:
         deterministic: bool = False,
     ) -> tuple[Array, Any]:
         """Action for one observation or a batch of them, in the units of `action_space`, clipped to its bounds."""
-        act = build.acting(self.learner, deterministic=deterministic)
+        act = judging.acting(self.learner, deterministic=deterministic)
         return self._spaces.predict(act, observation, self.device, self._quick if deterministic else None), state
 
     # environment -----------------------------------------------------------------------------------------------------

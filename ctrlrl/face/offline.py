@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from ctrlrl import build
+from ctrlrl import build, judging, loops, online, tasks
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.environments import Connection, connect
@@ -58,7 +58,7 @@ class OfflineAgent:
         self.cfg = kind(**{k: v for k, v in settings.items() if k in known})
         self._data = DataConfig(**{k: v for k, v in settings.items() if k in DATA})
         self.seed, self.verbose = seed, verbose
-        self.device = build.resolve_device(str(device))
+        self.device = tasks.resolve_device(str(device))
         self.gradient_steps = self.num_timesteps = 0
         self.n_envs = n_envs
         self._loop: Any = None
@@ -78,8 +78,8 @@ class OfflineAgent:
         spec = self._spaces.env_spec(self.device)
         if not spec.action_dim:
             raise ValueError(f"{type(self).__name__} is for continuous actions, got {self.action_space}")
-        self.learner = build.make_learner(self.cfg, spec)
-        self._quick = build.quick(self.learner)
+        self.learner = loops.make_learner(self.cfg, spec)
+        self._quick = judging.quick(self.learner)
 
     def set_dataset(self, dataset: Any) -> None:
         """Learn from this one from now on; normalisation statistics are taken from it."""
@@ -112,7 +112,7 @@ class OfflineAgent:
     def _offline_loop(self) -> Any:
         if self._loop is None:
             cfg = TrainConfig(algo=self.cfg, data=self._data, seed=0 if self.seed is None else self.seed)
-            self._loop = build.loop_over(cfg, self._episodes, self.learner)
+            self._loop = loops.loop_over(cfg, self._episodes, self.learner)
             self._loop.gradient_steps = self.gradient_steps  # of a loaded model, whose schedules go on
         return self._loop
 
@@ -142,8 +142,8 @@ class OfflineAgent:
             if self._connection is None:
                 raise ValueError(f"{where}: an environment is needed; give one to load(path, env=...)")
             env = self._connection.env
-            build.refuse_unless_online(type(self.learner), self.algo, env.spec, "the environment")
-            self._online = build.online_loop(
+            online.refuse_unless_online(type(self.learner), self.algo, env.spec, "the environment")
+            self._online = online.online_loop(
                 self.learner,
                 env,
                 env_steps=0,
@@ -177,7 +177,7 @@ class OfflineAgent:
         self, observation: Any, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
     ) -> tuple[Array, Any]:
         """Action for one observation or a batch of them, in the units of `action_space`, clipped to its bounds."""
-        act = build.acting(self.learner, deterministic=deterministic)
+        act = judging.acting(self.learner, deterministic=deterministic)
         return self._spaces.predict(act, observation, self.device, self._quick if deterministic else None), state
 
     def get_env(self) -> Any:

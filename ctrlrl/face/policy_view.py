@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctrlrl import build
+from ctrlrl import build, judging
 from ctrlrl.functional import distributions as dist
 
 
@@ -131,5 +131,5 @@ class PolicyView(nn.Module):
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
         """As the model's `predict`."""
-        act = build.acting(self.learner, deterministic=deterministic)
+        act = judging.acting(self.learner, deterministic=deterministic)
         return self.spaces.predict(act, observation, self.device), state

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig
 from ctrlrl.registry import SIMULATORS
+from ctrlrl.tasks import make_env
 from ctrlrl.types import EnvSpec, VecEnv
 
 N = 5

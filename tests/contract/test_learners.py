@@ -8,12 +8,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ctrlrl.build import build, make_env, make_learner, training_loop
+from ctrlrl.build import build
 from ctrlrl.compose import load_config, typed
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.loops import make_learner, training_loop
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
+from ctrlrl.tasks import make_env
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.rollout import Collector
 from ctrlrl.types import Rollout, tree_map

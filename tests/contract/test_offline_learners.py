@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from ctrlrl.build import build, loop_over, make_learner
+from ctrlrl.build import build
 from ctrlrl.compose import train_config, typed
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset
+from ctrlrl.loops import loop_over, make_learner
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import CHUNK

@@ -25,9 +25,9 @@ from stand_ins import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ctrlrl.build import as_vec_env, make_env
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.adapters import adapt, kinds
+from ctrlrl.tasks import as_vec_env, make_env
 from ctrlrl.types import VecEnv
 
 N = 5

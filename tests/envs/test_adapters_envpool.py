@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ctrlrl.build import as_vec_env, build, make_env
+from ctrlrl.build import build
 from ctrlrl.compose import train_config, typed
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.adapters import adapt, kinds
 from ctrlrl.envs.envpool import EnvPoolEnv
+from ctrlrl.tasks import as_vec_env, make_env
 from ctrlrl.types import VecEnv
 
 envpool = pytest.importorskip("envpool", reason="pip install 'ctrlrl[envpool]'")

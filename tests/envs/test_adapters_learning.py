@@ -7,12 +7,13 @@ import pytest
 import torch
 from stand_ins import LIMIT, OBS, Ant, DirectRLEnv, LeggedRobot, Plant
 
-from ctrlrl import PPO, evaluate_policy
-from ctrlrl import build as house
+from ctrlrl import PPO, evaluate_policy, judging, loops
 from ctrlrl.algos.ppo import PPOConfig
-from ctrlrl.build import acting, make_learner, on_policy_loop
+from ctrlrl.build import build
 from ctrlrl.compose import train_config, typed
 from ctrlrl.envs.adapters import adapt
+from ctrlrl.judging import acting
+from ctrlrl.loops import make_learner, on_policy_loop
 from ctrlrl.train.evaluate import evaluate
 
 TASKS = {"isaac gym": Ant, "isaac lab": DirectRLEnv, "legged_gym": LeggedRobot}
@@ -55,9 +56,10 @@ def test_the_python_face_trains_predicts_and_evaluates_on_a_simulator():
 
 
 def test_a_run_prints_notices_and_keeps_them_in_its_result(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(house, "make_env", lambda cfg, n_envs, **_: adapt(DirectRLEnv(n_envs)))
+    for room in (loops, judging):
+        monkeypatch.setattr(room, "make_env", lambda cfg, n_envs, **_: adapt(DirectRLEnv(n_envs)))
     words = ["env=pendulum", "n_envs=4", "total_steps=64", "algo.n_steps=16", "algo.n_minibatches=2", "eval.episodes=2"]
-    trainer = house.build(typed(train_config([*words, "log.progress=false", "experiment=none"])), tmp_path)
+    trainer = build(typed(train_config([*words, "log.progress=false", "experiment=none"])), tmp_path)
     trainer.train()
     kept = json.loads((tmp_path / "result.json").read_text())["notices"]
     assert any("last observation of an episode is lost" in line for line in kept)

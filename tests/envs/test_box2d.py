@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ctrlrl.build import training_loop
 from ctrlrl.compose import train_config, typed
+from ctrlrl.loops import training_loop
 
 pytest.importorskip("Box2D", reason="pip install 'ctrlrl[box2d]'")
 

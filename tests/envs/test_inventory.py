@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig, env_config_with
 from ctrlrl.envs.inventory import (
     SIZES,
@@ -20,6 +19,7 @@ from ctrlrl.envs.inventory import (
 )
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.registry import env_settings
+from ctrlrl.tasks import make_env
 
 F64 = torch.float64
 

@@ -10,11 +10,11 @@ import torch
 pytest.importorskip("gymnasium_robotics", reason="pip install 'ctrlrl[robotics]'")
 from gymnasium_robotics.envs.maze import maps
 
-from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.maze import PointMaze, PointMazeConfig, PointMazeState
 from ctrlrl.envs.maze_maps import MAPS, read_maze
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.tasks import make_env
 
 F64 = torch.float64
 GYM_ID = "gymnasium_robotics:PointMaze_Medium_Diverse_GDense-v3"

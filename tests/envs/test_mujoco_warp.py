@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ctrlrl.algos.ppo import PPOConfig
-from ctrlrl.build import backend_of, make_env, training_loop
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.envs import mujoco_cpu, mujoco_warp
 from ctrlrl.envs.mujoco_cpu import MujocoPool
 from ctrlrl.envs.mujoco_warp import MujocoWarp
 from ctrlrl.envs.warp_engine import adapt_model, contact_room
+from ctrlrl.loops import training_loop
 from ctrlrl.registry import ROBOTS
+from ctrlrl.tasks import backend_of, make_env
 
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("mujoco_warp", reason="pip install 'ctrlrl[warp]'")

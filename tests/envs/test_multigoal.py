@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.multigoal import MultiGoal, MultiGoalConfig, MultiGoalState
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.tasks import make_env
 
 F64 = torch.float64
 CFG = MultiGoalConfig(n_goals=4, max_acceleration=3.0, goal_weight=2.0, action_weight=-0.05, dt=0.1)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from ctrlrl.build import as_vec_env, make_env, spaces_of
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.gymnasium import GymnasiumEnv
 from ctrlrl.envs.sb3 import SB3Env, as_sb3, is_sb3
 from ctrlrl.envs.spaces import Spaces
+from ctrlrl.tasks import as_vec_env, make_env, spaces_of
 from ctrlrl.types import EnvSpec, TimeStep, VecEnv
 
 pytest.importorskip("stable_baselines3", reason="pip install 'ctrlrl[sb3]'")

@@ -12,13 +12,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers import vector as wrappers
 
 import ctrlrl  # noqa: F401  enters the ids
-from ctrlrl.build import make_env
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.gymnasium import GymnasiumEnv
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.vector import CtrlrlVectorEnv
 from ctrlrl.registration import ids, register
 from ctrlrl.registry import ROBOTS, SIMULATORS
+from ctrlrl.tasks import make_env
 from ctrlrl.types import EnvSpec, TimeStep
 
 

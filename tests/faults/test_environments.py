@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from ctrlrl.build import make_env
 from ctrlrl.cli import main
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.timeout import TimedEnv
+from ctrlrl.tasks import make_env
 from ctrlrl.train.checkpoint import read_folder
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.build import make_learner, on_policy_loop
 from ctrlrl.envs.sim import BatchedSim, Sim
+from ctrlrl.loops import make_learner, on_policy_loop
 from ctrlrl.registry import ALGORITHMS, lookup
 
 OPTIMA = torch.tensor([[0.7, 0.7], [-0.7, 0.7], [0.7, -0.7], [-0.7, -0.7]])

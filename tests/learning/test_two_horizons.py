@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.build import make_learner, on_policy_loop
 from ctrlrl.envs.sim import BatchedSim, Sim
+from ctrlrl.loops import make_learner, on_policy_loop
 from ctrlrl.registry import ALGORITHMS, lookup
 
 LENGTH, LATE = 5, 3.0

@@ -10,8 +10,9 @@ from torch import nn
 
 from ctrlrl import PPO
 from ctrlrl.algos.ppo import PPOConfig
-from ctrlrl.build import make_learner, quick
 from ctrlrl.envs.spaces import Spaces
+from ctrlrl.judging import quick
+from ctrlrl.loops import make_learner
 
 CPU = torch.device("cpu")
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float64)

@@ -15,11 +15,12 @@ from torch import Tensor
 from ctrlrl.algos.bpo import BPOConfig, BPOLearner
 from ctrlrl.algos.iql import IQLConfig, IQLLearner
 from ctrlrl.algos.ppo import PPOConfig, PPOLearner
-from ctrlrl.build import build, training_loop
+from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.core import update as core_update
 from ctrlrl.core.ranks import Ranks
 from ctrlrl.data.table import Dataset
+from ctrlrl.loops import training_loop
 from ctrlrl.shares import share
 from ctrlrl.train.distributed import agree, join
 from ctrlrl.types import EnvSpec, Rollout, Transition, tree_map

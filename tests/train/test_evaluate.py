@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.build import judged, make_learner
 from ctrlrl.envs.classic import Pendulum
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.judging import judged
+from ctrlrl.loops import make_learner
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.train.evaluate import evaluate, forked_rng
 from ctrlrl.types import EnvSpec, TimeStep

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.build import build, make_learner
+from ctrlrl.build import build
 from ctrlrl.compose import train_config, typed
 from ctrlrl.core.off_policy import OnlineConfig
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset, ReplayBuffer
 from ctrlrl.envs.sim import BatchedSim, Sim
+from ctrlrl.loops import make_learner
 from ctrlrl.online import online_loop
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.train.checkpoint import read_folder

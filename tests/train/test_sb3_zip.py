@@ -19,8 +19,8 @@ from torch import nn
 
 from ctrlrl import PPO
 from ctrlrl.algos.ppo import PPOConfig
-from ctrlrl.build import make_learner
 from ctrlrl.envs.spaces import Spaces
+from ctrlrl.loops import make_learner
 from ctrlrl.train import pickle_data, sb3_zip
 from ctrlrl.train.pickle_data import TorchFile, array_of, read_pickle
 from ctrlrl.train.sb3_weights import restore

@@ -1,0 +1,73 @@
+"""How a learner acts where it does not learn: in an evaluation, in trials, on one observation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrlrl.config import TrainConfig
+from ctrlrl.core.learner import Learner
+from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.nn.features import Vector
+from ctrlrl.policies.quick import Quick
+from ctrlrl.tasks import ON_ANY_DEVICE, backend_of, device_of, make_env, make_sim
+from ctrlrl.train.evaluate import Evaluation, evaluate
+from ctrlrl.train.trials import TRIALS, Trials, run_trials
+from ctrlrl.types import VecEnv
+
+
+def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor], Tensor]:
+    """Observations to actions, on the device of the observations."""
+
+    def act(obs: Tensor) -> Tensor:
+        return learner.act(obs.to(learner.device), deterministic=deterministic).action.to(obs.device)
+
+    return act
+
+
+def judged(learner: Learner, deterministic: bool | None = None) -> Callable[[Tensor], Tensor]:
+    """Acting as in an evaluation: as asked for, else deterministic, but for learners that declare otherwise."""
+    return acting(learner, deterministic=not learner.stochastic_eval if deterministic is None else deterministic)
+
+
+def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
+    """A function that evaluates the policy on fresh episodes of the training task."""
+    device = device_of(cfg) if backend_of(cfg.env) in ON_ANY_DEVICE else torch.device("cpu")
+    env: VecEnv | None = None
+
+    def run() -> Evaluation:
+        nonlocal env
+        if env is None:
+            # a seed, because an environment without one would take it from the generator that training uses
+            env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
+        return evaluate(judged(learner, cfg.eval.deterministic), env, episodes=episodes, seed=seed)
+
+    return run
+
+
+def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) -> Trials | None:
+    """Where `n` roll-outs of the sampling policy end; None for a task that is not judged by that."""
+    if backend_of(cfg.env) != "torch" or (scene := (sim := make_sim(cfg.env)).scene) is None:
+        return None
+    env = BatchedSim(sim.trial(), n, seed=seed, device=device_of(cfg), stagger=False)
+    return run_trials(acting(learner, deterministic=False), env, scene, seed=seed)
+
+
+def quick(learner: Learner) -> Quick | None:
+    """What acts on a single observation in NumPy, as `acting` does deterministically; None for other learners."""
+    if learner.loop == "off_policy":
+        nets: Any = learner.nets
+        return Quick(nets.normalizer, Vector(0), nets.policy)
+    parts = [getattr(learner, name, None) for name in ("normalizer", "features", "policy")]
+    return None if None in parts else Quick(*parts)  # type: ignore[arg-type]
+
+
+def scorer(span: Sequence[float] | None) -> Callable[[float], float | None]:
+    """Returns on the 0-100 scale between two reference returns; None for all where there are none."""
+    if span is None:
+        return lambda _: None
+    low, high = span
+    return lambda value: 100.0 * (value - low) / (high - low)

@@ -1,0 +1,193 @@
+"""From a configuration to learner and loop: on-policy, over a data set, over replayed steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ctrlrl.config import TrainConfig
+from ctrlrl.core.compile import resolve
+from ctrlrl.core.learner import Learner
+from ctrlrl.core.process import keep_memory
+from ctrlrl.core.ranks import ALONE, Ranks
+from ctrlrl.data.episodes import Episodes
+from ctrlrl.online import online_loop, refuse_unless_online
+from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
+from ctrlrl.seeds import refuse_unless_stackable, stacked
+from ctrlrl.shares import start_together
+from ctrlrl.sources import cache_folder, dataset, read_data, same_robot, same_task
+from ctrlrl.tasks import backend_of, device_of, env_extras, env_spec, is_staggered, make_env
+from ctrlrl.train.off_policy import OfflineLoop
+from ctrlrl.train.on_policy import OnPolicyLoop
+from ctrlrl.train.trainer import Loop
+from ctrlrl.types import EnvSpec, VecEnv
+
+
+def make_learner(algo: Any, spec: EnvSpec, **parts: Any) -> Learner:
+    """The learner of an algorithm's config (its `name` is the registry key) for an environment's spec.
+
+    parts: what a config cannot hold, e.g. `own_features`, a function that makes a user's feature extractor.
+    """
+    keep_memory()
+    kind = lookup(ALGORITHMS, algo.name, "algorithm")
+    refuse_discrete(kind, algo.name, spec)
+    return kind(algo, spec, **parts)
+
+
+def refuse_discrete(kind: type[Learner], name: str, spec: EnvSpec) -> None:
+    if kind.continuous_only and not spec.action_dim:
+        raise ValueError(
+            f"algo={name} is for continuous actions, those of this environment are discrete. Use algo=ppo."
+        )
+
+
+def refuse_unless_offered(algo: str, offered: Sequence[str], env: str) -> None:
+    """ValueError where an algorithm that learns from an environment needs what this one does not tell."""
+    kind = lookup(ALGORITHMS, algo, "algorithm")
+    missing = kind.needs - set(offered) if kind.loop == "on_policy" else ()
+    if missing:
+        able = [name for name in SIMULATORS if kind.needs <= set(lookup(SIMULATORS, name, "environment").extras)]
+        raise ValueError(
+            f"algo={algo} needs {', '.join(sorted(missing))} of every step, which {env} does not tell. "
+            f"These environments do: {', '.join(able)}"
+        )
+
+
+def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
+    """Environment or data set, learner and loop of a run, or of a rank's share of it, without folder and evaluation."""
+    device = device_of(cfg)
+    kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
+    if cfg.seeds > 1:
+        refuse_unless_stackable(kind, cfg.seeds)
+    if kind.loop == "off_policy":
+        return off_policy_loop(cfg, kind, device, ranks)
+    if cfg.data.name != "none":
+        raise ValueError(
+            f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
+        )
+    refuse_unless_offered(cfg.algo.name, env_extras(cfg.env), f"env={cfg.env.id or cfg.env.name}")
+    if kind.continuous_only:
+        refuse_discrete(kind, cfg.algo.name, env_spec(cfg, device))  # before memory is taken for all environments
+    torch.manual_seed(cfg.seed)
+    steps = cfg.env_steps(kind)
+    mode = resolve(cfg.compile, device, steps)
+    first_lane = ranks.index * cfg.n_envs
+    # elsewhere a lane's seed is the environment's plus its place there
+    seed = cfg.seed + (0 if backend_of(cfg.env) in ("torch", "mujoco") else first_lane)
+    env = make_env(cfg.env, cfg.n_envs, seed=seed, device=device, compile=mode == "compile", first_lane=first_lane)
+    learner = make_learner(cfg.algo.for_envs(cfg.n_envs), env.spec)
+    learner.set_dtype(cfg.dtype)
+    learner.set_compile(mode)
+    start_together(learner, cfg.seed, ranks)
+    return on_policy_loop(
+        learner,
+        env,
+        total_steps=steps,
+        seed=seed,
+        staggered=is_staggered(cfg.env),
+        graph=mode == "graph" and backend_of(cfg.env) == "torch",  # Warp's physics is a graph of its own
+    )
+
+
+def on_policy_loop(
+    learner: Learner, env: VecEnv, *, total_steps: int, seed: int | None, staggered: bool, graph: bool = False
+) -> OnPolicyLoop:
+    return OnPolicyLoop(
+        learner,  # type: ignore[arg-type]
+        env,
+        n_steps=learner.cfg.n_steps,
+        total_steps=total_steps,
+        seed=seed,
+        staggered=staggered,
+        graph=graph,
+    )
+
+
+def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ranks = ALONE) -> Loop:
+    """Over a data set, over an environment's replayed steps, or over the first and then both."""
+    steps = cfg.env_steps(kind)
+    if kind.offline and (steps == 0 or cfg.data.name == "none"):
+        return offline_loop(cfg, read_data(cfg.data), device, ranks)
+    env_name = f"env={cfg.env.id or cfg.env.name}"
+    refuse_unless_online(kind, cfg.algo.name, env_spec(cfg, device), env_name)
+    if cfg.seeds > 1 or ranks.size > 1:
+        several = f"seeds={cfg.seeds}" if cfg.seeds > 1 else f"{ranks.size} processes"
+        raise ValueError(f"{several}: a run off-policy in an environment is one seed in one process; see ctrlrl sweep")
+    before: Any = offline_loop(cfg, read_data(cfg.data), device) if kind.offline else None
+    torch.manual_seed(cfg.seed)
+    env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device)
+    if before is not None:
+        learner: Any = before.learner
+    else:
+        learner = make_learner(cfg.algo, env.spec)
+        learner.set_dtype(cfg.dtype)
+        learner.set_compile(resolve(cfg.compile, device, 0))
+    return online_loop(
+        learner,
+        env,
+        env_steps=steps,
+        seed=cfg.seed,
+        staggered=is_staggered(cfg.env),
+        data=None if before is None else before.source,
+        before=before,
+    )
+
+
+def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ranks: Ranks = ALONE) -> OfflineLoop:
+    """Learner and loop over a data set; of the environment it reads the shapes alone."""
+    spec, env = env_spec(cfg, device), f"env={cfg.env.id or cfg.env.name}"
+    if not spec.action_dim:
+        raise ValueError(f"algo={cfg.algo.name} is for continuous actions, those of {env} are discrete")
+    same_task(episodes, spec, env)
+    same_robot(episodes.facts, cfg.env)
+    torch.manual_seed(cfg.seed)
+    if cfg.seeds > 1:
+        return stacked_loop(cfg, episodes, spec)
+    learner = make_learner(cfg.algo, spec)
+    learner.set_dtype(cfg.dtype)
+    learner.set_compile(resolve(cfg.compile, device, 0))
+    loop = loop_over(cfg, episodes, learner)
+    start_together(learner, cfg.seed, ranks)
+    return loop
+
+
+def stacked_loop(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> OfflineLoop:
+    """All seeds of a run as one learner."""
+    data = dataset(cfg, episodes, lookup(ALGORITHMS, cfg.algo.name, "algorithm"), spec.device)
+
+    def make() -> Any:
+        learner: Any = make_learner(cfg.algo, spec)
+        learner.set_dtype(cfg.dtype)
+        learner.cache = cache_folder(episodes.facts)
+        return learner
+
+    learner, source = stacked(make, seeds_of(cfg), data)
+    learner.set_compile(resolve(cfg.compile, spec.device, 0))
+    return OfflineLoop(
+        learner,
+        source,
+        gradient_steps=cfg.gradient_steps,
+        batch_size=cfg.algo.batch_size,
+        facts=episodes.facts,
+    )
+
+
+def loop_over(cfg: TrainConfig, episodes: Episodes, learner: Learner) -> OfflineLoop:
+    """The loop that teaches a data set to a learner, which sees the whole of it once before."""
+    data = dataset(cfg, episodes, type(learner), learner.device)
+    teachable: Any = learner
+    teachable.cache = cache_folder(episodes.facts)
+    learner.prefit(data.all())
+    return OfflineLoop(
+        teachable,
+        data,
+        gradient_steps=cfg.gradient_steps,
+        batch_size=cfg.algo.batch_size,
+        facts=episodes.facts,
+    )
+
+
+def seeds_of(cfg: TrainConfig) -> range:
+    return range(cfg.seed, cfg.seed + cfg.seeds)
