@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.train.buffer_files import load_buffer
 from ctrlrl.train.checkpoint import exists, read_folder
 
 CLOCKS = {"wall_seconds", "time/steps_per_s"}
@@ -106,6 +108,9 @@ def kill_saving(start: Any, folder: Path, *, kills: int) -> None:
         assert last in (saved, saved + 1)
         assert torch.equal(found.model["w"], torch.full((64, 64), float(last)))
         assert torch.equal(found.training["m"], found.model["w"])
+        buffer = ReplayBuffer(32, 2, 1)
+        load_buffer(buffer, folder / "last")
+        assert torch.equal(buffer.table["obs"][:20], torch.full((20, 2), float(last)))
 
 
 def test_killed_while_saving_the_old_or_the_new_checkpoint_loads(start, tmp_path):

@@ -26,9 +26,12 @@ from ctrlrl import cli, compose, runs  # noqa: F401 - a child must not pay for i
 from ctrlrl.algos.ppo import PPOConfig, PPOLearner  # noqa: F401
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
+from ctrlrl.data.table import ReplayBuffer
 from ctrlrl.envs.classic import Pendulum  # noqa: F401
+from ctrlrl.train.buffer_files import write_buffer
 from ctrlrl.train.checkpoint import Checkpoint, write_folder
 from ctrlrl.train.on_policy import OnPolicyLoop
+from ctrlrl.types import Transition
 
 ITERATION = 2 * 8  # environment steps
 PATIENCE = 120.0  # seconds without a word until a child counts as hanging
@@ -57,6 +60,13 @@ def checkpoint(mark: int) -> Checkpoint:
     return Checkpoint({"w": full}, {"m": full.clone()}, {"mark": mark})
 
 
+def replay(mark: int) -> ReplayBuffer:
+    """Twenty rows of `mark`."""
+    buffer, full = ReplayBuffer(32, 2, 1), torch.full((20, 2), float(mark))
+    buffer.add(Transition(full, full[:, :1], full[:, 0], full, full[:, 0] < 0, {}))
+    return buffer
+
+
 def train(folder: Path, report: Report, iterations: int) -> None:
     trainer = build(config(iterations), folder, resume=(folder / "checkpoints").exists())
     inner = trainer.save
@@ -72,7 +82,8 @@ def train(folder: Path, report: Report, iterations: int) -> None:
 
 def save_for_ever(folder: Path, report: Report, first: int) -> None:
     for mark in itertools.count(first):
-        write_folder(folder / "last", checkpoint(mark))
+        rows = replay(mark)
+        write_folder(folder / "last", checkpoint(mark), lambda new, rows=rows: write_buffer(rows, new, chunk_bytes=200))
         report(f"saved {mark}")
 
 
