@@ -47,7 +47,7 @@ def test_a_simulators_settings_are_kept_in_the_run_folder(run):
     cfg, _ = runs.load_run(run)
     sim = make_sim(cfg.env)
     assert (len(sim.scene.goals), sim.episode_length) == (3, 30)
-    assert sim.cfg.dt == 0.01
+    assert sim.cfg.dt == 0.1
 
 
 def test_the_paths_stand_beside_the_report_and_in_it(run):

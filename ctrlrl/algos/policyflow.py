@@ -57,6 +57,7 @@ class PolicyFlowConfig(ActorCriticConfig):
     flow_steps: int = 10  # midpoint rule, two evaluations a step
     times: str = "grid"  # of the ratio: one of the 2 flow_steps + 1 times of the integration; or "uniform"
     embed_dim: int = 64  # of state and time, a multiple of 8
+    action_scale: float = 1.0  # half the width of the box in which z, flow and noise live; the action is divided by it
     degenerate: bool = False  # z = 0: a Gaussian policy, without the Brownian term
     stochastic_eval: bool = True  # evaluation samples z and the noise, as the authors'; false: both are 0
 
@@ -71,6 +72,7 @@ class PolicyFlowConfig(ActorCriticConfig):
             if getattr(self, name) not in allowed:
                 given = getattr(self, name)
                 raise ValueError(f"PolicyFlowConfig.{name} must be one of {', '.join(allowed)}, got {given!r}")
+        in_range("PolicyFlowConfig", low=0.0, high=float("inf"), open_ends=True, action_scale=self.action_scale)
         if self.flow_steps < 1:
             raise ValueError(f"PolicyFlowConfig.flow_steps must be at least 1, got {self.flow_steps}")
         if self.embed_dim < 8 or self.embed_dim % 8:
@@ -87,7 +89,7 @@ class PolicyFlowLearner(ActorCriticLearner):
         init: dict[str, Any] = {"output_gain": cfg.output_gain}
         critic_init: dict[str, Any] = {}
         if not cfg.orthogonal_init:
-            init = critic_init = {"init": xavier_normal(cfg.output_gain)}
+            init, critic_init = ({"init": xavier_normal(gain)} for gain in (cfg.output_gain, 0.01))
         policy = NoisyFlowPolicy(
             spec.obs_dim,
             spec.action_dim,
@@ -98,6 +100,7 @@ class PolicyFlowLearner(ActorCriticLearner):
             flow_steps=cfg.flow_steps,
             log_std_init=cfg.log_std_init,
             degenerate=cfg.degenerate,
+            scale=cfg.action_scale,
             **init,
         )
         hidden = cfg.hidden if cfg.vf_hidden is None else cfg.vf_hidden

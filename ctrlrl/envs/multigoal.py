@@ -1,7 +1,6 @@
 """MultiGoal: a point in the plane among goals on a circle, any of which will do; a test of multimodal policies.
 
-Yang et al. 2026, arXiv:2602.01156. Dynamics, reward and defaults of the time step and the time limit as in the authors'
-code; the settings that only their run configuration holds (number of goals, weights, action bound) are our choice.
+Yang et al. 2026, arXiv:2602.01156; dynamics, reward and settings as in the authors' code and its run configuration.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from ctrlrl.types import Scene
 class MultiGoalConfig:
     """Settings `env.<field>=` of env=multigoal."""
 
-    n_goals: int = 6  # at equal angles; the paper's figure shows 6, its code's default is 5
-    max_acceleration: float = 10.0  # m/s^2 of an action of 1; beyond it actions are clipped
+    n_goals: int = 6  # at equal angles
+    max_acceleration: float = 5.0  # m/s^2 of an action of 1; beyond it actions are clipped
     goal_weight: float = 1.0  # of exp(-0.3 d^2) + exp(-0.1 d^2), d in m to the nearest goal
-    action_weight: float = -0.01  # of |a|^2, the action in [-1, 1]^2
+    action_weight: float = -0.01  # of the squared acceleration, (m/s^2)^2
     nonnegative_reward: bool = False  # clip the reward of a step at 0
-    dt: float = 0.01  # s
-    episode_length: int = 1000  # steps
+    dt: float = 0.1  # s
+    episode_length: int = 50  # steps
 
     def __post_init__(self) -> None:
         if self.n_goals < 1:
@@ -51,15 +50,15 @@ class MultiGoalState(NamedTuple):
 
 
 class MultiGoal(Sim):
-    """Observation x, y, vx, vy; action = acceleration. Leaving the square |x|, |y| <= 7 terminates.
+    """Observation x, y, vx, vy; action = acceleration. Leaving the square |x|, |y| <= 8 terminates.
 
     The action that moves and costs is the clipped one, as everywhere in ctrlrl; the authors charge the sample before
-    clipping. Episodes start at rest, uniform in the square; trials at rest in the origin.
+    clipping. Episodes start at rest, uniform in [-7, 7]^2; trials at rest in the origin.
     """
 
     obs_dim, action_dim, n_random = 4, 2, 2
     Settings = MultiGoalConfig
-    radius, bound, reach = 5.0, 7.0, 0.5  # m: circle of the goals, half the square, "at" a goal
+    radius, bound, reach = 5.0, 8.0, 0.5  # m: circle of the goals, half the square, "at" a goal
 
     def __init__(self, cfg: MultiGoalConfig | None = None) -> None:
         self.cfg = MultiGoalConfig() if cfg is None else cfg
@@ -68,7 +67,7 @@ class MultiGoal(Sim):
         self.goals = self.radius * torch.stack((torch.cos(angle), torch.sin(angle)), 1)  # [G, 2]
         side = (-self.bound, self.bound)
         self.scene = Scene((*side, *side), self.goals, self.reach)
-        self.spread = self.bound  # episodes start at most this far from the origin, by coordinate
+        self.spread = 7.0  # m; episodes start at most this far from the origin, by coordinate
 
     def to(self, device: torch.device, dtype: torch.dtype) -> MultiGoal:
         moved = copy.copy(self)
@@ -85,12 +84,12 @@ class MultiGoal(Sim):
         return MultiGoalState(position, torch.zeros_like(position))
 
     def step(self, state: MultiGoalState, action: Tensor) -> tuple[MultiGoalState, Tensor, Tensor]:
-        cfg, u = self.cfg, action.T
+        cfg, push = self.cfg, self.cfg.max_acceleration * action.T
         position = torch.add(state.position, state.velocity, alpha=cfg.dt)  # with the velocity before the push
-        velocity = torch.add(state.velocity, u, alpha=cfg.max_acceleration * cfg.dt)
+        velocity = torch.add(state.velocity, push, alpha=cfg.dt)
         away = (position.unsqueeze(0) - self.goals.unsqueeze(2)).square().sum(1).amin(0)  # m^2 to the nearest goal
         near = torch.exp(-0.3 * away) + torch.exp(-0.1 * away)
-        reward = torch.add(cfg.goal_weight * near, u.square().sum(0), alpha=cfg.action_weight) * cfg.dt
+        reward = torch.add(cfg.goal_weight * near, push.square().sum(0), alpha=cfg.action_weight) * cfg.dt
         if cfg.nonnegative_reward:
             reward = reward.clamp(min=0.0)
         return MultiGoalState(position, velocity), reward, position.abs().amax(0) > self.bound

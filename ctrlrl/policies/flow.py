@@ -18,10 +18,11 @@ LOG_STD_BOUNDS = (-20.0, 4.0)
 
 
 class NoisyFlowPolicy(nn.Module):
-    """a = phi_1(z; s) + n with z ~ N(0, I) and n ~ N(0, std^2), a free std. PolicyFlow, arXiv:2602.01156.
+    """a = (phi_1(z; s) + n) / scale, z ~ N(0, I), n ~ N(0, std^2), a free std. PolicyFlow, arXiv:2602.01156.
 
     The density of n alone is known: `log_prob` of an output is that of its noise.
     degenerate: z = 0 always, which leaves a Gaussian around phi_1(0; s).
+    scale: flow and noise live in the box [-scale, scale]; against a box of +-1 the start z alone would be too wide.
     """
 
     needs_extras: ClassVar[bool] = True
@@ -39,10 +40,11 @@ class NoisyFlowPolicy(nn.Module):
         flow_steps: int,
         log_std_init: float,
         degenerate: bool,
+        scale: float = 1.0,
         **init: Any,
     ):
         super().__init__()
-        self.degenerate = degenerate
+        self.degenerate, self.scale = degenerate, scale
         self.velocity = FourierVelocity(obs_dim, action_dim, hidden, embed_dim=embed_dim, activation=activation, **init)
         self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std_init)))
         self.times = uniform_times(flow_steps, END_TIMES[path])
@@ -64,12 +66,12 @@ class NoisyFlowPolicy(nn.Module):
             z = torch.randn_like(z)
         mean = self.flow(obs, z)
         if deterministic:
-            return PolicyOutput(mean, None, {})
+            return PolicyOutput(mean / self.scale, None, {})
         log_std = self.bounded_log_std()
         noise = dist.gaussian_sample(torch.zeros_like(mean), log_std)
         log_prob = dist.gaussian_log_prob(noise, torch.zeros_like(noise), log_std)
         extras = {"z": z, "mean": mean, "noise": noise, "log_std": log_std.expand_as(mean)}
-        return PolicyOutput(mean + noise, log_prob, extras)
+        return PolicyOutput((mean + noise) / self.scale, log_prob, extras)
 
 
 class MatchedFlowPolicy(nn.Module):

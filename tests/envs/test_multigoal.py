@@ -49,7 +49,7 @@ def test_the_reward_is_paid_at_the_new_place_for_the_nearest_goal_less_the_actio
     sim = MultiGoal(CFG)
     action = torch.tensor([[0.6, -0.8], [0.0, 0.0]], dtype=F64)
     _, reward, _ = sim.step(state([[2.9, 0.0], [0.0, -5.0]], [[1.0, 0.0], [0.0, 0.0]]), action)
-    first = 0.1 * (2.0 * (math.exp(-0.3 * 4.0) + math.exp(-0.1 * 4.0)) - 0.05 * 1.0)  # 2 m from (5, 0)
+    first = 0.1 * (2.0 * (math.exp(-0.3 * 4.0) + math.exp(-0.1 * 4.0)) - 0.05 * 3.0**2)  # 2 m from (5, 0); 3 m/s^2
     assert reward.tolist() == pytest.approx([first, 0.1 * 2.0 * 2.0])
 
 
@@ -60,9 +60,9 @@ def test_nonnegative_reward_clips_the_sum_at_zero():
     assert MultiGoal(replace(costly, nonnegative_reward=True)).step(at, push)[1].item() == 0.0
 
 
-def test_beyond_seven_metres_in_either_coordinate_the_episode_terminates():
+def test_beyond_eight_metres_in_either_coordinate_the_episode_terminates():
     rest = [[0.0, 0.0]] * 5
-    at = state([[6.99, 6.99], [7.01, 0.0], [-7.01, 0.0], [0.0, 7.01], [0.0, -7.01]], rest)
+    at = state([[7.99, 7.99], [8.01, 0.0], [-8.01, 0.0], [0.0, 8.01], [0.0, -8.01]], rest)
     _, _, terminated = MultiGoal(CFG).step(at, torch.zeros(5, 2, dtype=F64))
     assert terminated.tolist() == [False, True, True, True, True]
 
