@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "env=multigoal",
         "experiment=none",
         "env.n_goals=3",
-        "env.episode_length=30",
+        "env.episode_length=3",
         "eval.episodes=2",
     )
     assert call("train", *words, *SMALL, f"run.dir={folder}") == 0
@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_simulators_settings_are_kept_in_the_run_folder(run):
     cfg, _ = runs.load_run(run)
     sim = make_sim(cfg.env)
-    assert (len(sim.scene.goals), sim.episode_length) == (3, 30)
+    assert (len(sim.scene.goals), sim.episode_length) == (3, 3)
     assert sim.cfg.dt == 0.1
 
 
