@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrlrl.core.actor_critic import ActorCriticConfig, ActorCriticLearner, Batch
+from ctrlrl.core.ranks import Ranks
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.masked import masked_mean, masked_std
 from ctrlrl.functional.regression import clipped_value
@@ -90,6 +91,13 @@ class MTPPOLearner(ActorCriticLearner):
         )
         self.gammas = torch.tensor([*cfg.aux_gammas, cfg.gamma], device=spec.device)  # [K]
         self._found: Metrics = {}  # of the rollout's advantages
+
+    def set_ranks(self, ranks: Ranks) -> None:
+        if self.router is not None:
+            raise ValueError(
+                "routing=attention mixes advantages before they are standardised: it trains in one process"
+            )
+        super().set_ranks(ranks)
 
     def actor_value(self, value: Tensor) -> Tensor:
         return value[..., -1]

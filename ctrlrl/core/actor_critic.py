@@ -20,6 +20,7 @@ from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import adapt_learning_rate, approx_kl
 from ctrlrl.functional.masked import masked_mean, masked_std, pooled_std_mean, standardize
 from ctrlrl.functional.returns import discounted_sums, gae
+from ctrlrl.functional.scan import append_axes
 from ctrlrl.types import Extras, Metrics, PolicyOutput, Rollout, tree_map
 
 CHUNK = 2**18  # rows of a forward pass over a whole rollout: bounds the memory of its activations
@@ -244,10 +245,11 @@ class ActorCriticLearner(Learner):
     def revalued(self, rollout: Rollout) -> Rollout:
         """The rollout with the present critic's values.
 
-        Final observations are not stored, so a truncated step keeps the bootstrap of the critic that acted.
+        Final observations are not stored, so a truncated step keeps the bootstrap of the critic that acted, and so does
+        the last step of the rollout.
         """
         value = self.value(rollout.obs)
-        done = rollout.terminated | rollout.truncated
+        done = append_axes(rollout.terminated | rollout.truncated, value.ndim)
         following = torch.cat((value[1:], rollout.next_value[-1:]))
         return rollout._replace(value=value, next_value=torch.where(done, rollout.next_value, following))
 
@@ -314,8 +316,8 @@ class ActorCriticLearner(Learner):
         self.normalizer.merge(rollout.obs.flatten(0, 1) if mask is None else rollout.obs[mask])
         metrics["value/advantage_variance"] = spread.square()
         value, target = self.actor_value(batch.value), self.actor_value(batch.target)
-        residual = (target - value).var(unbiased=False)
-        metrics["value/explained_variance"] = 1.0 - residual / (target.var(unbiased=False) + 1e-8)
+        residual = (target - value).var(0, unbiased=False)  # of each head
+        metrics["value/explained_variance"] = (1.0 - residual / (target.var(0, unbiased=False) + 1e-8)).mean()
         metrics["train/learning_rate"] = self.opt["actor_critic"].learning_rate.clone()
         metrics["train/gradient_steps"] = torch.tensor(float(n_steps))
         return metrics

@@ -45,8 +45,9 @@ def velocity_log_ratio(noise: Tensor, change: Tensor, log_std: Tensor, old_log_s
     """log N(noise; change, std) - log N(noise; 0, old std), summed over the last axis: [...] nats.
 
     noise: what was added to the old flow's sample to make the action [..., A]. change: how much the velocity at one
-    point of the path has grown since [..., A]; its mean over t is the first-order shift of the flow's end. The log
-    standard deviations broadcast against them. Exactly 0 where nothing has changed.
+    point of the path has grown since [..., A]; its mean over t stands for the shift of the flow's end, to first
+    order where the field does not depend on the point, else up to the flow's Jacobian (for v = x, a change c shifts
+    the end by (e - 1) c). The log standard deviations broadcast against them. Exactly 0 where nothing has changed.
     Source: PolicyFlow, arXiv:2602.01156, eq. 8-13.
     """
     same_shape("velocity_log_ratio", noise=noise, change=change)

@@ -13,6 +13,7 @@ from ctrlrl.core.actor_critic import Batch
 from ctrlrl.envs.classic import Pendulum
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.functional.distributions import gaussian_log_prob
+from ctrlrl.functional.samplers import midpoint, uniform_times
 from ctrlrl.train.rollout import Collector
 from ctrlrl.types import EnvSpec, ObsPart
 
@@ -141,7 +142,14 @@ def test_a_field_independent_of_point_and_time_is_gaussian_ppo(degenerate):
         torch.testing.assert_close(mine[..., start:], theirs[..., start:], rtol=0, atol=1e-5)
 
 
-def test_over_all_times_the_ratio_of_a_small_update_is_the_flows_own():
+def test_in_an_expanding_field_the_ratio_misses_the_flows_jacobian():
+    """v = x and v = x + c: the end moves by (e - 1) c, the velocity by c."""
+    times, c = uniform_times(200), 0.01
+    ends = [midpoint(lambda x, t, c=c: x + c, torch.ones(1), times) for c in (0.0, c)]
+    assert float(ends[1] - ends[0]) == pytest.approx((math.e - 1.0) * c, rel=1e-3)
+
+
+def test_over_all_times_the_ratio_of_a_small_update_is_the_flows_own_where_the_field_ignores_the_point():
     """Paper eq. 11: the velocity's mean change over t is the shift of the flow's end, up to second order."""
     learner = make(spec=SPEC, brownian_coef=0.0, flow_steps=20)
     obs = torch.randn(1, 3).expand(4096, 3).contiguous()

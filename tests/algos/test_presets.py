@@ -1,11 +1,15 @@
 """Presets against the tables of the papers' codes: what each changes of the data and of the algorithm, and no more."""
 
+import math
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from ctrlrl.algos.policyflow import PolicyFlowConfig
+from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.compose import CONFIG_DIR, train_config
+from ctrlrl.envs.multigoal import MultiGoal, MultiGoalConfig
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.sweep.cells import cells_of
 from ctrlrl.sweep.plan import read_plan
@@ -139,3 +143,20 @@ def test_multi_timescale_ppo_and_its_baseline_differ_in_the_discounts_alone():
 def test_a_preset_names_its_gymnasium_id(algo):
     cfg = train_config([f"experiment={algo}/lunarlander"])
     assert (cfg.algo.name, cfg.env.name, cfg.env.id, cfg.algo.gamma) == (algo, "gym", "LunarLander-v3", 0.999)
+
+
+def test_multigoal_is_the_authors_run_and_the_gaussian_beside_it_differs_in_the_policy_alone():
+    """Their multigoal_env_cfg.yaml and the specification's table 3.A.6."""
+    flow, gaussian = preset("policyflow/multigoal"), preset("ppo/multigoal")
+    task = MultiGoalConfig()
+    assert (task.n_goals, task.dt, task.episode_length, task.max_acceleration) == (6, 0.1, 50, 5.0)
+    assert (task.goal_weight, task.action_weight, MultiGoal.bound) == (1.0, -0.01, 8.0)
+    assert (flow["n_envs"], flow["total_steps"]) == (gaussian["n_envs"], gaussian["total_steps"]) == (4096, 20_000_000)
+    own = {"ent_coef": 0.001, "brownian_coef": 0.25, "learning_rate": 2e-4, "hidden": [256, 128, 64], "n_steps": 32}
+    assert own.items() <= flow["algo"].items()
+    shared = set(flow["algo"]) & set(gaussian["algo"])
+    assert {k: flow["algo"][k] for k in shared} == {k: gaussian["algo"][k] for k in shared}
+    defaults, beside = PolicyFlowConfig(), PPOConfig(**gaussian["algo"])
+    for name in ("vf_coef", "clip_range", "clip_range_vf", "max_grad_norm", "weight_decay", "desired_kl", "adam_eps"):
+        assert getattr(beside, name) == getattr(defaults, name), name
+    assert math.exp(beside.log_std_init) * flow["algo"]["action_scale"] == pytest.approx(1.0, rel=1e-3)
