@@ -249,7 +249,7 @@ def _print_config(words: list[str]) -> int:
 
 def _summary(result: dict[str, Any], folder: Path) -> str:
     learned = ("env_steps", "steps_per_second")
-    if result["data"] is not None:
+    if result["env_steps"] == 0:
         learned = ("gradient_steps", "updates_per_second")
     keys = ("algo", "env", "data", "seed", "status", learned[0], "final_return_mean", "final_return_std")
     more = ("best_return_mean", "normalized_score", "train_seconds", "wall_seconds", learned[1])

@@ -78,7 +78,7 @@ def _check_clocks(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     """ValueError where the length of a run was given in steps that it does not take."""
     kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
     offline, online = (getattr(kind, name, False) for name in ("offline", "online"))
-    if "gradient_steps" in chosen and "total_steps" not in chosen and not (offline and cfg.data.name != "none"):
+    if "gradient_steps" in chosen and "total_steps" not in chosen and not offline:
         raise ValueError("gradient_steps: a run that learns from the environment counts total_steps; give that instead")
     if "total_steps" in chosen and "gradient_steps" not in chosen and offline and not online:
         raise ValueError("total_steps: a run that learns from a data set counts gradient_steps; give that instead")
@@ -108,9 +108,12 @@ def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
     algo = lookup(ALGORITHMS, str(name), "algorithm").config
     schema = OmegaConf.structured(TrainConfig(algo=algo(), env=env()))
     try:
-        return OmegaConf.merge(schema, saved, OmegaConf.from_dotlist(list(words)))  # type: ignore[return-value]
+        cfg: DictConfig = OmegaConf.merge(schema, saved, OmegaConf.from_dotlist(list(words)))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {_explain(error, words)}") from None
+    if cfg.iterations is not None:
+        _count_iterations(cfg, _split(words))
+    return cfg
 
 
 def _plain_yaml(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ctrlrl.config import TrainConfig
@@ -13,7 +12,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
-from ctrlrl.tasks import ON_ANY_DEVICE, backend_of, device_of, make_env, make_sim
+from ctrlrl.tasks import backend_of, device_of, env_device, make_env, make_sim
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import VecEnv
@@ -35,7 +34,7 @@ def judged(learner: Learner, deterministic: bool | None = None) -> Callable[[Ten
 
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
     """A function that evaluates the policy on fresh episodes of the training task."""
-    device = device_of(cfg) if backend_of(cfg.env) in ON_ANY_DEVICE else torch.device("cpu")
+    device = env_device(cfg)
     env: VecEnv | None = None
 
     def run() -> Evaluation:

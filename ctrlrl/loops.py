@@ -10,10 +10,11 @@ import torch
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
+from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
 from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.data.episodes import Episodes
-from ctrlrl.online import online_loop, refuse_unless_online
+from ctrlrl.data.table import Dataset, Mixture, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together
@@ -21,8 +22,9 @@ from ctrlrl.sources import cache_folder, dataset, read_data, same_robot, same_ta
 from ctrlrl.tasks import backend_of, device_of, env_extras, env_spec, is_staggered, make_env
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
+from ctrlrl.train.online import OnlineLoop
 from ctrlrl.train.trainer import Loop
-from ctrlrl.types import EnvSpec, VecEnv
+from ctrlrl.types import EnvSpec, Source, VecEnv
 
 
 def make_learner(algo: Any, spec: EnvSpec, **parts: Any) -> Learner:
@@ -110,8 +112,7 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
     steps = cfg.env_steps(kind)
     if kind.offline and (steps == 0 or cfg.data.name == "none"):
         return offline_loop(cfg, read_data(cfg.data), device, ranks)
-    env_name = f"env={cfg.env.id or cfg.env.name}"
-    refuse_unless_online(kind, cfg.algo.name, env_spec(cfg, device), env_name)
+    refuse_unless_online(kind, cfg.algo.name)
     if cfg.seeds > 1 or ranks.size > 1:
         several = f"seeds={cfg.seeds}" if cfg.seeds > 1 else f"{ranks.size} processes"
         raise ValueError(f"{several}: a run off-policy in an environment is one seed in one process; see ctrlrl sweep")
@@ -138,8 +139,7 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
 def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ranks: Ranks = ALONE) -> OfflineLoop:
     """Learner and loop over a data set; of the environment it reads the shapes alone."""
     spec, env = env_spec(cfg, device), f"env={cfg.env.id or cfg.env.name}"
-    if not spec.action_dim:
-        raise ValueError(f"algo={cfg.algo.name} is for continuous actions, those of {env} are discrete")
+    refuse_discrete(lookup(ALGORITHMS, cfg.algo.name, "algorithm"), cfg.algo.name, spec)
     same_task(episodes, spec, env)
     same_robot(episodes.facts, cfg.env)
     torch.manual_seed(cfg.seed)
@@ -191,3 +191,47 @@ def loop_over(cfg: TrainConfig, episodes: Episodes, learner: Learner) -> Offline
 
 def seeds_of(cfg: TrainConfig) -> range:
     return range(cfg.seed, cfg.seed + cfg.seeds)
+
+
+def online_loop(
+    learner: OffPolicyLearner,
+    env: VecEnv,
+    *,
+    env_steps: int,
+    seed: int | None,
+    staggered: bool,
+    data: Dataset | None = None,
+    before: OfflineLoop | None = None,
+    skilled: bool = False,
+) -> OnlineLoop:
+    """data: rows to learn from besides; rewards are kept as it has them. before: the updates on it that come first.
+
+    skilled: the policy has learned something already.
+    """
+    cfg, spec = learner.cfg, env.spec
+    buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, device=learner.device)
+    source: Source = buffer
+    if data is not None and cfg.offline_share is None:
+        buffer.fill(data.all())
+    elif data is not None:
+        source = Mixture([(data, cfg.offline_share), (buffer, 1.0 - cfg.offline_share)])
+    return OnlineLoop(
+        learner,
+        env,
+        buffer,
+        source,
+        cfg=cfg,
+        batch_size=cfg.batch_size,
+        env_steps=env_steps,
+        seed=seed,
+        staggered=staggered,
+        before=before,
+        skilled=skilled or before is not None,
+        reward=(1.0, 0.0) if data is None else data.reward,
+    )
+
+
+def refuse_unless_online(kind: type[Learner], algo: str) -> None:
+    """ValueError where an algorithm cannot go on in an environment."""
+    if not getattr(kind, "online", False):
+        raise ValueError(f"algo={algo} learns from a data set alone; leave total_steps out")

@@ -21,10 +21,10 @@ from ctrlrl.judging import judged, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
-from ctrlrl.tasks import backend_of, device_of, make_env
+from ctrlrl.tasks import backend_of, device_of, env_device, make_env
 from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec
 from ctrlrl.train.disk import write_atomic
-from ctrlrl.train.distributed import agree, join
+from ctrlrl.train.distributed import agree, join, part
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.train.stacked import seed_folder
 from ctrlrl.train.trainer import Trainer
@@ -49,7 +49,11 @@ def _together(cfg: TrainConfig) -> Ranks:
     """The processes that torchrun started for this run, once they agree on it."""
     ranks = join(cuda=device_of(cfg).type == "cuda")
     own = {package: version for package, version in versions().items() if package in ("ctrlrl", "torch")}
-    agree(ranks, own | _flat(asdict(cfg)))
+    try:
+        agree(ranks, own | _flat(asdict(cfg)))
+    except ValueError:
+        part()
+        raise
     return ranks
 
 
@@ -94,7 +98,7 @@ def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learn
         named = seed_folder(folder, cfg.seed)
         raise ValueError(f"{folder} holds {cfg.seeds} seeds trained together; name one of them: run={named}")
     set_threads(cfg.threads, widest_layer(cfg.algo), device_of(cfg))
-    env = make_env(cfg.env, 1, stagger=False)
+    env = make_env(cfg.env, 1, stagger=False, device=env_device(cfg))
     learner = make_learner(cfg.algo, env.spec)
     learner.set_dtype(cfg.dtype)
     env.close()
@@ -137,7 +141,7 @@ def evaluate_run(
     """
     cfg, learner = load_run(folder, checkpoint)
     deterministic = cfg.eval.deterministic if deterministic is None else deterministic
-    env = make_env(cfg.env, min(episodes, 64), stagger=False)
+    env = make_env(cfg.env, min(episodes, 64), stagger=False, device=env_device(cfg))
     returns, lengths, success = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
     tried = trials(learner, cfg, seed=seed, n=n_trials)
@@ -202,7 +206,7 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
     try:
         env = make_env(env_cfg, 1, stagger=False, render=True)
         fps = getattr(env, "frames_per_second", 30.0)
-        record(judged(learner), env, out, seed=seed, fps=fps)
+        record(judged(learner, cfg.eval.deterministic), env, out, seed=seed, fps=fps)
         env.close()
     except RuntimeError:
         raise

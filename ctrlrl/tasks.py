@@ -118,9 +118,14 @@ def env_extras(cfg: EnvConfig) -> tuple[str, ...]:
 
 def env_spec(cfg: TrainConfig, device: torch.device) -> EnvSpec:
     """The task's spec with one environment, on the learner's device."""
-    env = make_env(cfg.env, 1, seed=0, stagger=False)
+    env = make_env(cfg.env, 1, seed=0, stagger=False, device=env_device(cfg))
     env.close()
     return env.spec._replace(device=device)
+
+
+def env_device(cfg: TrainConfig) -> torch.device:
+    """Where the environments of a run step."""
+    return device_of(cfg) if backend_of(cfg.env) in ON_ANY_DEVICE else torch.device("cpu")
 
 
 def is_staggered(cfg: EnvConfig) -> bool:

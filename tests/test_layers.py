@@ -26,21 +26,20 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "compose": {"config", "registry"},
     "sources": {"config", "core", "data", "registry", "types"},
     "seeds": {"core", "data", "nn"},
-    "online": {"core", "data", "train", "types"},
     "provenance": {"config", "data"},
     "tasks": {"config", "envs", "registry", "types"},
     "judging": {"config", "core", "envs", "nn", "policies", "tasks", "train", "types"},
-    "loops": {"config", "core", "data", "registry", "online", "seeds", "shares", "sources", "tasks", "train", "types"},
+    "loops": {"config", "core", "data", "registry", "seeds", "shares", "sources", "tasks", "train", "types"},
     "build": GROUND
     | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"}
-    | {"sources", "provenance", "seeds", "shares", "online", "tasks", "judging", "loops"},
+    | {"sources", "provenance", "seeds", "shares", "tasks", "judging", "loops"},
     "runs": GROUND | {"core", "train", "report", "build", "tasks", "judging", "loops", "compose", "provenance"},
     "shares": {"config", "core"},
     "deploy": {"core", "envs", "build", "tasks", "judging", "loops", "provenance", "runs"},
     "sweep": {"compose", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "compose", "provenance", "runs", "api"},
-    "face": GROUND | {"online", "envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
+    "face": GROUND | {"envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
     "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
     | {"core", "data", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},

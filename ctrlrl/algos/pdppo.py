@@ -125,9 +125,7 @@ class PDPPOLearner(ActorCriticLearner):
         """
         extras = {name: rollout.extras[name] for name in _EXTRAS if name in rollout.extras}
         if self.cfg.critics == "dual":
-            flat = extras["post_obs"].flatten(0, 1)
-            post_value = torch.cat([self._post_value(rows) for rows in self._chunks(flat)])
-            extras["post_value"] = post_value.view_as(rollout.value)
+            extras["post_value"] = self._values_after(rollout)
         together = rollout._replace(extras=extras)
         if self.kept is not None and self.kept.obs.shape[1] == rollout.obs.shape[1]:
             together = tree_map(lambda old, new: torch.cat((old, new)), self.kept, together)
@@ -140,6 +138,12 @@ class PDPPOLearner(ActorCriticLearner):
             return together
         return together._replace(value=torch.stack((together.extras["post_value"], together.value), -1))
 
+    def _values_after(self, rollout: Rollout) -> Tensor:
+        """V_x of the post-decision states, [T, B]."""
+        rows = rollout.extras["post_obs"].flatten(0, 1)
+        return torch.cat([self._post_value(chunk) for chunk in self._chunks(rows)]).view_as(rollout.value)
+
+    @torch.no_grad()
     def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """max(A_x, A_pre) [T', B], and the returns of both rewards, [T', B, 2]; of the total [T', B] with one critic.
 
@@ -151,7 +155,10 @@ class PDPPOLearner(ActorCriticLearner):
         if self.cfg.critics == "single":
             target = returns.sum(-1)
             return target - rollout.value, target
-        post, pre = (returns - rollout.value).unbind(-1)
+        value = rollout.value
+        if value.ndim < returns.ndim:  # a rollout as it was collected
+            value = torch.stack((self._values_after(rollout), value), -1)
+        post, pre = (returns - value).unbind(-1)
         return post_decision_advantage(post, pre), returns
 
     def surrogate(self, log_ratio: Tensor, batch: Batch, value: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class Updating:
     name = "ctrlrl"
 
     def __init__(self, cfg: TrainConfig, seconds: float, device: torch.device, *, warm: int = 0):
+        if cfg.total_steps is not None:
+            raise ValueError("bench updates measures updates from a data set; leave total_steps out")
         self.loop: Any = training_loop(cfg)
         self.loop.total_steps = FOREVER
         self.seconds, self.device, self.seeds = seconds, device, cfg.seeds

@@ -308,7 +308,7 @@ class ActorCriticLearner(Learner):
             batch,
             self.step,
             n_epochs=self.cfg.n_epochs,
-            n_minibatches=self.cfg.minibatches(len(batch.obs)),
+            n_minibatches=self.cfg.minibatches(experience.terminated.numel()),  # the same on every rank
             after_epoch=lambda batch: self.after_epoch(experience, batch),
             report=self._epoch_ends,
         )

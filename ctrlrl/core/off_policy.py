@@ -43,6 +43,10 @@ class OnlineConfig:
         if self.offline_share is not None:
             in_range(where, low=0.0, high=1.0, offline_share=self.offline_share)
 
+    def check_envs(self, n_envs: int) -> None:
+        if self.buffer_size < n_envs:
+            raise ValueError(f"algo.buffer_size={self.buffer_size} is smaller than one step of n_envs={n_envs}")
+
 
 class Nets(nn.Module):
     """The networks of a learner under their names: `nets.policy`, `nets.critic`, ..."""
@@ -57,6 +61,7 @@ class OffPolicyLearner(Learner):
     """nets must hold `normalizer` and `policy`. They may be exchanged for stacked ones: look them up at every use."""
 
     loop = "off_policy"
+    continuous_only = True
     normalized: ClassVar[bool] = True  # obs and next_obs of a batch reach `step` normalised
     stackable: ClassVar[bool] = True  # `step` trains the stacked networks of several seeds as it stands
     offline: ClassVar[bool] = True  # learns from a data set alone

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from ctrlrl import build, judging, loops, online, tasks
+from ctrlrl import build, judging, loops, tasks
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.environments import Connection, connect
@@ -76,8 +76,6 @@ class OfflineAgent:
         self.observation_space, self.action_space = self._spaces
         seed_generators(self.seed)
         spec = self._spaces.env_spec(self.device)
-        if not spec.action_dim:
-            raise ValueError(f"{type(self).__name__} is for continuous actions, got {self.action_space}")
         self.learner = loops.make_learner(self.cfg, spec)
         self._quick = judging.quick(self.learner)
 
@@ -142,8 +140,8 @@ class OfflineAgent:
             if self._connection is None:
                 raise ValueError(f"{where}: an environment is needed; give one to load(path, env=...)")
             env = self._connection.env
-            online.refuse_unless_online(type(self.learner), self.algo, env.spec, "the environment")
-            self._online = online.online_loop(
+            loops.refuse_unless_online(type(self.learner), self.algo)
+            self._online = loops.online_loop(
                 self.learner,
                 env,
                 env_steps=0,

@@ -203,11 +203,12 @@ class RolloutView:
 
     @property
     def advantages(self) -> Any:
-        return self._learner.advantages(self._rollout)[0].cpu().numpy()
+        found = self._learner.advantages(self._rollout)[0]
+        return (found if found.ndim == 2 else self._learner.actor_value(found)).cpu().numpy()
 
     @property
     def returns(self) -> Any:
-        return self._learner.actor_value(self._learner.advantages(self._rollout)[1]).cpu().numpy()
+        return self.advantages + self.values
 
 
 def _lanes(batch: Any, shape: Any) -> Any:

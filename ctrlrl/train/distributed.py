@@ -28,6 +28,12 @@ def join(*, cuda: bool) -> Ranks:
     return TorchRanks()
 
 
+def part() -> None:
+    """Leave the group without waiting for the others: what one of several processes does when it fails."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def agree(ranks: Ranks, settings: Mapping[str, Any]) -> None:
     """ValueError, on every rank, that names the first setting in which one differs from the first rank."""
     if ranks.size == 1:

@@ -113,6 +113,7 @@ class OnPolicyLoop:
         env_state = {k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")}
         if not env_state:
             # the environment cannot be restored: its episodes start anew, not with the seeds the run began with
+            self.learner.forget_episodes()
             if self.seed is not None:
                 self.collector.reset(fresh_seed(self.seed, self.env_steps))
             return

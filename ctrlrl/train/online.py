@@ -16,11 +16,11 @@ from ctrlrl.train.off_policy import Means, OfflineLoop
 from ctrlrl.train.rollout import EpisodeSums, EpisodeTracker, Steps, fresh_seed, recent_means
 from ctrlrl.types import Metrics, Source, TimeStep, Transition, VecEnv, tree_map
 
-CHUNK = 50  # steps of all environments between two looks at the losses, so also between two log rows or checkpoints
+CHUNK = 50  # steps of all environments, or updates, after which the losses are looked at and a row may be written
 
 
 class OnlineLoop:
-    """One `iterate` is up to CHUNK steps of all environments with their updates, or a chunk of offline updates.
+    """One `iterate` is CHUNK steps of all environments, fewer if they bring more updates, or a chunk of offline ones.
 
     source: where batches come from; it may mix `buffer` with a data set.
     before: the offline updates that come first; the clock then counts these and environment steps, "steps".
@@ -56,6 +56,7 @@ class OnlineLoop:
         self.owed = 0.0  # updates that environment steps have earned and that were not made yet
         self.waits = 0  # steps of all environments since the last updates
         self.skilled = skilled
+        self.begun = False  # whether the learner knows that the environment's steps have begun
         self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)
         self.obs = env.reset(seed).clone()
@@ -82,13 +83,13 @@ class OnlineLoop:
         if self.before is not None and not self.before.done:
             metrics = self.before.iterate()
             self.gradient_steps = self.before.gradient_steps
-            if self.before.done:
-                self.learner.begin_online()
             return metrics
-        means, taken = Means(), []
-        for _ in range(CHUNK):
-            if self.done:
-                break
+        if not self.begun:
+            self.learner.begin_online()
+            self.begun = True
+        means, taken = Means(), list[Steps]()
+        until = self.gradient_steps + CHUNK
+        while len(taken) < CHUNK and self.gradient_steps < until and not self.done:
             taken.append(self._step())
             for _ in range(self._due()):
                 if self.before is None:  # else the schedules were the offline training's
@@ -117,7 +118,8 @@ class OnlineLoop:
         if self.env_steps < self.cfg.learning_starts and not self.skilled:
             spec = self.env.spec
             return 2.0 * torch.rand(spec.n_envs, spec.action_dim, device=spec.device) - 1.0
-        return self.learner.act(self.obs).action.clamp(-1.0, 1.0)
+        action = self.learner.act(self.obs.to(self.learner.device)).action
+        return action.clamp(-1.0, 1.0).to(self.obs.device)
 
     def _due(self) -> int:
         """Updates to make now. Steps before learning starts earn none."""
@@ -139,7 +141,7 @@ class OnlineLoop:
         kept = self.buffer.newest(len(taken) * self.env.spec.n_envs)
         if not bool(torch.isfinite(kept.sum())):
             raise ValueError(
-                f"the environment gave an observation or a reward that is not finite in the {CHUNK} steps before "
+                f"the environment gave an observation or a reward that is not finite in the {len(taken)} steps before "
                 f"environment step {self.env_steps}, or the policy such an action. Mend the environment, or lower "
                 "algo.learning_rate."
             )
@@ -147,7 +149,9 @@ class OnlineLoop:
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"env/{k}": v for k, v in self.env.state_dict().items()}
         state |= {"obs": self.obs, "owed": torch.tensor(self.owed, dtype=torch.float64)}
-        state |= {"waits": torch.tensor(self.waits), "buffer/added": torch.tensor(self.buffer.added)}
+        state |= {"waits": torch.tensor(self.waits), "begun": torch.tensor(self.begun)}
+        if self.before is not None:
+            state["offline_steps"] = torch.tensor(self.before.gradient_steps)
         state |= {"episodes/running": self.episodes.running, "episodes/counts": self.episodes.counts}
         if self.recent:
             state["episodes/recent"] = torch.tensor([[float(x) for x in sums] for sums in self.recent]).double()
@@ -157,8 +161,11 @@ class OnlineLoop:
         """The counters have been set before; the buffer's rows come from files of their own."""
         self.recent = deque((EpisodeSums(*row) for row in state.get("episodes/recent", torch.empty(0, 3))), maxlen=4096)
         self.owed, self.waits = float(state["owed"]), int(state["waits"])
+        self.begun = bool(state["begun"])
         if self.before is not None:
-            self.before.gradient_steps = min(self.gradient_steps, self.before.total_steps)
+            self.before.gradient_steps = int(state["offline_steps"])
+            if self.begun and self.before.gradient_steps < self.before.total_steps:
+                raise ValueError(f"gradient_steps stays {self.before.gradient_steps}: its online part has begun")
         env_state = {k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")}
         if not env_state:
             if self.seed is not None:

@@ -251,7 +251,8 @@ class Trainer:
             found = self._checkpoint(self.learner, random_state(self.device), self.evaluation, self._state())
             for index, own in enumerate(others, start=1):
                 found.training.update({f"rank{index}/{key}": tensor for key, tensor in own.items()})
-            buffer = self.buffer if name == "last" else None
+            # before the environment's first step a buffer holds what the loop puts there at its start
+            buffer = self.buffer if name == "last" and self.loop.env_steps else None
             more = None if buffer is None else lambda new: write_buffer(buffer, new)
             write_folder(self.checkpoints / name, found, more)
         self.checkpoint_seconds += time.perf_counter() - begin
@@ -283,6 +284,7 @@ class Trainer:
             "best": self.best,
             "next_eval": self.next_eval,
             "metrics": _plain(self.metrics),
+            "clock": loop.clock,
             "spec": spec_values(self.spec),
         }
 
@@ -315,6 +317,9 @@ class Trainer:
                 f"{last}: {were!r:.20} processes trained it together, here are {self.ranks.size}. Go on with as many: "
                 "torchrun --nproc-per-node=N -m ctrlrl.cli train run.resume=..."
             )
+        was, now = checkpoint.state.get("clock", self.loop.clock), self.loop.clock
+        if was != now:
+            raise ValueError(f"{last}: the run counts {was} and would now count {now}; begin a new run instead")
         same_spec(checkpoint.state, self.spec, str(last), lanes=True)
         self._same_data(checkpoint.state, last)
         try:
@@ -330,8 +335,8 @@ class Trainer:
     def _restore_buffer(self, last: Path) -> None:
         if self.buffer is not None and has_buffer(last):
             load_buffer(self.buffer, last)
-        elif getattr(self.loop, "buffer", None) is not None:
-            self.progress.note("the replay buffer was not kept (checkpoint.buffer=false): it fills anew")
+        elif self.loop.env_steps and hasattr(self.loop, "buffer"):
+            self.progress.note(f"{last} holds no replay buffer (checkpoint.buffer=false?): it fills anew")
 
     def _same_data(self, state: dict[str, Any], last: Path) -> None:
         """ValueError where the data set is not the one that the run began with."""

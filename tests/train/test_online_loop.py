@@ -11,11 +11,11 @@ from torch import Tensor
 from ctrlrl.build import build
 from ctrlrl.compose import train_config, typed
 from ctrlrl.core.off_policy import OnlineConfig
+from ctrlrl.core.ranks import ALONE
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset, ReplayBuffer
 from ctrlrl.envs.sim import BatchedSim, Sim
-from ctrlrl.loops import make_learner
-from ctrlrl.online import online_loop
+from ctrlrl.loops import make_learner, online_loop
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import OfflineLoop
@@ -49,6 +49,7 @@ class Constant:
     """Acts 3 (which is 1 at most), and counts the updates with the size of the buffer at each."""
 
     device = torch.device("cpu")
+    ranks = ALONE
 
     def __init__(self, **settings: Any):
         self.cfg = OnlineConfig(**settings)
@@ -262,3 +263,41 @@ def test_a_learner_of_each_kind_makes_a_loop():
         metrics = run.iterate()
         assert run.gradient_steps == 30
         assert all(torch.isfinite(value) for value in metrics.values()), algo
+
+
+def test_an_iteration_ends_after_a_chunk_of_updates_too():
+    run = loop(Constant(learning_starts=0, utd=20.0), n_envs=1, env_steps=60)
+    run.iterate()
+    assert run.env_steps == 3
+    assert run.gradient_steps == 60
+
+
+def test_the_length_of_the_offline_part_stays_once_the_environment_has_begun():
+    learner, rows = Constant(learning_starts=0), data()
+
+    def fresh(gradient_steps: int) -> Any:
+        return loop(learner, data=rows, before=OfflineLoop(learner, rows, gradient_steps=gradient_steps, batch_size=4))
+
+    run = fresh(100)
+    run.iterate()
+    shorter = fresh(30)
+    shorter.gradient_steps = run.gradient_steps  # what the trainer restores
+    shorter.load_state_dict(run.state_dict())
+    shorter.iterate()
+    assert (learner.began, shorter.steps - shorter.env_steps) == (1, 50), "the shorter offline part was over"
+    with pytest.raises(ValueError, match="gradient_steps stays 50"):
+        fresh(200).load_state_dict(shorter.state_dict())
+
+
+def test_a_run_cannot_turn_its_clock_on_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+    words = ["algo=iql", "env=pendulum", "data=file", "data.path=x", "gradient_steps=50", "experiment=none"]
+    words += ["eval.every=0", "eval.episodes=1", "algo.batch_size=8", "algo.hidden=[8,8]", "threads=1"]
+    build(typed(train_config(words)), tmp_path).save("last")
+    with pytest.raises(ValueError, match="counts gradient_steps and would now count steps"):
+        build(typed(train_config([*words, "total_steps=100", "n_envs=3"])), tmp_path, resume=True)
+
+
+def test_a_buffer_smaller_than_one_step_is_refused_before_anything_is_read():
+    with pytest.raises(ValueError, match=r"algo\.buffer_size=10 is smaller than one step of n_envs=64"):
+        typed(train_config(["algo=iql", "env=pendulum", "data=file", "data.path=x", "algo.buffer_size=10"]))
