@@ -45,7 +45,9 @@ def test_images_and_discrete_actions_are_named():
     with pytest.raises(ValueError, match="its observations are images"):
         same_task(replace(episodes, obs=np.zeros((episodes.n_rows, 2, 2, 3), np.uint8)), HOPPER, "env=hopper-v4")
     cfg = TrainConfig(algo=PRDCConfig(), env=EnvConfig(name="cartpole"))
-    with pytest.raises(ValueError, match=r"algo=prdc is for continuous actions, those of this environment are discrete"):
+    with pytest.raises(
+        ValueError, match=r"algo=prdc is for continuous actions, those of this environment are discrete"
+    ):
         offline_loop(cfg, episodes, torch.device("cpu"))
 
 

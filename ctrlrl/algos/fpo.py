@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.core.actor_critic import ActorCriticConfig, ActorCriticLearner, Batch
+from ctrlrl.core.actor_critic import ActorCriticLearner, Batch
+from ctrlrl.core.on_policy_config import ActorCriticConfig
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import approx_kl
 from ctrlrl.functional.surrogate import ppo_clip

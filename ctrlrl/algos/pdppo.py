@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.core.actor_critic import ACTIVATIONS, ActorCriticConfig, ActorCriticLearner, Batch
+from ctrlrl.core.actor_critic import ActorCriticLearner, Batch
+from ctrlrl.core.on_policy_config import ACTIVATIONS, ActorCriticConfig
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.post_decision import post_decision_advantage
 from ctrlrl.functional.returns import discounted_returns

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrlrl.core.actor_critic import ActorCriticConfig, ActorCriticLearner, Batch
+from ctrlrl.core.actor_critic import ActorCriticLearner, Batch
+from ctrlrl.core.on_policy_config import ActorCriticConfig
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import gaussian_entropy, gaussian_kl
 from ctrlrl.functional.paths import END_TIMES, PATHS, brownian_residual, path_point, velocity_log_ratio

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ctrlrl.core.actor_critic import ActorCriticConfig, ActorCriticLearner, Batch
+from ctrlrl.core.actor_critic import ActorCriticLearner, Batch
+from ctrlrl.core.on_policy_config import ActorCriticConfig
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.regression import clipped_value
 from ctrlrl.functional.surrogate import ppo_clip
