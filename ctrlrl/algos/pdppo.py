@@ -57,8 +57,6 @@ class PDPPOConfig(ActorCriticConfig):
         super().__post_init__()
         in_range("PDPPOConfig", low=0.0, high=1.0, open_ends=True, clip_range=self.clip_range)
         in_range("PDPPOConfig", low=0.0, high=float("inf"), vf_learning_rate=self.vf_learning_rate)
-        if self.desired_kl is not None:
-            raise ValueError("PDPPOConfig.desired_kl must be null: the rollouts of an update are of several policies")
         if self.kept_rollouts < 0:
             raise ValueError(f"PDPPOConfig.kept_rollouts must be at least 0, got {self.kept_rollouts}")
         for name, allowed in (("critics", ("dual", "single")), ("vf_activation", ACTIVATIONS)):

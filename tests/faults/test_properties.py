@@ -179,7 +179,7 @@ def answers_config(make: Any) -> None:
         return
     assert isinstance(found, TrainConfig)
     assert found.n_envs >= 1
-    assert found.total_steps >= 1
+    assert found.total_steps is None or found.total_steps >= 1
     assert 0.0 <= found.algo.gamma <= 1.0
     assert 0 <= found.seed < 2**62
     assert found.checkpoint.every >= 0.0
