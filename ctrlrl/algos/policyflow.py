@@ -122,22 +122,22 @@ class PolicyFlowLearner(ActorCriticLearner):
         return super().update(rollout)
 
     def _draw_times(self, n: int) -> tuple[Tensor, Any]:
-        """One time a sample [n], and a function that gives a velocity network's embeddings of them [n, E]."""
+        """One time a sample [n], and a function that gives a velocity network's part of them [n, H]."""
         grid = self.policy.grid
         if self.cfg.times == "uniform":
             t = END_TIMES[self.cfg.path] * torch.rand(n, device=grid.device)
-            return t, lambda net: net.embed_time(t)
+            return t, lambda net: net.time(t)
         place = torch.randint(len(grid), (n,), device=grid.device)
-        return grid[place], lambda net: F.embedding(place, net.embed_time(grid))
+        return grid[place], lambda net: F.embedding(place, net.time(grid))
 
     def log_ratio(self, batch: Batch) -> tuple[Any, ...]:
         cfg, old, net = self.cfg, batch.extras, self.policy.velocity
-        t, embedded = self._draw_times(len(batch.obs))
+        t, part_of = self._draw_times(len(batch.obs))
         time = t.unsqueeze(-1)
         point = path_point(cfg.path, old["mean"], old["z"], time)
-        velocity = net(batch.obs, point, embedded(net))
+        velocity = net.at(net.context(batch.obs) + part_of(net), point)
         with torch.no_grad():
-            before = self.acted(batch.obs, point, embedded(self.acted))
+            before = self.acted.at(self.acted.context(batch.obs) + part_of(self.acted), point)
         change, log_std = velocity - before, self.policy.bounded_log_std()
         log_ratio = velocity_log_ratio(old["noise"], change, log_std, old["log_std"])
         kl = gaussian_kl(torch.zeros_like(change), old["log_std"], change.detach(), log_std.detach())

@@ -163,7 +163,8 @@ def test_over_all_times_the_ratio_of_a_small_update_is_the_flows_own_where_the_f
         moved = learner.policy.flow(obs[:1], z[:1]) - mean[:1]
         t = (torch.arange(4096) + 0.5) / 4096
         point = (1 - t[:, None]) * z + t[:, None] * mean
-        change = net(obs, point, net.embed_time(t)) - learner.acted(obs, point, learner.acted.embed_time(t))
+        now, before = (v.at(v.context(obs) + v.time(t), point) for v in (net, learner.acted))
+        change = now - before
     assert float(moved.abs().max()) > 1e-4
     torch.testing.assert_close(change.mean(0), moved[0], rtol=0.1, atol=1e-5)
 
@@ -205,7 +206,7 @@ def test_the_times_of_the_ratio_are_spread_evenly():
     learner = make()
     t, embedded = learner._draw_times(21_000)
     assert torch.bincount((t * 20).round().long()).tolist() == pytest.approx([1000] * 21, rel=0.15)
-    torch.testing.assert_close(embedded(learner.acted), learner.acted.embed_time(t))
+    torch.testing.assert_close(embedded(learner.acted), learner.acted.time(t))
     t, _ = make(times="uniform", path="trigonometric")._draw_times(21_000)
     assert float(t.mean()) == pytest.approx(math.pi / 4, rel=0.02)
     assert float(t.max()) <= math.pi / 2

@@ -107,7 +107,7 @@ def test_compile_gives_a_flow_policys_eager_update(algo):
         torch.manual_seed(0)
         learner = kind(kind.config(**settings), env.spec)
         if algo == "policyflow":
-            learner._draw_times = lambda n: (torch.full((n,), 0.3), lambda net: net.embed_time(torch.full((n,), 0.3)))
+            learner._draw_times = lambda n: (torch.full((n,), 0.3), lambda net: net.time(torch.full((n,), 0.3)))
         collector = Collector(env, learner, 8)
         collector.reset(0)
         torch.manual_seed(0)

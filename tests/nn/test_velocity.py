@@ -20,17 +20,18 @@ def test_the_velocity_depends_on_state_point_and_time():
         assert not torch.allclose(here, other)
 
 
-def fourier(hidden: list[int]) -> FourierVelocity:
-    return FourierVelocity(5, 2, hidden, embed_dim=16, activation="mish")
-
-
 @pytest.mark.parametrize("hidden", [[], [8], [32, 8]])
-def test_the_parts_of_the_first_layer_add_up_to_the_whole(hidden):
-    net, obs, x, t = fourier(hidden), torch.randn(7, 5), torch.randn(7, 2), torch.rand(7)
-    whole = net(obs, x, net.embed_time(t))
-    torch.testing.assert_close(net.at(net.context(obs) + net.time(t), x), whole, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("obs_dim", [5, 16, 20])  # narrower than the embedding, as wide, and wider
+def test_the_parts_of_the_first_layer_add_up_to_the_whole(hidden, obs_dim):
+    net = FourierVelocity(obs_dim, 2, hidden, embed_dim=16, activation="mish")
+    obs, x, t = torch.randn(7, obs_dim), torch.randn(7, 2), torch.rand(7)
+
+    def whole(time: torch.Tensor) -> torch.Tensor:
+        return net.rest(net.first(torch.cat((x, net.embed_obs(obs) + time), -1)))
+
+    torch.testing.assert_close(net.at(net.context(obs) + net.time(t), x), whole(net.embed_time(t)), rtol=0, atol=1e-5)
     one = net.at(net.context(obs), x, net.time(t[:1])[0])
-    torch.testing.assert_close(one, net(obs, x, net.embed_time(t[:1]).expand(7, -1)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(one, whole(net.embed_time(t[:1])), rtol=0, atol=1e-5)
 
 
 def test_the_embedding_of_time_is_cosines_and_sines_of_fixed_frequencies_and_two_layers():

@@ -62,7 +62,8 @@ def test_the_flow_equals_the_midpoint_rule_on_the_whole_network():
     start = x
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        return policy.velocity(obs, x, policy.velocity.embed_time(torch.full((16,), t)))
+        e = policy.velocity.embed_obs(obs) + policy.velocity.embed_time(torch.full((16,), t))
+        return policy.velocity.rest(policy.velocity.first(torch.cat((x, e), -1)))
 
     for i in range(4):
         half = x + velocity(x, i / 4) / 8
