@@ -54,7 +54,7 @@ def kill_often(start: Any, tmp_path: Path, *, kills: int, iterations: int) -> Co
     """Train, killed again and again, then to the end; returns what the victims were doing when they died."""
     assert start("train", tmp_path / "whole", iterations=iterations).code == 0
     folder, schedule, during = tmp_path / "killed", random.Random(kills), Counter[str]()
-    done, began = 0, False
+    done, begun, began = 0, 0, False
     for kill in range(kills):
         ended = start(
             "train",
@@ -67,7 +67,8 @@ def kill_often(start: Any, tmp_path: Path, *, kills: int, iterations: int) -> Co
         assert ended.code == -signal.SIGKILL, (kill, ended)
         during[ended.words[-1].split()[0] if ended.words else "starting"] += 1
         done = max([done, *(int(w.split()[2]) for w in ended.words if w.startswith("saved last"))])
-        begun = max([done, *(int(w.split()[2]) for w in ended.words if w.startswith("saving last"))])
+        # of all victims: one may die between the swap and its report, and the next before it begins another save
+        begun = max([begun, done, *(int(w.split()[2]) for w in ended.words if w.startswith("saving last"))])
         began = began or "saved last 0" in ended.words
         if not began and not exists(folder / "checkpoints/last"):
             continue  # killed before the first checkpoint: the next one starts from the beginning
