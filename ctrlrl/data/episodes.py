@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,3 +74,39 @@ class Episodes:
         last = self.ends[self.has_final] - 1
         following[last] = self.final_obs[self.has_final]
         return following
+
+    def only(self, which: Array) -> Episodes:
+        """The episodes of these numbers [K], in their order."""
+        starts, lengths = self.starts()[which], self.lengths()[which]
+        ends = np.cumsum(lengths)
+        rows = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+        per_row = ("obs", "action", "reward", "terminated", "usable")
+        taken: dict[str, Any] = {name: getattr(self, name)[rows] for name in per_row}
+        return replace(
+            self,
+            **taken,
+            ends=ends,
+            final_obs=self.final_obs[which],
+            has_final=self.has_final[which],
+            extras={name: column[rows] for name, column in self.extras.items()},
+            episode_extras={name: column[which] for name, column in self.episode_extras.items()},
+        )
+
+
+def join(parts: Sequence[Episodes]) -> Episodes:
+    """One after another; facts, and the columns that there are, are those of the first."""
+    first = parts[0]
+    shift = np.cumsum([0, *(part.n_rows for part in parts[:-1])])
+    columns = ("obs", "action", "reward", "terminated", "final_obs", "has_final", "usable")
+
+    def joined(each: Sequence[dict[str, Array]]) -> dict[str, Array]:
+        return {name: np.concatenate([found[name] for found in each]) for name in each[0]}
+
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+    return replace(
+        first,
+        **arrays,
+        ends=np.concatenate([part.ends + at for part, at in zip(parts, shift, strict=True)]),
+        extras=joined([part.extras for part in parts]),
+        episode_extras=joined([part.episode_extras for part in parts]),
+    )
