@@ -1,5 +1,6 @@
 """Public, pure functions of tensors: every formula of the library, once. Files inside ctrlrl import the modules."""
 
+from ctrlrl.functional.averaging import ema_decay
 from ctrlrl.functional.conservative import calibrated, conservative_gap
 from ctrlrl.functional.coverage import goal_reached, goal_shares, share_entropy
 from ctrlrl.functional.distributions import (
@@ -22,6 +23,16 @@ from ctrlrl.functional.gates import advantage_gate, better_action
 from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
 from ctrlrl.functional.paths import brownian_residual, path_point, predicted_noise, sample_path, velocity_log_ratio
 from ctrlrl.functional.post_decision import post_decision_advantage
+from ctrlrl.functional.predictions import (
+    edm_scales,
+    edm_target,
+    ends,
+    log_logistic_levels,
+    noisy,
+    on_path,
+    prediction,
+    reversed_time,
+)
 from ctrlrl.functional.regression import (
     clipped_value,
     expectile,
@@ -34,14 +45,42 @@ from ctrlrl.functional.regression import (
 )
 from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
 from ctrlrl.functional.routing import error_weights, follows_largest, heads_loss, routed_advantage, weight_entropy
-from ctrlrl.functional.samplers import euler, midpoint
+from ctrlrl.functional.samplers import (
+    ancestral_deviations,
+    ddim,
+    ddim_step,
+    ddpm,
+    edm_ancestral,
+    edm_ddim,
+    edm_heun,
+    edm_step,
+    euler,
+    midpoint,
+    posterior_mean,
+    posterior_std,
+    shifted,
+    uniform_times,
+)
 from ctrlrl.functional.scan import linear_recurrence
+from ctrlrl.functional.schedules import (
+    Schedule,
+    cosine_schedule,
+    exponential_levels,
+    karras_levels,
+    leading_levels,
+    linear_levels,
+    schedule_of,
+    trailing_levels,
+    vp_schedule,
+)
 from ctrlrl.functional.surrogate import bpo, bpo_target, ppo_clip
 from ctrlrl.functional.weights import awr_weight, q_scale
 
 __all__ = [
+    "Schedule",
     "adapt_learning_rate",
     "advantage_gate",
+    "ancestral_deviations",
     "approx_kl",
     "awr_weight",
     "batch_mean",
@@ -56,13 +95,26 @@ __all__ = [
     "categorical_sample",
     "clipped_value",
     "conservative_gap",
+    "cosine_schedule",
+    "ddim",
+    "ddim_step",
+    "ddpm",
     "discounted_returns",
     "discounted_sums",
+    "edm_ancestral",
+    "edm_ddim",
+    "edm_heun",
+    "edm_scales",
+    "edm_step",
+    "edm_target",
     "egae",
+    "ema_decay",
+    "ends",
     "entropy_policy_loss",
     "error_weights",
     "euler",
     "expectile",
+    "exponential_levels",
     "follows_largest",
     "gae",
     "gaussian_entropy",
@@ -73,22 +125,34 @@ __all__ = [
     "goal_shares",
     "heads_loss",
     "huber",
+    "karras_levels",
     "lambda_returns",
+    "leading_levels",
+    "linear_levels",
     "linear_recurrence",
+    "log_logistic_levels",
     "masked_mean",
     "masked_std",
     "midpoint",
     "n_step",
     "next_valid",
+    "noisy",
+    "on_path",
     "path_point",
     "post_decision_advantage",
+    "posterior_mean",
+    "posterior_std",
     "ppo_clip",
     "predicted_noise",
+    "prediction",
     "q_scale",
     "quantile_huber",
+    "reversed_time",
     "routed_advantage",
     "sample_path",
+    "schedule_of",
     "share_entropy",
+    "shifted",
     "smoothed_action",
     "soft_median_loss",
     "soft_quantile_loss",
@@ -98,6 +162,9 @@ __all__ = [
     "tanh_gaussian_sample",
     "td_target",
     "temperature_loss",
+    "trailing_levels",
+    "uniform_times",
     "velocity_log_ratio",
+    "vp_schedule",
     "weight_entropy",
 ]
