@@ -46,6 +46,7 @@ class CollectOptions:
     steps: int | None = None  # rows of the data set; null = 100,000, or those of `episodes`
     episodes: int | None = None  # whole episodes instead
     successful: bool = False  # of these, only what the environment calls a success
+    first_steps: int | None = None  # of each episode only so many: a demonstration ends where its task is done
     noise: Any = 0.0  # levels, dealt out to the environments: 0.0,0.1
     seed: int = 0
     n_envs: int | None = None  # null = as many as still give whole episodes
@@ -65,7 +66,7 @@ class CollectOptions:
             raise ValueError("successful=true picks whole episodes; say how many, e.g. episodes=50")
         if not 0 <= self.seed < 2**62:
             raise ValueError(f"seed must lie in 0 ... 2**62 - 1, got {self.seed}")
-        for name in ("steps", "episodes", "n_envs", "threads"):
+        for name in ("steps", "episodes", "first_steps", "n_envs", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {value}")
 
@@ -129,7 +130,7 @@ def collect_data(options: CollectOptions) -> Episodes:
     finally:
         env.close()
     episodes.episode_extras["episode_policy"] = np.full(episodes.n_episodes, behavior.name)
-    return episodes
+    return episodes if options.first_steps is None else episodes.first_steps(options.first_steps)
 
 
 def _task(options: CollectOptions) -> tuple[EnvConfig, EnvSpec, _Behavior]:

@@ -92,6 +92,34 @@ class Episodes:
             episode_extras={name: column[which] for name, column in self.episode_extras.items()},
         )
 
+    def first_steps(self, n: int) -> Episodes:
+        """Of every episode the first n rows at most; where it is cut, the row after them is its last observation."""
+        starts, lengths = self.starts(), np.minimum(self.lengths(), n)
+        ends = np.cumsum(lengths)
+        rows = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+        cut = lengths < self.lengths()
+        final_obs, has_final = self.final_obs.copy(), self.has_final | cut
+        extras, episode_extras = dict(self.extras), dict(self.episode_extras)
+        final_obs[cut] = self.obs[(starts + lengths)[cut]]
+        if "timeouts" in extras:
+            extras["timeouts"] = extras["timeouts"].copy()
+            extras["timeouts"][(starts + lengths - 1)[cut]] = True
+        if "episode_complete" in episode_extras:
+            episode_extras["episode_complete"] = episode_extras["episode_complete"] & ~cut
+        return replace(
+            self,
+            obs=self.obs[rows],
+            action=self.action[rows],
+            reward=self.reward[rows],
+            terminated=self.terminated[rows],
+            usable=self.usable[rows],
+            ends=ends,
+            final_obs=final_obs,
+            has_final=has_final,
+            extras={name: column[rows] for name, column in extras.items()},
+            episode_extras=episode_extras,
+        )
+
 
 def join(parts: Sequence[Episodes]) -> Episodes:
     """One after another; facts, and the columns that there are, are those of the first."""
