@@ -41,6 +41,7 @@ from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standa
 from ctrlrl.functional.paths import brownian_residual, path_point, predicted_noise, sample_path, velocity_log_ratio
 from ctrlrl.functional.post_decision import post_decision_advantage
 from ctrlrl.functional.predictions import (
+    edm_denoised,
     edm_scales,
     edm_target,
     ends,
@@ -132,6 +133,7 @@ __all__ = [
     "edm_ancestral",
     "edm_ancestral_step",
     "edm_ddim",
+    "edm_denoised",
     "edm_heun",
     "edm_heun_step",
     "edm_scales",

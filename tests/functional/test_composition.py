@@ -216,12 +216,16 @@ def always_half(means, log_density, z, beta):
     return torch.full_like(log_density, 0.5)
 
 
-@pytest.mark.parametrize(("schedule", "bound"), [(SCHEDULE, 0.3), (FINE, 0.05)])
-def test_the_tracked_log_densities_differ_as_the_true_ones(schedule, bound):
-    """Self-check 8: .12 and .012 measured."""
-    x, found = ancestral(always_half, [(LEFT, 0.5), (RIGHT, 0.5)], doubles(1000, 2), schedule)
+@pytest.mark.parametrize(
+    ("rule", "schedule", "measured"),
+    [(always_half, SCHEDULE, 0.12), (always_half, FINE, 0.012), (or_rule, SCHEDULE, 0.6)],
+    ids=["half-100", "half-1000", "or-100"],
+)
+def test_the_tracked_log_densities_differ_as_the_true_ones_up_to_the_measured_error(rule, schedule, measured):
+    """Self-check 8 and 6.6, with the forward variance."""
+    x, found = ancestral(rule, [(LEFT, 0.5), (RIGHT, 0.5)], doubles(1000, 2), schedule)
     exact = log_normal(x, LEFT, 0.5) - log_normal(x, RIGHT, 0.5)
-    assert float((found[0] - found[1] - exact).abs().mean()) < bound
+    assert float((found[0] - found[1] - exact).abs().mean()) == pytest.approx(measured, rel=0.12)
 
 
 def test_or_samples_both_modes_alike():
@@ -248,7 +252,7 @@ def test_superposed_twins_are_one_of_them():
 
 def test_and_samples_where_the_densities_are_equal():
     """Self-check 7: the first coordinate collapses to 0, the second keeps its spread."""
-    x, log_density = ancestral(and_weights, [(LEFT, 0.5), (RIGHT, 0.5)], doubles(1000, 2), FINE)
+    x, log_density = ancestral(and_weights, [(LEFT, 0.5), (RIGHT, 0.5)], doubles(2000, 2))
     assert float(x[:, 0].std()) < 0.01
     assert float(x[:, 0].mean()) == pytest.approx(0.0, abs=0.01)
     assert float(x[:, 1].std()) == pytest.approx(0.5, abs=0.05)
@@ -297,7 +301,7 @@ def test_and_along_the_flow_is_unbiased_where_curvatures_differ_and_the_stochast
     assert float(difference(stochastic).mean().abs()) == pytest.approx(math.log(2.0), abs=0.02)
     start = doubles(300, 1)
     exact = flow_and(parents, start, FINE)
-    assert float(difference(exact).abs().mean()) < 0.02
+    assert float(difference(exact).abs().mean()) < 2e-3
     one_dimension = flow_and(parents, start, FINE, probe=lambda x: torch.randn_like(x).sign())
     torch.testing.assert_close(one_dimension, exact, rtol=0, atol=1e-9)
 
