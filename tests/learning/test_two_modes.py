@@ -81,8 +81,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion", {"sampler": "ddpm"}),
-    ("diffusion", {"sampler": "ddim", "sampling_steps": 10, "spacing": "leading"}),
-    ("diffusion", {"sampler": "ddim", "sampling_steps": 10, "spacing": "trailing"}),
+    ("diffusion", {"sampler": "ddim", "sampling_steps": 20, "spacing": "leading"}),
+    ("diffusion", {"sampler": "ddim", "sampling_steps": 20, "spacing": "trailing"}),
     ("flow", {"sampler": "euler", "sampling_steps": 10}),
     ("flow", {"sampler": "midpoint", "sampling_steps": 10}),
 ]
