@@ -243,7 +243,7 @@ def test_the_ancestral_sampler_without_noise_is_ddim_and_with_it_samples_the_gau
 
 
 def test_the_ancestral_sampler_takes_the_printed_steps_with_the_noise_it_is_given():
-    levels, x, z = [1.0, 0.5, 0.1, 0.0], doubles(5), doubles(2, 5)
+    levels, x, z = [1.0, 0.5, 0.1, 0.0], 3.0 * doubles(5), doubles(2, 5)
     D, draws = denoiser(0.2, 0.3), iter(z)
     found = edm_ancestral(D, x, levels, noise=lambda x: next(draws), clip=0.4)
     for now, then, i in ((1.0, 0.5, 0), (0.5, 0.1, 1)):
