@@ -120,9 +120,12 @@ class OnlineLoop:
         """In [-1, 1]: of the policy, or uniform where there is nothing yet that it could have learned from."""
         if self.env_steps < self.cfg.learning_starts and not self.skilled:
             spec = self.env.spec
-            return 2.0 * torch.rand(spec.n_envs, spec.action_dim, device=spec.device) - 1.0
-        action = self.learner.act(self.obs.to(self.learner.device)).action
-        return action.clamp(-1.0, 1.0).to(self.obs.device)
+            action = 2.0 * torch.rand(spec.n_envs, spec.action_dim, device=spec.device) - 1.0
+        else:
+            action = self.learner.act(self.obs.to(self.learner.device)).action.to(self.obs.device)
+        if self.cfg.action_noise:
+            action = action + self.cfg.action_noise * torch.randn_like(action)
+        return action.clamp(-1.0, 1.0)
 
     def _due(self) -> int:
         """Updates to make now. Steps before learning starts earn none."""

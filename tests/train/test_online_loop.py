@@ -316,3 +316,18 @@ def test_a_run_cannot_turn_its_clock_on_resume(tmp_path, monkeypatch):
 def test_a_buffer_smaller_than_one_step_is_refused_before_anything_is_read():
     with pytest.raises(ValueError, match=r"algo\.buffer_size=10 is smaller than one step of n_envs=64"):
         typed(train_config(["algo=iql", "env=pendulum", "data=file", "data.path=x", "algo.buffer_size=10"]))
+
+
+@pytest.mark.parametrize("starts", [0, 1000])
+def test_action_noise_is_added_to_random_actions_and_to_the_policys_and_cut_to_the_box(starts):
+    run = loop(Constant(learning_starts=starts, action_noise=0.2), env_steps=150)
+    run.learner.act = lambda obs: PolicyOutput(torch.full((len(obs), 1), 0.5), None, {})
+    run._due = lambda: 0
+    run.iterate()
+    action = run.buffer.table["action"][:150, 0]
+    if starts == 0:
+        assert action.mean().item() == pytest.approx(0.5, abs=0.06)
+        assert action.std().item() == pytest.approx(0.2, abs=0.04)
+    else:
+        assert (action.abs() == 1.0).any(), "uniform actions with noise leave the box now and then"
+    assert action.abs().max() <= 1.0
