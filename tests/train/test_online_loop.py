@@ -183,12 +183,13 @@ def test_a_number_that_is_not_finite_stops_the_run():
 
 
 @pytest.mark.parametrize("algo", ONLINE)
-@pytest.mark.parametrize("stop", ["offline", "online"])
+@pytest.mark.parametrize("stop", ["early", "late"])
 def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monkeypatch):
     words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
     words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
-    if lookup(ALGORITHMS, algo, "algorithm").offline:
+    offline = lookup(ALGORITHMS, algo, "algorithm").offline
+    if offline:
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
         words += ["data=file", "data.path=x", "gradient_steps=100"]
 
@@ -203,7 +204,7 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
         return folder / "checkpoints" / "last"
 
     whole = run(tmp_path / "whole", None)
-    run(tmp_path / "cut", 1 if stop == "offline" else 4 - (algo == "sac"))
+    run(tmp_path / "cut", 1 if stop == "early" else 4 if offline else 2)
     resumed = run(tmp_path / "cut", None, resume=True)
     for part in ("model", "training"):
         a, b = (getattr(read_folder(folder), part) for folder in (whole, resumed))
