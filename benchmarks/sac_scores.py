@@ -3,7 +3,8 @@
 python benchmarks/sac_scores.py [--steps 200_000] [--seeds 0 1 2] [--envs halfcheetah hopper walker2d] [words ...]
 A cell trains SB3 first (one environment, its defaults, one thread), then ours with the preset and `words`
 (dtype=bfloat16, n_envs=8, ...) until the mean of 20 deterministic episodes reaches SB3's. Both clocks stand still while
-a policy is evaluated. Rows go to benchmarks/results/sac_scores.jsonl; a cell that is there is not run again. `--table` prints them.
+a policy is evaluated. Rows go to benchmarks/results/sac_scores.jsonl; a cell that is there is not run again. `--table`
+prints them.
 """
 
 from __future__ import annotations
