@@ -13,7 +13,8 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
 from ctrlrl.core.ranks import ALONE, Ranks
-from ctrlrl.data.episodes import Episodes
+from ctrlrl.data.arrivals import arrivals
+from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.split import held_out
 from ctrlrl.data.table import Dataset, Mixture, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
@@ -128,24 +129,35 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         learner = make_learner(cfg.algo, env.spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
+    data, facts = (None, None) if before is None else (before.source, before.facts)
+    if before is None and cfg.data.name != "none":
+        episodes = read_data(cfg.data)
+        same_data(cfg, episodes, env.spec)
+        data, facts = dataset(cfg, episodes, kind, device), episodes.facts
+        learner.prefit(data.all())
     return online_loop(
         learner,
         env,
         env_steps=steps,
         seed=cfg.seed,
         staggered=is_staggered(cfg.env),
-        data=None if before is None else before.source,
+        data=data,
         before=before,
+        facts=facts,
     )
+
+
+def same_data(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> None:
+    """ValueError where a data set is of another task than the configured one, whose spec this is."""
+    same_task(episodes, spec, f"env={cfg.env.id or cfg.env.name}")
+    same_robot(episodes.facts, cfg.env)
 
 
 def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ranks: Ranks = ALONE) -> OfflineLoop:
     """Learner and loop over a data set; of the environment, where there is one, it reads the shapes alone."""
-    alone, env = cfg.env.name == "none", f"env={cfg.env.id or cfg.env.name}"
-    spec = spec_of(episodes, device) if alone else env_spec(cfg, device)
+    spec = spec_of(episodes, device) if cfg.env.name == "none" else env_spec(cfg, device)
     refuse_discrete(lookup(ALGORITHMS, cfg.algo.name, "algorithm"), cfg.algo.name, spec)
-    same_task(episodes, spec, env)
-    same_robot(episodes.facts, cfg.env)
+    same_data(cfg, episodes, spec)
     torch.manual_seed(cfg.seed)
     unseen = None
     if cfg.data.holdout > 0.0:
@@ -212,17 +224,25 @@ def online_loop(
     staggered: bool,
     data: Dataset | None = None,
     before: OfflineLoop | None = None,
+    facts: Facts | None = None,
     skilled: bool = False,
+    buffer: ReplayBuffer | None = None,
 ) -> OnlineLoop:
     """data: rows to learn from besides; rewards are kept as it has them. before: the updates on it that come first.
 
-    skilled: the policy has learned something already.
+    facts: what the data set's file says of itself. skilled: the policy has learned something already.
+    buffer: to go on with; None: a new one.
     """
     cfg, spec = learner.cfg, env.spec
-    buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, device=learner.device)
+    extras = {name: spec.action_dim if name == "next_action" else 0 for name in sorted(learner.needs)}
+    extras |= {"discount": 0} if cfg.n_steps > 1 else {}
+    fresh = buffer is None
+    if buffer is None:
+        buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, extras=extras, device=learner.device)
     source: Source = buffer
     if data is not None and cfg.offline_share is None:
-        buffer.fill(data.all())
+        if fresh:
+            buffer.fill(data.all())
     elif data is not None:
         source = Mixture([(data, cfg.offline_share), (buffer, 1.0 - cfg.offline_share)])
     return OnlineLoop(
@@ -236,8 +256,15 @@ def online_loop(
         seed=seed,
         staggered=staggered,
         before=before,
+        facts=facts,
         skilled=skilled or before is not None,
         reward=(1.0, 0.0) if data is None else data.reward,
+        arrivals=arrivals(
+            learner.needs,
+            n_steps=cfg.n_steps,
+            gamma=cfg.gamma,
+            failure=None if data is None else data.lowest,
+        ),
     )
 
 

@@ -50,10 +50,11 @@ class Constant:
 
     device = torch.device("cpu")
     ranks = ALONE
+    needs: frozenset[str] = frozenset()
 
     def __init__(self, **settings: Any):
         self.cfg = OnlineConfig(**settings)
-        self.cfg.batch_size = 4  # type: ignore[attr-defined]
+        self.cfg.batch_size, self.cfg.gamma = 4, 0.9  # type: ignore[attr-defined]
         self.began, self.seen, self.progress = 0, [], []
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
@@ -178,17 +179,19 @@ def test_the_newest_rows_are_found_across_the_rings_seam():
 def test_a_number_that_is_not_finite_stops_the_run():
     run = loop(Constant(), env_steps=150)
     run.learner.act = lambda obs: PolicyOutput(torch.full((len(obs), 1), torch.nan), None, {})
-    with pytest.raises(ValueError, match="not finite in the 50 steps before environment step 150"):
+    with pytest.raises(ValueError, match="not finite in the last 150 rows before environment step 150"):
         run.iterate()
 
 
 @pytest.mark.parametrize("algo", ONLINE)
-@pytest.mark.parametrize("stop", ["offline", "online"])
+@pytest.mark.parametrize("stop", ["early", "late"])
 def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monkeypatch):
     words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
     words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
-    if lookup(ALGORITHMS, algo, "algorithm").offline:
+    words += ["algo.n_steps=2"] if stop == "late" else []
+    offline = lookup(ALGORITHMS, algo, "algorithm").offline
+    if offline:
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
         words += ["data=file", "data.path=x", "gradient_steps=100"]
 
@@ -203,7 +206,7 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
         return folder / "checkpoints" / "last"
 
     whole = run(tmp_path / "whole", None)
-    run(tmp_path / "cut", 1 if stop == "offline" else 4 - (algo == "sac"))
+    run(tmp_path / "cut", 1 if stop == "early" else 4 if offline else 2)
     resumed = run(tmp_path / "cut", None, resume=True)
     for part in ("model", "training"):
         a, b = (getattr(read_folder(folder), part) for folder in (whole, resumed))
@@ -254,11 +257,26 @@ def test_settings_out_of_range_are_named(settings, message):
         OnlineConfig(**settings)
 
 
+def test_a_learner_from_scratch_takes_a_data_set_besides(tmp_path, monkeypatch):
+    """No updates before the first step, random actions first, and the share of every batch from the data."""
+    monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+    words = ["algo=sac", "env=pendulum", "n_envs=3", "total_steps=60", "data=file", "data.path=x", "threads=1"]
+    words += ["algo.batch_size=8", "algo.hidden=[8,8]", "algo.learning_starts=30", "data.reward_scale=0.0"]
+    run: Any = build(typed(train_config([*words, "data.reward_shift=5.0", "algo.offline_share=0.25"])), tmp_path).loop
+    assert run.clock == "env_steps"
+    assert run.facts.env_id == "Pendulum-v1"
+    run.iterate()
+    assert run.buffer.table["action"][:30].std() > 0.3
+    seen = run.source.sample(8)
+    assert sum(any(torch.equal(o, d) for d in torch.from_numpy(episodes().obs)) for o in seen.obs) == 2
+    assert (seen.reward == 5.0).all(), "online rewards are transformed as the data set's"
+
+
 def test_a_learner_of_each_kind_makes_a_loop():
     for algo in ONLINE:
         env = BatchedSim(CountSim(), 2, seed=0, stagger=False)
         kind = lookup(ALGORITHMS, algo, "algorithm")
-        learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10), env.spec)
+        learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10, utd=1.0), env.spec)
         run = online_loop(learner, env, env_steps=40, seed=0, staggered=False)
         metrics = run.iterate()
         assert run.gradient_steps == 30
@@ -301,3 +319,18 @@ def test_a_run_cannot_turn_its_clock_on_resume(tmp_path, monkeypatch):
 def test_a_buffer_smaller_than_one_step_is_refused_before_anything_is_read():
     with pytest.raises(ValueError, match=r"algo\.buffer_size=10 is smaller than one step of n_envs=64"):
         typed(train_config(["algo=iql", "env=pendulum", "data=file", "data.path=x", "algo.buffer_size=10"]))
+
+
+@pytest.mark.parametrize("starts", [0, 1000])
+def test_action_noise_is_added_to_random_actions_and_to_the_policys_and_cut_to_the_box(starts):
+    run = loop(Constant(learning_starts=starts, action_noise=0.2), env_steps=150)
+    run.learner.act = lambda obs: PolicyOutput(torch.full((len(obs), 1), 0.5), None, {})
+    run._due = lambda: 0
+    run.iterate()
+    action = run.buffer.table["action"][:150, 0]
+    if starts == 0:
+        assert action.mean().item() == pytest.approx(0.5, abs=0.06)
+        assert action.std().item() == pytest.approx(0.2, abs=0.04)
+    else:
+        assert (action.abs() == 1.0).any(), "uniform actions with noise leave the box now and then"
+    assert action.abs().max() <= 1.0
