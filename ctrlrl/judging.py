@@ -12,7 +12,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
-from ctrlrl.tasks import backend_of, device_of, env_device, make_env, make_sim
+from ctrlrl.tasks import backend_of, device_of, env_device, eval_env, make_env, make_sim, same_spaces
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import VecEnv
@@ -33,15 +33,18 @@ def judged(learner: Learner, deterministic: bool | None = None) -> Callable[[Ten
 
 
 def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
-    """A function that evaluates the policy on fresh episodes of the training task."""
-    device = env_device(cfg)
+    """A function that evaluates the policy on fresh episodes of the training task, with the settings of eval.env."""
+    task = eval_env(cfg)
+    device = env_device(cfg, task)
+    if cfg.eval.env:
+        same_spaces(cfg, task)
     env: VecEnv | None = None
 
     def run() -> Evaluation:
         nonlocal env
         if env is None:
             # a seed, because an environment without one would take it from the generator that training uses
-            env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
+            env = make_env(task, min(episodes, 64), seed=seed, device=device, stagger=False)
         return evaluate(judged(learner, cfg.eval.deterministic), env, episodes=episodes, seed=seed)
 
     return run
@@ -49,7 +52,8 @@ def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -
 
 def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) -> Trials | None:
     """Where `n` roll-outs of the sampling policy end; None for a task that is not judged by that."""
-    if backend_of(cfg.env) != "torch" or (scene := (sim := make_sim(cfg.env)).scene) is None:
+    task = eval_env(cfg)
+    if backend_of(task) != "torch" or (scene := (sim := make_sim(task)).scene) is None:
         return None
     env = BatchedSim(sim.trial(), n, seed=seed, device=device_of(cfg), stagger=False)
     return run_trials(acting(learner, deterministic=False), env, scene, seed=seed)

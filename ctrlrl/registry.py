@@ -70,11 +70,15 @@ GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and f
     **ROBOTS,
 }
 
+ROBOT_SETTINGS = "ctrlrl.envs.dynamics:Dynamics"
+
 ENVIRONMENTS = (*SIMULATORS, *ROBOTS, "gym")
 
 
 def env_settings(name: str) -> type | None:
-    """The dataclass of what a user may choose about a simulator beside EnvConfig; None where there is nothing."""
+    """The dataclass of what a user may choose about a task beside EnvConfig; None where there is nothing."""
+    if name in ROBOTS:
+        return load(ROBOT_SETTINGS)
     return load(SIMULATORS[name]).Settings if name in SIMULATORS else None
 
 

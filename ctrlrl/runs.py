@@ -21,7 +21,7 @@ from ctrlrl.judging import judged, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
-from ctrlrl.tasks import backend_of, device_of, env_device, make_env
+from ctrlrl.tasks import backend_of, device_of, env_device, eval_env, make_env
 from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec
 from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.distributed import agree, join, part
@@ -141,7 +141,8 @@ def evaluate_run(
     """
     cfg, learner = load_run(folder, checkpoint)
     deterministic = cfg.eval.deterministic if deterministic is None else deterministic
-    env = make_env(cfg.env, min(episodes, 64), stagger=False, device=env_device(cfg))
+    task = eval_env(cfg)
+    env = make_env(task, min(episodes, 64), stagger=False, device=env_device(cfg, task))
     returns, lengths, success = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
     tried = trials(learner, cfg, seed=seed, n=n_trials)
@@ -194,7 +195,7 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
     """One episode as a video; RuntimeError with one line where this machine or task cannot draw."""
     from ctrlrl.train.video import record
 
-    env_cfg = cfg.env
+    env_cfg = eval_env(cfg)
     if backend_of(env_cfg) == "torch":  # tensors have no picture: the same task is drawn by Gymnasium
         if env_cfg.name not in GYMNASIUM_IDS:
             raise RuntimeError(f"env={env_cfg.name} has no renderer; no video was made")
