@@ -13,7 +13,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
 from ctrlrl.core.ranks import ALONE, Ranks
-from ctrlrl.data.episodes import Episodes
+from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset, Mixture, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
@@ -125,23 +125,35 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         learner = make_learner(cfg.algo, env.spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
+    data, facts = (None, None) if before is None else (before.source, before.facts)
+    if before is None and cfg.data.name != "none":
+        episodes = read_data(cfg.data)
+        same_data(cfg, episodes, env.spec)
+        data, facts = dataset(cfg, episodes, kind, device), episodes.facts
+        learner.prefit(data.all())
     return online_loop(
         learner,
         env,
         env_steps=steps,
         seed=cfg.seed,
         staggered=is_staggered(cfg.env),
-        data=None if before is None else before.source,
+        data=data,
         before=before,
+        facts=facts,
     )
+
+
+def same_data(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> None:
+    """ValueError where a data set is of another task than the configured one, whose spec this is."""
+    same_task(episodes, spec, f"env={cfg.env.id or cfg.env.name}")
+    same_robot(episodes.facts, cfg.env)
 
 
 def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ranks: Ranks = ALONE) -> OfflineLoop:
     """Learner and loop over a data set; of the environment it reads the shapes alone."""
-    spec, env = env_spec(cfg, device), f"env={cfg.env.id or cfg.env.name}"
+    spec = env_spec(cfg, device)
     refuse_discrete(lookup(ALGORITHMS, cfg.algo.name, "algorithm"), cfg.algo.name, spec)
-    same_task(episodes, spec, env)
-    same_robot(episodes.facts, cfg.env)
+    same_data(cfg, episodes, spec)
     torch.manual_seed(cfg.seed)
     if cfg.seeds > 1:
         return stacked_loop(cfg, episodes, spec)
@@ -202,11 +214,12 @@ def online_loop(
     staggered: bool,
     data: Dataset | None = None,
     before: OfflineLoop | None = None,
+    facts: Facts | None = None,
     skilled: bool = False,
 ) -> OnlineLoop:
     """data: rows to learn from besides; rewards are kept as it has them. before: the updates on it that come first.
 
-    skilled: the policy has learned something already.
+    facts: what the data set's file says of itself. skilled: the policy has learned something already.
     """
     cfg, spec = learner.cfg, env.spec
     buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, device=learner.device)
@@ -226,6 +239,7 @@ def online_loop(
         seed=seed,
         staggered=staggered,
         before=before,
+        facts=facts,
         skilled=skilled or before is not None,
         reward=(1.0, 0.0) if data is None else data.reward,
     )

@@ -13,6 +13,7 @@ ALGORITHMS = {
     "pdppo": "ctrlrl.algos.pdppo:PDPPOLearner",
     "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
     "fpo": "ctrlrl.algos.fpo:FPOLearner",
+    "sac": "ctrlrl.algos.sac:SACLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",

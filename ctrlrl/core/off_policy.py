@@ -112,8 +112,12 @@ class OffPolicyLearner(Learner):
         self.targets = self.followers()
 
     def prefit(self, data: Transition) -> None:
-        if self.cfg.normalize_obs:
+        if getattr(self.cfg, "normalize_obs", False):
             self.nets.normalizer.fit(data.obs)
+
+    def discount(self, batch: Transition) -> float | Tensor:
+        """Of the value behind a row: gamma, or [N] where rows span different numbers of steps."""
+        return batch.extras.get("discount", self.cfg.gamma)
 
     @torch.no_grad()
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import OffPolicyLearner, OnlineConfig
+from ctrlrl.data.episodes import Facts
 from ctrlrl.data.table import ReplayBuffer
 from ctrlrl.train.off_policy import Means, OfflineLoop
 from ctrlrl.train.rollout import EpisodeSums, EpisodeTracker, Steps, fresh_seed, recent_means
@@ -24,6 +25,7 @@ class OnlineLoop:
 
     source: where batches come from; it may mix `buffer` with a data set.
     before: the offline updates that come first; the clock then counts these and environment steps, "steps".
+    facts: what the data set's file says of itself.
     skilled: the policy acts from the first step on; else actions are random until learning starts.
     reward: scale and shift of the rewards that are kept, as the data set's were transformed.
     """
@@ -43,13 +45,14 @@ class OnlineLoop:
         seed: int | None,
         staggered: bool,
         before: OfflineLoop | None = None,
+        facts: Facts | None = None,
         skilled: bool = False,
         reward: tuple[float, float] = (1.0, 0.0),
     ):
         self.learner, self.env, self.buffer, self.source = learner, env, buffer, source
         self.cfg, self.batch_size, self.seed, self.before, self.reward = cfg, batch_size, seed, before, reward
         self.clock = "env_steps" if before is None else "steps"
-        self.facts = None if before is None else before.facts
+        self.facts = facts
         self.online_steps = env_steps
         self.env_steps = 0
         self.gradient_steps = 0

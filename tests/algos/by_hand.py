@@ -19,7 +19,8 @@ def made(algo: str, obs_dim: int, action_dim: int = 1, *, seed: int = 0, **setti
     """A learner, linear unless `hidden` says otherwise, that leaves observations as they are."""
     torch.manual_seed(seed)
     kind = lookup(ALGORITHMS, algo, "algorithm")
-    return kind(kind.config(**{"hidden": [], "normalize_obs": False, **settings}), spec(obs_dim, action_dim))
+    raw = {"normalize_obs": False} if hasattr(kind.config, "normalize_obs") else {}
+    return kind(kind.config(**{"hidden": [], **raw, **settings}), spec(obs_dim, action_dim))
 
 
 def rows(obs: Any, action: Any, *, n_obs: int, reward: Any = 0.0, next_obs: Any = None, **more: Any) -> Transition:

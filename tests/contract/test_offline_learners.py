@@ -20,11 +20,12 @@ from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import CHUNK
 from ctrlrl.types import EnvSpec
 
-OFFLINE = [name for name in ALGORITHMS if lookup(ALGORITHMS, name, "algorithm").loop == "off_policy"]
+OFF_POLICY = [name for name in ALGORITHMS if lookup(ALGORITHMS, name, "algorithm").loop == "off_policy"]
+OFFLINE = [name for name in OFF_POLICY if lookup(ALGORITHMS, name, "algorithm").offline]
 SPEC = EnvSpec(3, 1, 0, 1, 1, 200, torch.device("cpu"))  # Pendulum's
 SMALL = {"batch_size": 16, "hidden": [8, 8]}
 
-pytestmark = pytest.mark.parametrize("algo", OFFLINE)
+on_every_algo = pytest.mark.parametrize("algo", OFF_POLICY)
 
 
 def episodes(n: int = 120, seed: int = 0) -> Episodes:
@@ -67,10 +68,12 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
         assert torch.equal(a[key], b[key]), key
 
 
+@on_every_algo
 def test_the_config_carries_the_registry_key(algo):
     assert lookup(ALGORITHMS, algo, "algorithm").config().name == algo
 
 
+@on_every_algo
 def test_metrics_are_finite_0_dim_tensors_and_the_policy_moves(algo):
     learner, data = made(algo)
     before = state(learner)
@@ -83,6 +86,7 @@ def test_metrics_are_finite_0_dim_tensors_and_the_policy_moves(algo):
     assert any(not torch.equal(before[k], v) for k, v in state(learner).items() if "policy" in k)
 
 
+@on_every_algo
 def test_the_data_set_stays_as_it_was(algo):
     learner, data = made(algo)
     before = data.table.rows.clone()
@@ -91,6 +95,7 @@ def test_the_data_set_stays_as_it_was(algo):
     assert torch.equal(data.table.rows, before)
 
 
+@on_every_algo
 def test_one_seed_gives_one_result(algo):
     ends = []
     for _ in range(2):
@@ -101,6 +106,7 @@ def test_one_seed_gives_one_result(algo):
     assert_equal(*ends)
 
 
+@on_every_algo
 def test_state_round_trip_continues_bit_for_bit(algo):
     learner, data = made(algo)
     for _ in range(3):
@@ -119,6 +125,7 @@ def test_state_round_trip_continues_bit_for_bit(algo):
     assert_equal(state(learner), state(copy))
 
 
+@on_every_algo
 def test_actions_are_in_the_box_and_acting_changes_nothing(algo):
     learner, data = made(algo)
     learner.update(data.sample(16))
@@ -129,6 +136,7 @@ def test_actions_are_in_the_box_and_acting_changes_nothing(algo):
     assert_equal(before, state(learner))
 
 
+@on_every_algo
 def test_bfloat16_products_give_nearly_the_same_losses(algo):
     found = []
     for dtype in ("float32", "bfloat16"):
@@ -140,6 +148,7 @@ def test_bfloat16_products_give_nearly_the_same_losses(algo):
         torch.testing.assert_close(value, found[1][name], rtol=0.1, atol=0.05, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@on_every_algo
 def test_a_nan_in_the_data_is_refused_with_its_row(algo):
     broken = episodes()
     broken.reward[7] = np.nan
@@ -149,6 +158,7 @@ def test_a_nan_in_the_data_is_refused_with_its_row(algo):
         loop_over(cfg, broken, learner)
 
 
+@pytest.mark.parametrize("algo", OFFLINE)
 def test_interrupted_and_resumed_equals_uninterrupted(algo, tmp_path, monkeypatch):
     monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
     words = [f"algo={algo}", "env=pendulum", "data=file", "data.path=x", "experiment=none", "log.progress=false"]
@@ -185,6 +195,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(algo, tmp_path, monkeypatc
     )
 
 
+@on_every_algo
 def test_config_fields_are_checked_or_plain(algo):
     kind = lookup(ALGORITHMS, algo, "algorithm").config
     for field in dataclasses.fields(kind):

@@ -254,6 +254,21 @@ def test_settings_out_of_range_are_named(settings, message):
         OnlineConfig(**settings)
 
 
+def test_a_learner_from_scratch_takes_a_data_set_besides(tmp_path, monkeypatch):
+    """No updates before the first step, random actions first, and the share of every batch from the data."""
+    monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+    words = ["algo=sac", "env=pendulum", "n_envs=3", "total_steps=60", "data=file", "data.path=x", "threads=1"]
+    words += ["algo.batch_size=8", "algo.hidden=[8,8]", "algo.learning_starts=30", "data.reward_scale=0.0"]
+    run: Any = build(typed(train_config([*words, "data.reward_shift=5.0", "algo.offline_share=0.25"])), tmp_path).loop
+    assert run.clock == "env_steps"
+    assert run.facts.env_id == "Pendulum-v1"
+    run.iterate()
+    assert run.buffer.table["action"][:30].std() > 0.3
+    seen = run.source.sample(8)
+    assert sum(any(torch.equal(o, d) for d in torch.from_numpy(episodes().obs)) for o in seen.obs) == 2
+    assert (seen.reward == 5.0).all(), "online rewards are transformed as the data set's"
+
+
 def test_a_learner_of_each_kind_makes_a_loop():
     for algo in ONLINE:
         env = BatchedSim(CountSim(), 2, seed=0, stagger=False)

@@ -1,0 +1,146 @@
+"""SAC: maximum-entropy control with twin critics and a learned temperature. arXiv:1812.05905.
+
+The order of an update and every default are Stable-Baselines3's.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
+from ctrlrl.core.update import GradStep, Target
+from ctrlrl.functional.checks import in_range
+from ctrlrl.functional.distributions import tanh_gaussian_sample
+from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
+from ctrlrl.functional.masked import batch_mean
+from ctrlrl.functional.regression import td_target
+from ctrlrl.nn.critics import QCritic
+from ctrlrl.nn.normalize import Identity
+from ctrlrl.nn.scalar import Scalar
+from ctrlrl.policies.squashed import SquashedGaussianPolicy
+from ctrlrl.types import EnvSpec, Metrics, Transition
+
+
+@dataclass
+class SACConfig(OnlineConfig):
+    name: str = "sac"
+    learning_rate: float = 3e-4  # of policy, critics and temperature
+    batch_size: int = 256
+    gamma: float = 0.99
+    tau: float = 0.005
+    ent_coef: str | float = "auto"  # the temperature: a number, or learned from 1 on; "auto_0.1" = from 0.1 on
+    target_entropy: str | float = "auto"  # that a learned temperature aims at, nats; "auto" = minus the action's size
+    n_critics: int = 2
+    target_update_interval: int = 1  # updates between two moves of the target critics
+    hidden: list[int] = field(default_factory=lambda: [256, 256])
+    critic_hidden: list[int] | None = None  # null = hidden
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where, inf = type(self).__name__, float("inf")
+        in_range(where, low=0.0, high=inf, open_ends=True, learning_rate=self.learning_rate)
+        in_range(where, low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
+        for name in ("batch_size", "n_critics", "target_update_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
+        initial_temperature(self.ent_coef, where)
+        if self.target_entropy != "auto" and not isinstance(self.target_entropy, (int, float)):
+            raise ValueError(f"{where}.target_entropy must be auto or a number, got {self.target_entropy!r}")
+
+
+class SACLearner(OffPolicyLearner):
+    config = SACConfig
+    normalized = False
+    stackable = False  # runs with an environment are one seed each
+    offline = False
+    online = True
+
+    def __init__(self, cfg: SACConfig, spec: EnvSpec):
+        sizes = (spec.obs_dim, spec.action_dim)
+        hidden = cfg.hidden if cfg.critic_hidden is None else cfg.critic_hidden
+        critic = QCritic(*sizes, hidden, n=cfg.n_critics, activation=cfg.activation)
+        initial, self.learned = initial_temperature(cfg.ent_coef, type(cfg).__name__)
+        nets = Nets(
+            normalizer=Identity(),
+            policy=SquashedGaussianPolicy(*sizes, cfg.hidden, activation=cfg.activation),
+            critic=critic,
+            target=copy.deepcopy(critic),
+            log_temperature=Scalar(math.log(initial) if initial else -math.inf),
+        )
+        self.target_entropy = -float(spec.action_dim) if cfg.target_entropy == "auto" else float(cfg.target_entropy)
+        super().__init__(cfg, nets.to(spec.device))
+
+    def optimizers(self) -> dict[str, GradStep]:
+        names = ("log_temperature", "critic", "policy") if self.learned else ("critic", "policy")
+        lr, nets = self.cfg.learning_rate, self.nets
+        return {name: GradStep(getattr(nets, name).parameters(), learning_rate=lr) for name in names}
+
+    def followers(self) -> dict[str, Target]:
+        return {"critic": Target(self.nets.target, self.opt["critic"])}
+
+    @property
+    def period(self) -> int:
+        return self.cfg.target_update_interval
+
+    def step(self, batch: Transition, phase: int) -> Metrics:
+        """Temperature, critics, policy; the critics see the temperature before its step, the policy the new critics."""
+        nets, cfg = self.nets, self.cfg
+        with self.precision():
+            mean, log_std = nets.policy(batch.obs)
+        action, log_prob = tanh_gaussian_sample(mean, log_std, self.random.randn_like(mean))
+        temperature = nets.log_temperature().detach().exp()
+        if self.learned:
+            gap = temperature_loss(nets.log_temperature(), log_prob, target_entropy=self.target_entropy)
+            self.opt["log_temperature"](batch_mean(gap))
+
+        target = self.target(batch, temperature)
+        with self.precision():
+            q = nets.critic(batch.obs, batch.action)
+        critic_loss = 0.5 * batch_mean((q - target).square()).sum(0)
+        self.opt["critic"](critic_loss)
+
+        with self.precision():
+            q_policy = nets.critic(batch.obs, action).amin(0)
+        policy_loss = batch_mean(entropy_policy_loss(q_policy, log_prob, temperature))
+        self.opt["policy"](policy_loss)
+        if phase == 0:
+            self.targets["critic"].move(cfg.tau)
+        return detached(
+            loss_critic=critic_loss,
+            loss_policy=policy_loss,
+            value_q=batch_mean(q[0]),
+            policy_entropy=-batch_mean(log_prob),
+            policy_temperature=temperature,
+        )
+
+    @torch.no_grad()
+    def target(self, batch: Transition, temperature: Tensor) -> Tensor:
+        """[N], return units: the smallest target critic at a fresh next action, with its entropy's worth."""
+        with self.precision():
+            mean, log_std = self.nets.policy(batch.next_obs)
+            action, log_prob = tanh_gaussian_sample(mean, log_std, self.random.randn_like(mean))
+            next_q = self.nets.target(batch.next_obs, action).amin(0)
+        soft = next_q - temperature * log_prob
+        return td_target(batch.reward, batch.terminated, soft, gamma=self.discount(batch))
+
+
+def initial_temperature(ent_coef: str | float, where: str) -> tuple[float, bool]:
+    """The temperature at the start, and whether it is learned."""
+    if isinstance(ent_coef, str) and ent_coef.startswith("auto"):
+        word = ent_coef.removeprefix("auto").removeprefix("_") or "1.0"
+    else:
+        word = str(ent_coef)
+    learned = isinstance(ent_coef, str) and ent_coef.startswith("auto")
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not (0.0 < value < math.inf or (value == 0.0 and not learned)):
+        raise ValueError(f"{where}.ent_coef must be auto, auto_<start> or a number from 0 on, got {ent_coef!r}")
+    return value, learned
