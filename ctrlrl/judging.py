@@ -61,7 +61,7 @@ def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) ->
 
 def quick(learner: Learner) -> Quick | None:
     """What acts on a single observation in NumPy, as `acting` does deterministically; None for other learners."""
-    if learner.loop == "off_policy":
+    if learner.loop in ("off_policy", "hybrid"):
         nets: Any = learner.nets
         return Quick(nets.normalizer, Vector(0), nets.policy)
     parts = [getattr(learner, name, None) for name in ("normalizer", "features", "policy")]

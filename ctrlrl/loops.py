@@ -14,7 +14,7 @@ from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
 from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.data.episodes import Episodes, Facts
-from ctrlrl.data.table import Dataset, Mixture, ReplayBuffer
+from ctrlrl.data.table import Dataset, Mixture, Pair, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together
@@ -63,7 +63,7 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
     kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
     if cfg.seeds > 1:
         refuse_unless_stackable(kind, cfg.seeds)
-    if kind.loop == "off_policy":
+    if kind.loop in ("off_policy", "hybrid"):
         return off_policy_loop(cfg, kind, device, ranks)
     if cfg.data.name != "none":
         raise ValueError(
@@ -126,7 +126,7 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
     data, facts = (None, None) if before is None else (before.source, before.facts)
-    if before is None and cfg.data.name != "none":
+    if before is None and (cfg.data.name != "none" or kind.loop == "hybrid"):
         episodes = read_data(cfg.data)
         same_data(cfg, episodes, env.spec)
         data, facts = dataset(cfg, episodes, kind, device), episodes.facts
@@ -224,7 +224,10 @@ def online_loop(
     cfg, spec = learner.cfg, env.spec
     buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, device=learner.device)
     source: Source = buffer
-    if data is not None and cfg.offline_share is None:
+    if learner.loop == "hybrid":
+        assert data is not None
+        source = Pair(data, buffer)
+    elif data is not None and cfg.offline_share is None:
         buffer.fill(data.all())
     elif data is not None:
         source = Mixture([(data, cfg.offline_share), (buffer, 1.0 - cfg.offline_share)])
@@ -234,7 +237,7 @@ def online_loop(
         buffer,
         source,
         cfg=cfg,
-        batch_size=cfg.batch_size,
+        batch_size=learner.rows,
         env_steps=env_steps,
         seed=seed,
         staggered=staggered,

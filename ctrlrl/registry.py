@@ -14,6 +14,7 @@ ALGORITHMS = {
     "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
     "fpo": "ctrlrl.algos.fpo:FPOLearner",
     "sac": "ctrlrl.algos.sac:SACLearner",
+    "h2o": "ctrlrl.algos.h2o:H2OLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",

@@ -19,7 +19,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.random import Randomness
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
-from ctrlrl.types import Metrics, PolicyOutput, Transition, tree_map
+from ctrlrl.types import HybridBatch, Metrics, PolicyOutput, Transition, tree_map
 
 
 @dataclass
@@ -89,7 +89,7 @@ class OffPolicyLearner(Learner):
         """The targets that follow them; by default none."""
         return {}
 
-    def step(self, batch: Transition, phase: int) -> Metrics:
+    def step(self, batch: Any, phase: int) -> Metrics:
         """One update in the paper's order; phase counts 0 ... period - 1 over and over."""
         raise NotImplementedError
 
@@ -100,6 +100,11 @@ class OffPolicyLearner(Learner):
     def compile_units(self) -> tuple[str, ...]:
         """Methods for torch.compile; the graph mode takes the whole step."""
         return ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that one update takes."""
+        return self.cfg.batch_size
 
     @property
     def period(self) -> int:
@@ -127,7 +132,7 @@ class OffPolicyLearner(Learner):
         with self.precision():
             return policy.act(self.nets.normalizer(obs), deterministic=deterministic)
 
-    def update(self, batch: Transition) -> Metrics:
+    def update(self, batch: Transition | HybridBatch) -> Metrics:
         phase = self.n_updates % self.period
         self.n_updates += 1
         if self._mode != "graph":
@@ -136,19 +141,24 @@ class OffPolicyLearner(Learner):
             self._graphs[phase] = self._captured(batch, phase)
         return tree_map(torch.clone, self._graphs[phase](batch))
 
-    def _captured(self, batch: Transition, phase: int) -> Graph:
+    def _captured(self, batch: Transition | HybridBatch, phase: int) -> Graph:
         changed = list(self.nets.state_dict().values())  # the flat vectors lie under them
         changed += [t for step in self.opt.values() for t in step.state_dict().values()]
         streams = self.random.streams or ()
         return Graph(lambda b: self._step(b, phase), (batch,), undo=undoing(changed), generators=streams)
 
-    def _step(self, batch: Transition, phase: int) -> Metrics:
+    def _step(self, batch: Transition | HybridBatch, phase: int) -> Metrics:
         if not self.nets.policy.training:
             self.nets.policy.train()
-        if self.normalized:
-            norm = self.nets.normalizer
-            batch = batch._replace(obs=norm(batch.obs), next_obs=norm(batch.next_obs))
+        if self.normalized and isinstance(batch, HybridBatch):
+            batch = HybridBatch(self._normalized(batch.real), self._normalized(batch.sim))
+        elif self.normalized:
+            batch = self._normalized(batch)
         return self.step(batch, phase)
+
+    def _normalized(self, batch: Transition) -> Transition:
+        norm = self.nets.normalizer
+        return batch._replace(obs=norm(batch.obs), next_obs=norm(batch.next_obs))
 
     def precision(self) -> AbstractContextManager[Any]:
         """bfloat16 products over float32 weights where asked for; networks return float32."""

@@ -232,8 +232,10 @@ class Pair:
         self.real, self.sim = real, sim
 
     def sample(self, n: int) -> HybridBatch:
-        """n rows in all, half of each."""
-        return HybridBatch(self.real.sample(n - n // 2), self.sim.sample(n // 2))
+        """n rows in all, half of each. extras that not both have are left out."""
+        real, sim = self.real.sample(n - n // 2), self.sim.sample(n // 2)
+        shared = set(real.extras) & set(sim.extras)
+        return HybridBatch(*(d._replace(extras={name: d.extras[name] for name in shared}) for d in (real, sim)))
 
 
 def return_range(episodes: Episodes) -> float:

@@ -21,8 +21,8 @@ class MujocoWarp:
     chaotic. A step reads nothing back from the device. On a GPU contacts are found in any order, so the last bits of a
     run may differ from those of the next.
 
-    task, stagger, episode_length, dynamics: as for MujocoPool. Where the simulation breaks down, final_obs and reward of the step
-    are NaN and the lane is truncated.
+    task, stagger, episode_length, dynamics: as for MujocoPool. Where the simulation breaks down, final_obs and reward
+    of the step are NaN and the lane is truncated.
     room: times the memory for contacts that is reckoned from the model; `check` tells when it was too small.
     notices: what differs from the CPU's simulation, a line each; a run prints them when it starts.
     """

@@ -79,6 +79,13 @@ def orthogonal_everywhere(layer: nn.Linear, last: bool) -> None:
     nn.init.zeros_(layer.bias)
 
 
+def torch_small_last(layer: nn.Linear, last: bool) -> None:
+    """torch's default on hidden layers; Xavier uniform with gain 0.01 and biases 0 on the last one. CORL's cql.py."""
+    if last:
+        nn.init.xavier_uniform_(layer.weight, 1e-2)
+        nn.init.zeros_(layer.bias)
+
+
 def lecun_uniform(layer: nn.Linear, last: bool) -> None:
     """U(+-sqrt(3 / n_in)), variance 1 / n_in; biases 0. JAX codes, FPO's among them."""
     bound = math.sqrt(3.0 / layer.in_features)
