@@ -225,7 +225,8 @@ def online_loop(
     buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, device=learner.device)
     source: Source = buffer
     if learner.loop == "hybrid":
-        assert data is not None
+        if data is None:
+            raise ValueError(f"{cfg.name} learns from a simulator and real data together: give a data set too")
         source = Pair(data, buffer)
     elif data is not None and cfg.offline_share is None:
         buffer.fill(data.all())

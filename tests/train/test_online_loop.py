@@ -50,6 +50,7 @@ class Constant:
 
     device = torch.device("cpu")
     ranks = ALONE
+    loop, rows = "off_policy", 4
 
     def __init__(self, **settings: Any):
         self.cfg = OnlineConfig(**settings)
@@ -188,7 +189,8 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
     words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
     words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
-    if lookup(ALGORITHMS, algo, "algorithm").offline:
+    kind = lookup(ALGORITHMS, algo, "algorithm")
+    if kind.offline or kind.loop == "hybrid":
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
         words += ["data=file", "data.path=x", "gradient_steps=100"]
 
@@ -203,7 +205,7 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
         return folder / "checkpoints" / "last"
 
     whole = run(tmp_path / "whole", None)
-    run(tmp_path / "cut", 1 if stop == "offline" else 4 - (algo == "sac"))
+    run(tmp_path / "cut", 1 if stop == "offline" else 4 - (not kind.offline))
     resumed = run(tmp_path / "cut", None, resume=True)
     for part in ("model", "training"):
         a, b = (getattr(read_folder(folder), part) for folder in (whole, resumed))
@@ -274,7 +276,8 @@ def test_a_learner_of_each_kind_makes_a_loop():
         env = BatchedSim(CountSim(), 2, seed=0, stagger=False)
         kind = lookup(ALGORITHMS, algo, "algorithm")
         learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10), env.spec)
-        run = online_loop(learner, env, env_steps=40, seed=0, staggered=False)
+        real = data() if kind.loop == "hybrid" else None
+        run = online_loop(learner, env, env_steps=40, seed=0, staggered=False, data=real)
         metrics = run.iterate()
         assert run.gradient_steps == 30
         assert all(torch.isfinite(value) for value in metrics.values()), algo
@@ -316,3 +319,38 @@ def test_a_run_cannot_turn_its_clock_on_resume(tmp_path, monkeypatch):
 def test_a_buffer_smaller_than_one_step_is_refused_before_anything_is_read():
     with pytest.raises(ValueError, match=r"algo\.buffer_size=10 is smaller than one step of n_envs=64"):
         typed(train_config(["algo=iql", "env=pendulum", "data=file", "data.path=x", "algo.buffer_size=10"]))
+
+
+def test_batches_of_a_hybrid_learner_are_half_data_and_half_simulator_kept_apart():
+    env = BatchedSim(CountSim(), 3, seed=0, stagger=False)
+    kind = lookup(ALGORITHMS, "h2o", "algorithm")
+    learner: Any = make_learner(kind.config(batch_size=6, discriminator_batch_size=4, hidden=[8]), env.spec)
+    real = data()
+    real.reward = (2.0, -1.0)
+    run = online_loop(learner, env, env_steps=60, seed=0, staggered=False, data=real, skilled=True)
+    with pytest.raises(ValueError, match="the replay buffer is empty"):
+        run.source.sample(learner.rows)
+    run.iterate()
+    batch: Any = run.source.sample(run.batch_size)
+    assert run.batch_size == 10
+    assert (len(batch.real.reward), len(batch.sim.reward)) == (5, 5)
+    assert (batch.real.reward == -7.0).all()
+    torch.testing.assert_close(batch.sim.reward, 2.0 * batch.sim.action[:, 0] - 1.0)
+
+
+def test_a_hybrid_learner_without_real_data_or_with_another_robots_is_refused(tmp_path, monkeypatch):
+    words = ["algo=h2o", "env=pendulum", "total_steps=60", "threads=1", "experiment=none"]
+    with pytest.raises(ValueError, match="learns from a data set: give data=file"):
+        build(typed(train_config(words)), tmp_path)
+    monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+    words += ["data=file", "data.path=x"]
+    with pytest.raises(ValueError, match="observations and actions have 3 and 1 numbers, those of env=hopper 11 and 3"):
+        build(typed(train_config([*words, "env=hopper"])), tmp_path)
+    with pytest.raises(ValueError, match="discrete"):
+        build(typed(train_config([*words, "env=cartpole"])), tmp_path)
+    with pytest.raises(ValueError, match="seeds=2"):
+        build(typed(train_config([*words, "seeds=2"])), tmp_path)
+    env = BatchedSim(CountSim(), 2, seed=0)
+    learner: Any = make_learner(lookup(ALGORITHMS, "h2o", "algorithm").config(), env.spec)
+    with pytest.raises(ValueError, match="real data"):
+        online_loop(learner, env, env_steps=9, seed=0, staggered=False)
