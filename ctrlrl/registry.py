@@ -14,7 +14,6 @@ ALGORITHMS = {
     "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
     "fpo": "ctrlrl.algos.fpo:FPOLearner",
     "sac": "ctrlrl.algos.sac:SACLearner",
-    "h2o": "ctrlrl.algos.h2o:H2OLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",
@@ -25,6 +24,7 @@ ALGORITHMS = {
     "cql": "ctrlrl.algos.cql:CQLLearner",
     "calql": "ctrlrl.algos.cql:CalQLLearner",
     "fql": "ctrlrl.algos.fql:FQLLearner",
+    "h2o": "ctrlrl.algos.h2o:H2OLearner",
 }
 
 DATA = ("none", "file", "d4rl", "minari", "ogbench")
