@@ -13,6 +13,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
 from ctrlrl.core.ranks import ALONE, Ranks
+from ctrlrl.data.arrivals import arrivals
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset, Mixture, Pair, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
@@ -222,7 +223,9 @@ def online_loop(
     facts: what the data set's file says of itself. skilled: the policy has learned something already.
     """
     cfg, spec = learner.cfg, env.spec
-    buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, device=learner.device)
+    extras = {name: spec.action_dim if name == "next_action" else 0 for name in sorted(learner.needs)}
+    extras |= {"discount": 0} if cfg.n_steps > 1 else {}
+    buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, extras=extras, device=learner.device)
     source: Source = buffer
     if learner.loop == "hybrid":
         if data is None:
@@ -246,6 +249,12 @@ def online_loop(
         facts=facts,
         skilled=skilled or before is not None,
         reward=(1.0, 0.0) if data is None else data.reward,
+        arrivals=arrivals(
+            learner.needs,
+            n_steps=cfg.n_steps,
+            gamma=cfg.gamma,
+            failure=None if data is None else data.lowest,
+        ),
     )
 
 

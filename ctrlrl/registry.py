@@ -14,6 +14,8 @@ ALGORITHMS = {
     "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
     "fpo": "ctrlrl.algos.fpo:FPOLearner",
     "sac": "ctrlrl.algos.sac:SACLearner",
+    "td3": "ctrlrl.algos.td3:TD3Learner",
+    "rlpd": "ctrlrl.algos.rlpd:RLPDLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",

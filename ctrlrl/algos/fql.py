@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
 from ctrlrl.core.update import GradStep, Target
@@ -18,6 +18,7 @@ from ctrlrl.functional.regression import td_target
 from ctrlrl.functional.samplers import euler, uniform_times
 from ctrlrl.functional.weights import q_scale
 from ctrlrl.nn.critics import QCritic
+from ctrlrl.nn.mlp import xavier_uniform
 from ctrlrl.nn.normalize import DataNormalizer
 from ctrlrl.nn.velocity import VelocityField
 from ctrlrl.policies.one_step_flow import OneStepFlowPolicy
@@ -56,11 +57,11 @@ class FQLLearner(OffPolicyLearner):
 
     def __init__(self, cfg: FQLConfig, spec: EnvSpec):
         sizes: Any = (spec.obs_dim, spec.action_dim, cfg.hidden)
-        critic = QCritic(*sizes, activation="gelu", init=xavier, norm="after")
+        critic = QCritic(*sizes, activation="gelu", init=xavier_uniform, norm="after")
         nets = Nets(
             normalizer=DataNormalizer(spec.obs_dim),
-            policy=OneStepFlowPolicy(*sizes, init=xavier),
-            flow=VelocityField(*sizes, init=xavier),
+            policy=OneStepFlowPolicy(*sizes, init=xavier_uniform),
+            flow=VelocityField(*sizes, init=xavier_uniform),
             critic=critic,
             target=copy.deepcopy(critic),
         )
@@ -102,7 +103,7 @@ class FQLLearner(OffPolicyLearner):
             action = nets.policy(batch.next_obs, noise).clamp(-1.0, 1.0)
             next_q = nets.target(batch.next_obs, action)
         next_q = next_q.mean(0) if cfg.target_q == "mean" else next_q.amin(0)
-        target = td_target(batch.reward, batch.terminated, next_q, gamma=cfg.gamma)
+        target = td_target(batch.reward, batch.terminated, next_q, gamma=self.discount(batch))
         with self.precision():
             q = nets.critic(batch.obs, batch.action)
         return batch_mean((q - target).square()).mean(0), q
@@ -125,9 +126,3 @@ class FQLLearner(OffPolicyLearner):
             action = nets.policy(batch.obs, noise)
             q = nets.critic(batch.obs, action.clamp(-1.0, 1.0)).mean(0)
         return batch_mean((action - end).square().mean(-1)), q
-
-
-def xavier(layer: nn.Linear, last: bool) -> None:
-    """Variance scaling with gain 1 over the mean of fan-in and fan-out, uniform; biases 0. The authors' default."""
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)

@@ -76,6 +76,10 @@ class H2OConfig(OnlineConfig):
                 )
         if self.n_next_states < 1:
             raise ValueError(f"{where}.n_next_states must be at least 1, got {self.n_next_states}")
+        if self.n_steps != 1:
+            raise ValueError(
+                f"{where}.n_steps must be 1: the two systems are compared step by step, got {self.n_steps}"
+            )
         if self.offline_share != 0.5:
             raise ValueError(f"{where}.offline_share must be 0.5: half of a batch is real, got {self.offline_share}")
 

@@ -32,7 +32,16 @@ from ctrlrl.functional.regression import (
     squared_distance,
     td_target,
 )
-from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
+from ctrlrl.functional.returns import (
+    discounted_returns,
+    discounted_sums,
+    egae,
+    gae,
+    lambda_returns,
+    n_step,
+    n_step_sums,
+    next_valid,
+)
 from ctrlrl.functional.routing import error_weights, follows_largest, heads_loss, routed_advantage, weight_entropy
 from ctrlrl.functional.samplers import euler, midpoint
 from ctrlrl.functional.scan import linear_recurrence
@@ -79,6 +88,7 @@ __all__ = [
     "masked_std",
     "midpoint",
     "n_step",
+    "n_step_sums",
     "next_valid",
     "path_point",
     "post_decision_advantage",

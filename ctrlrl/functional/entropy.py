@@ -18,6 +18,7 @@ def temperature_loss(log_temperature: Tensor, log_prob: Tensor, *, target_entrop
 
     log_temperature: broadcasts; alone carries the gradient.
     log_prob:        [..., N] nats, of the policy's own samples.
-    Source: SAC, arXiv:1812.05905, eq. 18, with log temperature for temperature as in the codes of SAC and CQL.
+    Source: SAC, arXiv:1812.05905, eq. 18, with log temperature for temperature as in the codes of SAC and CQL. Given
+    the temperature itself instead it is the equation's own form, RLPD's: the same rest point, other step sizes.
     """
     return -log_temperature * (log_prob.detach() + target_entropy)

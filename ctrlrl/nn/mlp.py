@@ -86,6 +86,12 @@ def orthogonal_everywhere(layer: nn.Linear, last: bool) -> None:
     nn.init.zeros_(layer.bias)
 
 
+def xavier_uniform(layer: nn.Linear, last: bool) -> None:
+    """Variance scaling with gain 1 over the mean of fan-in and fan-out, uniform; biases 0. RLPD's and FQL's codes."""
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
 def lecun_uniform(layer: nn.Linear, last: bool) -> None:
     """U(+-sqrt(3 / n_in)), variance 1 / n_in; biases 0. JAX codes, FPO's among them."""
     bound = math.sqrt(3.0 / layer.in_features)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import OffPolicyLearner, OnlineConfig
+from ctrlrl.data.arrivals import Arrivals, Seen
 from ctrlrl.data.episodes import Facts
 from ctrlrl.data.table import ReplayBuffer
 from ctrlrl.train.off_policy import Means, OfflineLoop
@@ -28,6 +29,7 @@ class OnlineLoop:
     facts: what the data set's file says of itself.
     skilled: the policy acts from the first step on; else actions are random until learning starts.
     reward: scale and shift of the rewards that are kept, as the data set's were transformed.
+    arrivals: where steps wait until what the learner reads of their future is known; None: nowhere.
     """
 
     clock: str
@@ -48,6 +50,7 @@ class OnlineLoop:
         facts: Facts | None = None,
         skilled: bool = False,
         reward: tuple[float, float] = (1.0, 0.0),
+        arrivals: Arrivals | None = None,
     ):
         self.learner, self.env, self.buffer, self.source = learner, env, buffer, source
         self.cfg, self.batch_size, self.seed, self.before, self.reward = cfg, batch_size, seed, before, reward
@@ -58,7 +61,7 @@ class OnlineLoop:
         self.gradient_steps = 0
         self.owed = 0.0  # updates that environment steps have earned and that were not made yet
         self.waits = 0  # steps of all environments since the last updates
-        self.skilled = skilled
+        self.skilled, self.arrivals = skilled, arrivals
         self.begun = False  # whether the learner knows that the environment's steps have begun
         self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)
@@ -90,7 +93,7 @@ class OnlineLoop:
         if not self.begun:
             self.learner.begin_online()
             self.begun = True
-        means, taken = Means(), list[Steps]()
+        means, taken, added = Means(), list[Steps](), self.buffer.added
         until = self.gradient_steps + CHUNK
         while len(taken) < CHUNK and self.gradient_steps < until and not self.done:
             taken.append(self._step())
@@ -101,7 +104,7 @@ class OnlineLoop:
                 self.gradient_steps += 1
         self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
         getattr(self.env, "check", lambda: None)()
-        self._check_finite(taken)
+        self._check_finite(len(taken), self.buffer.added - added)
         return means.read(f"environment step {self.env_steps}")
 
     @torch.no_grad()
@@ -109,9 +112,15 @@ class OnlineLoop:
         """One step of all environments into the buffer."""
         step = self.env.step(action := self._action())
         scale, shift = self.reward
-        rows = Transition(self.obs, action, step.reward * scale + shift, step.final_obs, step.terminated, {})
-        mask = step.extras.get("mask")
-        self.buffer.add(rows if mask is None else tree_map(lambda x: x[mask], rows))
+        reward, mask = step.reward * scale + shift, step.extras.get("mask")
+        if self.arrivals is None:
+            rows = Transition(self.obs, action, reward, step.final_obs, step.terminated, {})
+            self.buffer.add(rows if mask is None else tree_map(lambda x: x[mask], rows))
+        else:
+            ends = (step.terminated, step.truncated)
+            known = self.arrivals.add(Seen(self.obs, action, reward, step.final_obs, *ends, mask))
+            if known is not None:
+                self.buffer.fill(known)
         self.obs.copy_(step.obs)
         self.env_steps += self.env.spec.n_envs
         return _kept(step)
@@ -120,13 +129,16 @@ class OnlineLoop:
         """In [-1, 1]: of the policy, or uniform where there is nothing yet that it could have learned from."""
         if self.env_steps < self.cfg.learning_starts and not self.skilled:
             spec = self.env.spec
-            return 2.0 * torch.rand(spec.n_envs, spec.action_dim, device=spec.device) - 1.0
-        action = self.learner.act(self.obs.to(self.learner.device)).action
-        return action.clamp(-1.0, 1.0).to(self.obs.device)
+            action = 2.0 * torch.rand(spec.n_envs, spec.action_dim, device=spec.device) - 1.0
+        else:
+            action = self.learner.act(self.obs.to(self.learner.device)).action.to(self.obs.device)
+        if self.cfg.action_noise:
+            action = action + self.cfg.action_noise * torch.randn_like(action)
+        return action.clamp(-1.0, 1.0)
 
     def _due(self) -> int:
-        """Updates to make now. Steps before learning starts earn none."""
-        if self.env_steps <= self.cfg.learning_starts:
+        """Updates to make now. Steps before learning starts, and before the first row is known, earn none."""
+        if self.env_steps <= self.cfg.learning_starts or not len(self.buffer):
             return 0
         self.owed += self.cfg.utd * self.env.spec.n_envs
         self.waits += 1
@@ -139,12 +151,11 @@ class OnlineLoop:
     def episode_metrics(self) -> dict[str, float]:
         return recent_means(self.recent) | {"rollout/buffer": float(len(self.buffer))}
 
-    def _check_finite(self, taken: list[Steps]) -> None:
+    def _check_finite(self, n_steps: int, n_rows: int) -> None:
         """Stop at a NaN or an infinity that an environment gave, before a checkpoint keeps it."""
-        kept = self.buffer.newest(len(taken) * self.env.spec.n_envs)
-        if not bool(torch.isfinite(kept.sum())):
+        if n_rows and not bool(torch.isfinite(self.buffer.newest(n_rows).sum())):
             raise ValueError(
-                f"the environment gave an observation or a reward that is not finite in the {len(taken)} steps before "
+                f"the environment gave an observation or a reward that is not finite in the {n_steps} steps before "
                 f"environment step {self.env_steps}, or the policy such an action. Mend the environment, or lower "
                 "algo.learning_rate."
             )
@@ -156,6 +167,8 @@ class OnlineLoop:
         if self.before is not None:
             state["offline_steps"] = torch.tensor(self.before.gradient_steps)
         state |= {"episodes/running": self.episodes.running, "episodes/counts": self.episodes.counts}
+        if self.arrivals is not None:
+            state |= {f"arrivals/{k}": v for k, v in self.arrivals.state_dict().items()}
         if self.recent:
             state["episodes/recent"] = torch.tensor([[float(x) for x in sums] for sums in self.recent]).double()
         return state
@@ -178,6 +191,9 @@ class OnlineLoop:
         self.obs.copy_(state["obs"])
         self.episodes.running.copy_(state["episodes/running"])
         self.episodes.counts.copy_(state["episodes/counts"])
+        if self.arrivals is not None:
+            prefix = "arrivals/"
+            self.arrivals.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 def _kept(step: TimeStep) -> Steps:

@@ -284,6 +284,7 @@ def test_in_a_simulator_that_doubles_every_action_it_finds_the_real_optimum(sett
         ({"logit_bound": 0.0}, "logit_bound"),
         ({"penalty_bound": -1.0}, "penalty_bound"),
         ({"n_next_states": 0}, "n_next_states must be at least 1"),
+        ({"n_steps": 3}, "n_steps must be 1"),
         ({"offline_share": 0.25}, "offline_share must be 0.5"),
         ({"input_noise": -0.1}, "input_noise"),
     ],

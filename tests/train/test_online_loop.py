@@ -51,10 +51,11 @@ class Constant:
     device = torch.device("cpu")
     ranks = ALONE
     loop, rows = "off_policy", 4
+    needs: frozenset[str] = frozenset()
 
     def __init__(self, **settings: Any):
         self.cfg = OnlineConfig(**settings)
-        self.cfg.batch_size = 4  # type: ignore[attr-defined]
+        self.cfg.batch_size, self.cfg.gamma = 4, 0.9  # type: ignore[attr-defined]
         self.began, self.seen, self.progress = 0, [], []
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
@@ -184,12 +185,13 @@ def test_a_number_that_is_not_finite_stops_the_run():
 
 
 @pytest.mark.parametrize("algo", ONLINE)
-@pytest.mark.parametrize("stop", ["offline", "online"])
+@pytest.mark.parametrize("stop", ["early", "late"])
 def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monkeypatch):
     words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
     words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
     kind = lookup(ALGORITHMS, algo, "algorithm")
+    words += ["algo.n_steps=2"] if stop == "late" and kind.loop != "hybrid" else []
     if kind.offline or kind.loop == "hybrid":
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
         words += ["data=file", "data.path=x", "gradient_steps=100"]
@@ -205,7 +207,7 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
         return folder / "checkpoints" / "last"
 
     whole = run(tmp_path / "whole", None)
-    run(tmp_path / "cut", 1 if stop == "offline" else 4 - (not kind.offline))
+    run(tmp_path / "cut", 1 if stop == "early" else 4 if kind.offline else 2)
     resumed = run(tmp_path / "cut", None, resume=True)
     for part in ("model", "training"):
         a, b = (getattr(read_folder(folder), part) for folder in (whole, resumed))
@@ -275,7 +277,7 @@ def test_a_learner_of_each_kind_makes_a_loop():
     for algo in ONLINE:
         env = BatchedSim(CountSim(), 2, seed=0, stagger=False)
         kind = lookup(ALGORITHMS, algo, "algorithm")
-        learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10), env.spec)
+        learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10, utd=1.0), env.spec)
         real = data() if kind.loop == "hybrid" else None
         run = online_loop(learner, env, env_steps=40, seed=0, staggered=False, data=real)
         metrics = run.iterate()
@@ -319,3 +321,18 @@ def test_a_run_cannot_turn_its_clock_on_resume(tmp_path, monkeypatch):
 def test_a_buffer_smaller_than_one_step_is_refused_before_anything_is_read():
     with pytest.raises(ValueError, match=r"algo\.buffer_size=10 is smaller than one step of n_envs=64"):
         typed(train_config(["algo=iql", "env=pendulum", "data=file", "data.path=x", "algo.buffer_size=10"]))
+
+
+@pytest.mark.parametrize("starts", [0, 1000])
+def test_action_noise_is_added_to_random_actions_and_to_the_policys_and_cut_to_the_box(starts):
+    run = loop(Constant(learning_starts=starts, action_noise=0.2), env_steps=150)
+    run.learner.act = lambda obs: PolicyOutput(torch.full((len(obs), 1), 0.5), None, {})
+    run._due = lambda: 0
+    run.iterate()
+    action = run.buffer.table["action"][:150, 0]
+    if starts == 0:
+        assert action.mean().item() == pytest.approx(0.5, abs=0.06)
+        assert action.std().item() == pytest.approx(0.2, abs=0.04)
+    else:
+        assert (action.abs() == 1.0).any(), "uniform actions with noise leave the box now and then"
+    assert action.abs().max() <= 1.0
