@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
+from ctrlrl.envs.mjcf_tasks import HEIGHT_AND_SPEED
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
 from ctrlrl.tasks import backend_of, device_of, env_device, eval_env, make_env, make_sim, same_spaces
-from ctrlrl.train.evaluate import Evaluation, evaluate
+from ctrlrl.train.evaluate import Evaluation, evaluate, forked_rng
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import VecEnv
 
@@ -57,6 +59,34 @@ def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) ->
         return None
     env = BatchedSim(sim.trial(), n, seed=seed, device=device_of(cfg), stagger=False)
     return run_trials(acting(learner, deterministic=False), env, scene, seed=seed)
+
+
+class Gaps(NamedTuple):
+    """Simulated steps of a learner that estimates how far its simulator is from reality."""
+
+    obs: Tensor  # [N, O] where they began
+    gap: Tensor  # [N] nats
+    view: tuple[int, int] | None  # columns of height and speed, of a robot that has them
+
+
+def gaps(learner: Any, cfg: TrainConfig, *, seed: int, steps: int = 300) -> Gaps | None:
+    """Steps of the sampling policy in the environment that it learned in; None for a learner without such estimates."""
+    if not hasattr(learner, "dynamics_gap"):
+        return None
+    act, device = acting(learner, deterministic=False), learner.device
+    env = make_env(cfg.env, 16, seed=seed, device=env_device(cfg), stagger=False)
+    seen = []
+    with forked_rng(seed):
+        obs = env.reset(seed).clone()
+        for _ in range(steps):
+            action = act(obs)
+            step = env.step(action)
+            found = learner.dynamics_gap(*(x.to(device) for x in (obs, action, step.final_obs)))
+            seen.append((obs, found))
+            obs = step.obs.clone()
+    env.close()
+    where, gap = (torch.cat(column).cpu() for column in zip(*seen, strict=True))
+    return Gaps(where, gap, HEIGHT_AND_SPEED.get(cfg.env.name.removesuffix("-v4")))
 
 
 def quick(learner: Learner) -> Quick | None:

@@ -50,7 +50,8 @@ class H2OConfig(OnlineConfig):
     next_state_noise: float = 1.0  # their deviation, over that of the real states
     pad_state_std: bool = False  # that deviation among ten times as many zeros, as the authors' code has it
     input_noise: float = 0.1  # deviation of what is added to everything that the classifiers learn from
-    logit_bound: float | None = 2.0  # of a classifier's logits; null = none
+    logit_bound: float | None = 2.0  # of the logits from which ratio and gap come; null = none
+    bound_marginal: bool = False  # and of those of (s, a), as in the authors' code: other states then count as a gap
     train_marginal_on_joint: bool = False  # the loss of the classifier of (s, a, s') also trains that of (s, a)
     hidden: list[int] = field(default_factory=lambda: [256, 256])
     normalize_obs: bool = False
@@ -100,7 +101,9 @@ class H2OLearner(OffPolicyLearner):
             critic=critic,
             target=copy.deepcopy(critic),
             log_temperature=Scalar(0.0),
-            marginal=Discriminator(obs_dim + action_dim, cfg.hidden, bound=cfg.logit_bound),
+            marginal=Discriminator(
+                obs_dim + action_dim, cfg.hidden, bound=cfg.logit_bound if cfg.bound_marginal else None
+            ),
             transition=Discriminator(2 * obs_dim + action_dim, cfg.hidden, bound=cfg.logit_bound),
             real_states=DataNormalizer(obs_dim),  # for their deviation
         )
@@ -191,6 +194,12 @@ class H2OLearner(OffPolicyLearner):
         """
         shape = next_obs.shape[:-1]
         return self.nets.transition(obs.expand(*shape, -1), action.expand(*shape, -1), next_obs)
+
+    @torch.no_grad()
+    def dynamics_gap(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """log P_sim / P_real of single steps with raw observations, nats [N]: high where reality hardly makes them."""
+        norm = self.nets.normalizer
+        return -self.log_ratio(norm(obs), action, norm(next_obs).unsqueeze(0))[0]
 
     def next_state_std(self) -> Tensor:
         """[O] of the next states over which a gap is averaged."""

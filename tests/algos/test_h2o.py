@@ -50,7 +50,7 @@ def test_classifiers_that_know_nothing_give_weight_one_and_the_smallest_gap():
 
 def test_one_update_is_the_definitions_with_plain_adam():
     """Classifiers; then temperature, policy and critics, whose losses all read the networks before their steps."""
-    settings = {"learning_rate": 1e-2, "train_marginal_on_joint": True, "conservative_coef": 0.3, "hidden": [5]}
+    settings = {"learning_rate": 1e-2, "train_marginal_on_joint": True, "bound_marginal": True, "conservative_coef": 0.3, "hidden": [5]}
     learner, twin = learner_of(**settings), learner_of(**settings)
     data = batch(learner)
     torch.manual_seed(3)
@@ -192,11 +192,11 @@ def test_normalized_observations_are_what_every_network_sees():
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-3, atol=1e-5)
 
 
-def systems(n: int, *, shift: float, seed: int = 0) -> HybridBatch:
-    """s' = a + N(0, 1) in reality and a + shift + N(0, 1) simulated; the simulator also sees other states."""
+def systems(n: int, *, shift: float, apart: float = 0.7, seed: int = 0) -> HybridBatch:
+    """s' = a + N(0, 1) in reality and a + shift + N(0, 1) simulated; states are N(0, 1) and N(apart, 1)."""
     random = torch.Generator().manual_seed(seed)
     parts = []
-    for offset, centre in ((0.0, 0.0), (shift, 0.7)):
+    for offset, centre in ((0.0, 0.0), (shift, apart)):
         obs = centre + torch.randn(n, 1, generator=random)
         action = 2.0 * torch.rand(n, 1, generator=random) - 1.0
         after = action + offset + torch.randn(n, 1, generator=random)
@@ -205,11 +205,11 @@ def systems(n: int, *, shift: float, seed: int = 0) -> HybridBatch:
     return HybridBatch(*parts)
 
 
-def judged(updates: int, shift: float, **settings: Any) -> H2OLearner:
+def judged(updates: int, shift: float, apart: float = 0.7, **settings: Any) -> H2OLearner:
     """A learner whose classifiers alone have learned."""
     fixed = {"hidden": [32, 32], "batch_size": 2, "discriminator_batch_size": 512, "learning_rate": 3e-3}
     learner = made("h2o", 1, 1, **fixed, **{"input_noise": 0.0, "logit_bound": None, **settings})
-    data = systems(20_000, shift=shift)
+    data = systems(20_000, shift=shift, apart=apart)
     learner.prefit(data.real)
     source = Pair(Dataset.of(data.real), Dataset.of(data.sim))
     for i in range(updates):
@@ -239,6 +239,18 @@ def test_equal_dynamics_are_told_apart_by_states_alone_and_every_step_counts():
     weight, u = learner.weight_and_gap(sim)
     assert weight.mean() > 0.93
     assert u.mean() < 0.07
+
+
+def test_states_that_the_simulator_alone_reaches_are_less_of_a_gap_without_the_authors_bound():
+    """Equal dynamics, states four deviations apart: the true ratio is 0 nats everywhere."""
+    found = {}
+    for released in (False, True):
+        switches = {"bound_marginal": released, "train_marginal_on_joint": released}
+        learner = judged(400, shift=0.0, apart=4.0, logit_bound=2.0, **switches)
+        sim = systems(2000, shift=0.0, apart=4.0, seed=1).sim
+        found[released] = learner.dynamics_gap(sim.obs, sim.action, sim.next_obs).mean()
+    assert found[True] > 1.3
+    assert found[False] < found[True] - 0.4
 
 
 def test_the_gap_of_shifted_gaussians_is_half_the_square_of_the_shift():
