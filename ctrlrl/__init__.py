@@ -20,6 +20,9 @@ _MODELS = (
     "PDPPO",
     "PolicyFlow",
     "FPO",
+    "SAC",
+    "TD3",
+    "RLPD",
     "BC",
     "TD3BC",
     "IQL",
@@ -30,6 +33,7 @@ _MODELS = (
     "CQL",
     "CalQL",
     "FQL",
+    "H2O",
 )
 _NAMES = {
     **dict.fromkeys(_MODELS, "ctrlrl.api"),

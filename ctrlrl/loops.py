@@ -217,22 +217,27 @@ def online_loop(
     before: OfflineLoop | None = None,
     facts: Facts | None = None,
     skilled: bool = False,
+    buffer: ReplayBuffer | None = None,
 ) -> OnlineLoop:
     """data: rows to learn from besides; rewards are kept as it has them. before: the updates on it that come first.
 
     facts: what the data set's file says of itself. skilled: the policy has learned something already.
+    buffer: to go on with; None: a new one.
     """
     cfg, spec = learner.cfg, env.spec
     extras = {name: spec.action_dim if name == "next_action" else 0 for name in sorted(learner.needs)}
     extras |= {"discount": 0} if cfg.n_steps > 1 else {}
-    buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, extras=extras, device=learner.device)
+    fresh = buffer is None
+    if buffer is None:
+        buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, extras=extras, device=learner.device)
     source: Source = buffer
     if learner.loop == "hybrid":
         if data is None:
             raise ValueError(f"{cfg.name} learns from a simulator and real data together: give a data set too")
         source = Pair(data, buffer)
     elif data is not None and cfg.offline_share is None:
-        buffer.fill(data.all())
+        if fresh:
+            buffer.fill(data.all())
     elif data is not None:
         source = Mixture([(data, cfg.offline_share), (buffer, 1.0 - cfg.offline_share)])
     return OnlineLoop(

@@ -6,6 +6,7 @@ With a data set: updates from that alone first, then batches of both. It knows n
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ctrlrl.data.episodes import Facts
 from ctrlrl.data.table import ReplayBuffer
 from ctrlrl.train.off_policy import Means, OfflineLoop
 from ctrlrl.train.rollout import EpisodeSums, EpisodeTracker, Steps, fresh_seed, recent_means
-from ctrlrl.types import Metrics, Source, TimeStep, Transition, VecEnv, tree_map
+from ctrlrl.types import Metrics, PolicyOutput, Source, TimeStep, Transition, VecEnv, tree_map
 
 CHUNK = 50  # steps of all environments, or updates, after which the losses are looked at and a row may be written
 
@@ -65,7 +66,16 @@ class OnlineLoop:
         self.begun = False  # whether the learner knows that the environment's steps have begun
         self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)
+        self.on_step: Callable[[Tensor, PolicyOutput, TimeStep], bool] | None = None
+        self.checked = 0  # rows ever added when the last look at them was taken
         self.obs = env.reset(seed).clone()
+
+    def reset(self, seed: int | None) -> None:
+        """All environments anew; the buffer stays."""
+        self.obs.copy_(self.env.reset(seed))
+        if self.arrivals is not None:
+            self.arrivals.clear()
+        self.episodes.running.zero_()
 
     @property
     def steps(self) -> int:
@@ -93,24 +103,30 @@ class OnlineLoop:
         if not self.begun:
             self.learner.begin_online()
             self.begun = True
-        means, taken, added = Means(), list[Steps](), self.buffer.added
+        means, taken = Means(), list[Steps]()
         until = self.gradient_steps + CHUNK
         while len(taken) < CHUNK and self.gradient_steps < until and not self.done:
-            taken.append(self._step())
+            taken.append(self.step())  # type: ignore[arg-type]
             for _ in range(self._due()):
                 if self.before is None:  # else the schedules were the offline training's
                     self.learner.set_progress(self.env_steps / self.online_steps)
-                means.add(self.learner.update(self.source.sample(self.batch_size)))
-                self.gradient_steps += 1
+                means.add(self.learn())
         self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
-        getattr(self.env, "check", lambda: None)()
-        self._check_finite(len(taken), self.buffer.added - added)
+        self.check()
         return means.read(f"environment step {self.env_steps}")
 
+    def learn(self) -> Metrics:
+        """One update."""
+        self.gradient_steps += 1
+        return self.learner.update(self.source.sample(self.batch_size))
+
     @torch.no_grad()
-    def _step(self) -> Steps:
-        """One step of all environments into the buffer."""
+    def step(self) -> Steps | None:
+        """One step of all environments into the buffer; None, without it, where `on_step` said no."""
         step = self.env.step(action := self._action())
+        if self.on_step is not None and not self.on_step(self.obs, PolicyOutput(action, None, {}), step):
+            self.obs.copy_(step.obs)
+            return None
         scale, shift = self.reward
         reward, mask = step.reward * scale + shift, step.extras.get("mask")
         if self.arrivals is None:
@@ -151,11 +167,13 @@ class OnlineLoop:
     def episode_metrics(self) -> dict[str, float]:
         return recent_means(self.recent) | {"rollout/buffer": float(len(self.buffer))}
 
-    def _check_finite(self, n_steps: int, n_rows: int) -> None:
-        """Stop at a NaN or an infinity that an environment gave, before a checkpoint keeps it."""
+    def check(self) -> None:
+        """Stop at a NaN or an infinity in rows added since the last look, before a checkpoint keeps it."""
+        getattr(self.env, "check", lambda: None)()
+        n_rows, self.checked = self.buffer.added - self.checked, self.buffer.added
         if n_rows and not bool(torch.isfinite(self.buffer.newest(n_rows).sum())):
             raise ValueError(
-                f"the environment gave an observation or a reward that is not finite in the {n_steps} steps before "
+                f"the environment gave an observation or a reward that is not finite in the last {n_rows} rows before "
                 f"environment step {self.env_steps}, or the policy such an action. Mend the environment, or lower "
                 "algo.learning_rate."
             )

@@ -180,7 +180,7 @@ def test_the_newest_rows_are_found_across_the_rings_seam():
 def test_a_number_that_is_not_finite_stops_the_run():
     run = loop(Constant(), env_steps=150)
     run.learner.act = lambda obs: PolicyOutput(torch.full((len(obs), 1), torch.nan), None, {})
-    with pytest.raises(ValueError, match="not finite in the 50 steps before environment step 150"):
+    with pytest.raises(ValueError, match="not finite in the last 150 rows before environment step 150"):
         run.iterate()
 
 
