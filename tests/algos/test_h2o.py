@@ -50,7 +50,13 @@ def test_classifiers_that_know_nothing_give_weight_one_and_the_smallest_gap():
 
 def test_one_update_is_the_definitions_with_plain_adam():
     """Classifiers; then temperature, policy and critics, whose losses all read the networks before their steps."""
-    settings = {"learning_rate": 1e-2, "train_marginal_on_joint": True, "bound_marginal": True, "conservative_coef": 0.3, "hidden": [5]}
+    settings = {
+        "learning_rate": 1e-2,
+        "train_marginal_on_joint": True,
+        "bound_marginal": True,
+        "conservative_coef": 0.3,
+        "hidden": [5],
+    }
     learner, twin = learner_of(**settings), learner_of(**settings)
     data = batch(learner)
     torch.manual_seed(3)
