@@ -61,8 +61,8 @@ class H2OConfig(OnlineConfig):
         where, inf = type(self).__name__, float("inf")
         in_range(where, low=0.0, high=inf, open_ends=True, learning_rate=self.learning_rate)
         in_range(where, low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
-        noises = {"input_noise": self.input_noise, "next_state_noise": self.next_state_noise}
-        in_range(where, low=0.0, high=inf, conservative_coef=self.conservative_coef, **noises)
+        for name in ("conservative_coef", "input_noise", "next_state_noise"):
+            in_range(where, low=0.0, high=inf, open_ends=False, **{name: getattr(self, name)})
         for name in ("weight", "gap"):
             low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
             if not 0.0 < low <= high:
@@ -125,7 +125,7 @@ class H2OLearner(OffPolicyLearner):
     def rows(self) -> int:
         return self.cfg.batch_size + self.cfg.discriminator_batch_size
 
-    def step(self, batch: HybridBatch, phase: int) -> Metrics:  # type: ignore[override]
+    def step(self, batch: HybridBatch, phase: int) -> Metrics:
         """Classifiers, then all losses of the networks as they were, then temperature, policy, critics, targets."""
         nets, cfg, n = self.nets, self.cfg, self.cfg.batch_size // 2
         found = self._classify(*(tree_map(lambda x: x[n:], part) for part in batch))

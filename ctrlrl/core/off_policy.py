@@ -153,13 +153,13 @@ class OffPolicyLearner(Learner):
     def _step(self, batch: Transition | HybridBatch, phase: int) -> Metrics:
         if not self.nets.policy.training:
             self.nets.policy.train()
-        if self.normalized and isinstance(batch, HybridBatch):
-            batch = HybridBatch(self._normalized(batch.real), self._normalized(batch.sim))
-        elif self.normalized:
-            batch = self._normalized(batch)
-        return self.step(batch, phase)
+        if isinstance(batch, HybridBatch):
+            return self.step(HybridBatch(self._normalized(batch.real), self._normalized(batch.sim)), phase)
+        return self.step(self._normalized(batch), phase)
 
     def _normalized(self, batch: Transition) -> Transition:
+        if not self.normalized:
+            return batch
         norm = self.nets.normalizer
         return batch._replace(obs=norm(batch.obs), next_obs=norm(batch.next_obs))
 

@@ -10,7 +10,7 @@ from ctrlrl.face.offline import OfflineAgent
 class HybridAgent(OfflineAgent):
     """As the offline models, but env is a simulator that `learn` steps, and the data set is of the real system."""
 
-    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:  # type: ignore[override]
+    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
         """Take `total_timesteps` steps of the simulator, with `utd` updates for each; a second call goes on."""
         if self._episodes is None:
             raise ValueError(f"{type(self).__name__}.learn needs real data; give dataset=FILE or call set_dataset")

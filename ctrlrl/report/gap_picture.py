@@ -36,18 +36,22 @@ def telling_axes(obs: Array, gap: Array) -> tuple[Axis, Axis]:
 
 def cell_means(x: Array, y: Array, gap: Array, edges: tuple[Array, Array]) -> Array:
     """[cells of y, cells of x] mean gap; NaN where fewer than three rows lie."""
-    count = np.histogram2d(y, x, bins=(edges[1], edges[0]))[0]
-    total = np.histogram2d(y, x, bins=(edges[1], edges[0]), weights=gap)[0]
+    count = _counts(x, y, edges)
+    total = _counts(x, y, edges, gap)
     return np.where(count >= _LEAST, total / np.maximum(count, 1), np.nan)
+
+
+def _counts(x: Array, y: Array, edges: tuple[Array, Array], weights: Array | None = None) -> Array:
+    """[cells of y, cells of x] rows, or the sum of their weights."""
+    return np.histogram2d(y, x, bins=[edges[1], edges[0]], weights=weights)[0]
 
 
 def gap_png(title: str, axes: tuple[Axis, Axis], sim: Array, gap: Array, real: Array) -> bytes:
     """sim [N, O] simulated states, gap [N] of the steps from them, nats; real [M, O] the data's states. PNG bytes."""
-    columns = [axis.column for axis in axes]
-    both = np.concatenate((sim[:, columns], real[:, columns]))
-    edges = tuple(np.linspace(*np.quantile(both[:, i], _QUANTILES), _CELLS + 1) for i in range(2))
-    means = cell_means(*sim[:, columns].T, gap, edges)  # type: ignore[arg-type]
-    rows = np.histogram2d(*real[:, columns[::-1]].T, bins=edges[::-1])[0]
+    across, up = (np.concatenate((sim[:, axis.column], real[:, axis.column])) for axis in axes)
+    edges = _edges(across), _edges(up)
+    means = cell_means(sim[:, axes[0].column], sim[:, axes[1].column], gap, edges)
+    rows = _counts(real[:, axes[0].column], real[:, axes[1].column], edges)
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -63,6 +67,11 @@ def gap_png(title: str, axes: tuple[Axis, Axis], sim: Array, gap: Array, real: A
             ax.set_xlabel(axes[0].label)
 
     return picture(draw, LIGHT, _SIZE, transparent=False)
+
+
+def _edges(x: Array) -> Array:
+    low, high = np.quantile(x, _QUANTILES)
+    return np.linspace(low, max(high, low + 1e-6), _CELLS + 1)
 
 
 def _map(figure: Any, ax: Any, edges: Any, values: Array, shades: tuple[str, ...]) -> Any:
