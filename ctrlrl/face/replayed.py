@@ -19,6 +19,7 @@ from ctrlrl.face.environments import Connection, connect
 from ctrlrl.face.policy_view import PolicyView
 from ctrlrl.face.records import progress_row, record_replay, seed_generators
 from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse
+from ctrlrl.face.sb3_import import replayed_from_sb3
 from ctrlrl.face.watch import ReplayWatch
 from ctrlrl.train.log import Progress
 from ctrlrl.train.logger import Logger
@@ -258,6 +259,18 @@ class ReplayAgent(Agent):
         exclude, include: taken for SB3's sake; every file holds the same.
         """
         build.write_zip(path, build.agent_checkpoint(self.learner, saved.replay_facts(self)))
+
+    @classmethod
+    def from_sb3(
+        cls, path: saved.File, env: Any = None, device: torch.device | str = "auto", *, n_envs: int = 1, **changes: Any
+    ) -> Self:
+        """A SAC or TD3 saved by Stable-Baselines3 2.x, Adam's states included; nothing in the file is run.
+
+        changes: settings of its own. Its replay buffer is a pickle, which is not opened.
+        """
+        if cls.algo not in ("sac", "td3"):
+            raise ValueError(f"{cls.__name__}.from_sb3: Stable-Baselines3 has no {cls.__name__}")
+        return replayed_from_sb3(cls, path, env, device, n_envs=n_envs, changes=changes)
 
     @classmethod
     def load(
