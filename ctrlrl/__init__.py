@@ -35,6 +35,7 @@ _MODELS = (
     "FQL",
     "Diffusion",
     "Flow",
+    "H2O",
 )
 _NAMES = {
     **dict.fromkeys(_MODELS, "ctrlrl.api"),

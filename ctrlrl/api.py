@@ -7,6 +7,7 @@ from typing import Any, Self
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.environments import make_env, make_vec_env
 from ctrlrl.face.evaluation import evaluate_policy
+from ctrlrl.face.hybrid import HybridAgent
 from ctrlrl.face.offline import OfflineAgent
 from ctrlrl.face.replay_arguments import given
 from ctrlrl.face.replayed import ReplayAgent
@@ -24,6 +25,7 @@ __all__ = [
     "CQL",
     "FPO",
     "FQL",
+    "H2O",
     "IQL",
     "MTPPO",
     "PDPPO",
@@ -262,6 +264,12 @@ class Flow(OfflineAgent):
     algo = "flow"
 
 
+class H2O(HybridAgent):
+    """SAC on real data and a simulator that is not like reality, arXiv:2206.13464."""
+
+    algo = "h2o"
+
+
 _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
@@ -284,6 +292,7 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     FQL,
     Diffusion,
     Flow,
+    H2O,
 )
 CLASSES = {kind.algo: kind for kind in _KINDS}
 

@@ -22,7 +22,7 @@ from ctrlrl.judging import evaluator, scorer
 from ctrlrl.loops import make_learner, seeds_of, training_loop
 from ctrlrl.provenance import facts
 from ctrlrl.shares import share
-from ctrlrl.sources import load_data, notices, same_task, score_range
+from ctrlrl.sources import load_data, notices, read_data, same_task, score_range
 from ctrlrl.tasks import device_of, env_spec
 from ctrlrl.train.buffer_files import load_buffer, save_buffer
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
@@ -32,7 +32,18 @@ from ctrlrl.train.stacked import StackedTrainer
 from ctrlrl.train.trainer import Trainer
 
 # what the faces take from here besides what stands below
-__all__ = ["Episodes", "Spaces", "evaluate", "load_buffer", "load_data", "name_of", "notices", "read_zip", "same_task"]
+__all__ = [
+    "Episodes",
+    "Spaces",
+    "evaluate",
+    "load_buffer",
+    "load_data",
+    "name_of",
+    "notices",
+    "read_data",
+    "read_zip",
+    "same_task",
+]
 __all__ += ["save_buffer", "write_zip"]
 
 

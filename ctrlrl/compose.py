@@ -48,7 +48,8 @@ def train_config(words: Sequence[str]) -> DictConfig:
     if experiment == "auto":
         guess = f"{chosen.get('algo', 'ppo')}/{chosen.get('env', 'pendulum')}"
         experiment = guess if guess in presets() else "none"
-    overrides = [word for word in words if not word.startswith("experiment=")]
+    # the keys of eval.env are those of the environment, not of a schema: "++" adds one or takes a preset's place
+    overrides = [f"++{w}" if w.startswith("eval.env.") else w for w in words if not w.startswith("experiment=")]
     if experiment != "none":
         overrides.append(f"+experiment={experiment}")
     _register()
@@ -87,9 +88,14 @@ def _check_clocks(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
 def typed(cfg: DictConfig) -> TrainConfig:
     """Real dataclasses; their range checks run here."""
     try:
-        return OmegaConf.to_object(cfg)  # type: ignore[return-value]
+        made: TrainConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    try:
+        OmegaConf.merge(OmegaConf.structured(made.env), made.eval.env)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"eval.env: {_explain(error, ())}") from None
+    return made
 
 
 def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:

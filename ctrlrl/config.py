@@ -109,6 +109,7 @@ class EvalConfig:
     every: int | None = None  # steps between evaluations; null = a tenth of the run; 0 = only at the end
     episodes: int = 10
     seed: int = 10_000
+    env: dict[str, Any] = field(default_factory=dict)  # env settings in which it differs: eval.env.gravity_scale=1
     deterministic: bool | None = None  # false: actions are sampled, as in training; null = as the algorithm is judged
 
     def __post_init__(self) -> None:

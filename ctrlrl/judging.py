@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
+from ctrlrl.envs.mjcf_tasks import HEIGHT_AND_SPEED
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
-from ctrlrl.tasks import backend_of, device_of, env_device, make_env, make_sim
-from ctrlrl.train.evaluate import Evaluation, evaluate
+from ctrlrl.tasks import backend_of, device_of, env_device, eval_env, make_env, make_sim, same_spaces
+from ctrlrl.train.evaluate import Evaluation, evaluate, forked_rng
 from ctrlrl.train.held_out import Rows, held_out_means
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import VecEnv
@@ -65,11 +66,14 @@ def judged(learner: Learner, deterministic: bool | None = None) -> Acting:
 def evaluator(
     learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int, unseen: Rows | None = None
 ) -> Callable[[], Evaluation]:
-    """A function that evaluates the policy on fresh episodes of the training task.
+    """A function that evaluates the policy on fresh episodes of the training task, with the settings of eval.env.
 
     unseen: rows that it did not learn from, on which its error is told besides; all that there is with env=none.
     """
-    device = env_device(cfg)
+    task = eval_env(cfg)
+    device = env_device(cfg, task)
+    if cfg.eval.env:
+        same_spaces(cfg, task)
     env: VecEnv | None = None
 
     def run() -> Evaluation:
@@ -78,7 +82,7 @@ def evaluator(
             return Evaluation.nothing() if unseen is None else _with_error(Evaluation.nothing(), unseen)
         if env is None:
             # a seed, because an environment without one would take it from the generator that training uses
-            env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
+            env = make_env(task, min(episodes, 64), seed=seed, device=device, stagger=False)
         found = evaluate(judged(learner, cfg.eval.deterministic), env, episodes=episodes, seed=seed)
         return found if unseen is None else _with_error(found, unseen)
 
@@ -95,15 +99,44 @@ def evaluator(
 
 def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) -> Trials | None:
     """Where `n` roll-outs of the sampling policy end; None for a task that is not judged by that."""
-    if backend_of(cfg.env) != "torch" or (scene := (sim := make_sim(cfg.env)).scene) is None:
+    task = eval_env(cfg)
+    if backend_of(task) != "torch" or (scene := (sim := make_sim(task)).scene) is None:
         return None
     env = BatchedSim(sim.trial(), n, seed=seed, device=device_of(cfg), stagger=False)
     return run_trials(acting(learner, deterministic=False), env, scene, seed=seed)
 
 
+class Gaps(NamedTuple):
+    """Simulated steps of a learner that estimates how far its simulator is from reality."""
+
+    obs: Tensor  # [N, O] where they began
+    gap: Tensor  # [N] nats
+    view: tuple[int, int] | None  # columns of height and speed, of a robot that has them
+
+
+def gaps(learner: Any, cfg: TrainConfig, *, seed: int, steps: int = 300) -> Gaps | None:
+    """Steps of the sampling policy in the environment that it learned in; None for a learner without such estimates."""
+    if not hasattr(learner, "dynamics_gap"):
+        return None
+    act, device = acting(learner, deterministic=False), learner.device
+    env = make_env(cfg.env, 16, seed=seed, device=env_device(cfg), stagger=False)
+    seen = []
+    with forked_rng(seed):
+        obs = env.reset(seed).clone()
+        for _ in range(steps):
+            action = act(obs)
+            step = env.step(action)
+            found = learner.dynamics_gap(*(x.to(device) for x in (obs, action, step.final_obs)))
+            seen.append((obs, found))
+            obs = step.obs.clone()
+    env.close()
+    where, gap = (torch.cat(column).cpu() for column in zip(*seen, strict=True))
+    return Gaps(where, gap, HEIGHT_AND_SPEED.get(cfg.env.name.removesuffix("-v4")))
+
+
 def quick(learner: Learner) -> Quick | None:
     """What acts on a single observation in NumPy, as `acting` does deterministically; None for other learners."""
-    if learner.loop == "off_policy":
+    if learner.loop in ("off_policy", "hybrid"):
         nets: Any = learner.nets
         return Quick(nets.normalizer, Vector(0), nets.policy)
     parts = [getattr(learner, name, None) for name in ("normalizer", "features", "policy")]

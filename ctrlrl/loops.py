@@ -16,7 +16,7 @@ from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.data.arrivals import arrivals
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.split import held_out
-from ctrlrl.data.table import Dataset, Mixture, ReplayBuffer
+from ctrlrl.data.table import Dataset, Mixture, Pair, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together
@@ -65,7 +65,7 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
     kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
     if cfg.seeds > 1:
         refuse_unless_stackable(kind, cfg.seeds)
-    if kind.loop == "off_policy":
+    if kind.loop in ("off_policy", "hybrid"):
         return off_policy_loop(cfg, kind, device, ranks)
     if cfg.data.name != "none":
         raise ValueError(
@@ -130,7 +130,7 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
     data, facts = (None, None) if before is None else (before.source, before.facts)
-    if before is None and cfg.data.name != "none":
+    if before is None and (cfg.data.name != "none" or kind.loop == "hybrid"):
         episodes = read_data(cfg.data)
         same_data(cfg, episodes, env.spec)
         data, facts = dataset(cfg, episodes, kind, device), episodes.facts
@@ -240,7 +240,11 @@ def online_loop(
     if buffer is None:
         buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, extras=extras, device=learner.device)
     source: Source = buffer
-    if data is not None and cfg.offline_share is None:
+    if learner.loop == "hybrid":
+        if data is None:
+            raise ValueError(f"{cfg.name} learns from a simulator and real data together: give a data set too")
+        source = Pair(data, buffer)
+    elif data is not None and cfg.offline_share is None:
         if fresh:
             buffer.fill(data.all())
     elif data is not None:
@@ -251,7 +255,7 @@ def online_loop(
         buffer,
         source,
         cfg=cfg,
-        batch_size=cfg.batch_size,
+        batch_size=learner.rows,
         env_steps=env_steps,
         seed=seed,
         staggered=staggered,

@@ -28,6 +28,7 @@ ALGORITHMS = {
     "fql": "ctrlrl.algos.fql:FQLLearner",
     "diffusion": "ctrlrl.algos.generative_bc:DiffusionLearner",
     "flow": "ctrlrl.algos.generative_bc:FlowLearner",
+    "h2o": "ctrlrl.algos.h2o:H2OLearner",
 }
 
 DATA = ("none", "file", "d4rl", "minari", "ogbench")
@@ -75,11 +76,15 @@ GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and f
     **ROBOTS,
 }
 
+ROBOT_SETTINGS = "ctrlrl.envs.dynamics:Dynamics"
+
 ENVIRONMENTS = (*SIMULATORS, *ROBOTS, "gym", "none")
 
 
 def env_settings(name: str) -> type | None:
-    """The dataclass of what a user may choose about a simulator beside EnvConfig; None where there is nothing."""
+    """The dataclass of what a user may choose about a task beside EnvConfig; None where there is nothing."""
+    if name in ROBOTS:
+        return load(ROBOT_SETTINGS)
     return load(SIMULATORS[name]).Settings if name in SIMULATORS else None
 
 

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ctrlrl.build import build, run_folder, widest_layer
+from ctrlrl.build import build, read_data, run_folder, widest_layer
 from ctrlrl.compose import load_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
 from ctrlrl.core.ranks import Ranks
-from ctrlrl.judging import judged, scorer, trials
+from ctrlrl.judging import Gaps, gaps, judged, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
-from ctrlrl.tasks import backend_of, device_of, env_device, make_env
+from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env
 from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec, saved_spec
 from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.distributed import agree, join, part
@@ -151,14 +151,19 @@ def evaluate_run(
     """
     cfg, learner = load_run(folder, checkpoint, words)
     deterministic = cfg.eval.deterministic if deterministic is None else deterministic
-    env = make_env(cfg.env, min(episodes, 64), stagger=False, device=env_device(cfg))
+    task = eval_env(cfg)
+    env = make_env(task, min(episodes, 64), stagger=False, device=env_device(cfg, task))
     returns, lengths, success, *_ = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
     tried = trials(learner, cfg, seed=seed, n=n_trials)
     if picture is not None:
-        if tried is None:
+        gap = gaps(learner, cfg, seed=seed)
+        if tried is not None:
+            draw_paths(cfg, tried, picture)
+        elif gap is not None:
+            draw_gap(cfg, gap, picture)
+        else:
             raise ValueError(f"picture: env={cfg.env.name} is no task in the plane; video= films it")
-        draw_paths(cfg, tried, picture)
     result = {
         "algo": cfg.algo.name,
         "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
@@ -201,11 +206,26 @@ def draw_paths(cfg: TrainConfig, tried: Trials, out: Path) -> None:
     out.write_bytes(paths_png(title, tried.scene, tried.paths, tried.reached))
 
 
+def draw_gap(cfg: TrainConfig, found: Gaps, out: Path) -> None:
+    """How far a simulator is from the data, by region of the state, as a picture."""
+    from ctrlrl.report.gap_picture import Axis, gap_png, telling_axes
+
+    sim, gap = found.obs.double().numpy(), found.gap.double().numpy()
+    if found.view is None:
+        axes = telling_axes(sim, gap)
+    else:
+        axes = Axis(found.view[1], "forward velocity, m/s"), Axis(found.view[0], "height of the torso, m")
+    changed = " ".join(f"{k}={v:g}" for k, v in dynamics(cfg.env).changed().items())
+    title = f"{cfg.algo.name} on {cfg.env.name} {changed}, seed {cfg.seed}".replace(" ,", ",")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(gap_png(title, axes, sim, gap, read_data(cfg.data).obs))
+
+
 def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
     """One episode as a video; RuntimeError with one line where this machine or task cannot draw."""
     from ctrlrl.train.video import record
 
-    env_cfg = cfg.env
+    env_cfg = eval_env(cfg)
     if backend_of(env_cfg) == "torch":  # tensors have no picture: the same task is drawn by Gymnasium
         if env_cfg.name not in GYMNASIUM_IDS:
             raise RuntimeError(f"env={env_cfg.name} has no renderer; no video was made")
@@ -226,7 +246,7 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
 
 
 def illustrate(folder: Path) -> list[str]:
-    """Write curve.png, video.mp4 or paths.png, and report.html into a run folder.
+    """Write curve.png, video.mp4 or paths.png, gap.png where a gap is estimated, and report.html into a run folder.
 
     Returns a line for each that could not be made.
     """
@@ -238,6 +258,7 @@ def illustrate(folder: Path) -> list[str]:
     cfg, learner = load_run(shown[0])
     with torch.random.fork_rng():
         tried = trials(learner, cfg, seed=cfg.eval.seed)
+        gap = gaps(learner, cfg, seed=cfg.eval.seed)
         try:
             if tried is None and cfg.env.name != "none":
                 film(cfg, learner, folder / "video.mp4", seed=cfg.eval.seed)
@@ -246,6 +267,8 @@ def illustrate(folder: Path) -> list[str]:
     try:
         if tried is not None:
             draw_paths(cfg, tried, folder / "paths.png")
+        if gap is not None:
+            draw_gap(cfg, gap, folder / "gap.png")
         for run in shown:
             write_curve(run, run / "curve.png")
         write_page(shown, folder / "report.html")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from ctrlrl.config import EnvConfig, TrainConfig, own_settings
+from ctrlrl.envs.dynamics import Dynamics
 from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
@@ -39,6 +41,7 @@ def make_env(
     stagger = cfg.stagger if stagger is None else stagger
     if cfg.timeout is not None and backend != "gymnasium":
         raise ValueError(f"env.timeout is for environments that Python code steps; env={cfg.name} runs on {backend}")
+    changes = dynamics(cfg)
     if backend == "torch":
         return BatchedSim(
             make_sim(cfg),
@@ -61,6 +64,7 @@ def make_env(
             stagger=stagger,
             episode_length=episode_length,
             room=cfg.contact_room,
+            dynamics=changes,
         )
     if device.type != "cpu":
         raise ValueError(
@@ -78,6 +82,7 @@ def make_env(
             exact=cfg.exact,
             stagger=stagger,
             episode_length=episode_length,
+            dynamics=changes,
         )
     gym_id = cfg.id or GYMNASIUM_IDS[cfg.name]
     if backend == "envpool":
@@ -88,6 +93,29 @@ def make_env(
 
     env = GymnasiumEnv(gym_id, n_envs=n_envs, seed=seed, render_mode="rgb_array" if render else None)
     return env if cfg.timeout is None else TimedEnv(env, cfg.timeout)
+
+
+def eval_env(cfg: TrainConfig) -> EnvConfig:
+    """What a run is judged in: its own environment, with the settings that eval.env changes."""
+    changes, own = cfg.eval.env, [f.name for f in fields(cfg.env) if f.name not in ("name", "id")]
+    for name in changes:
+        if name not in own:
+            raise ValueError(f"eval.env: {unknown('key', name, own)}")
+    try:
+        return replace(cfg.env, **changes)
+    except ValueError as error:
+        raise ValueError(f"eval.{error}") from None
+
+
+def dynamics(cfg: EnvConfig) -> Dynamics:
+    """What a robot's simulator is to have changed; ValueError where its backend cannot change anything."""
+    found, backend = own_settings(cfg, Dynamics), backend_of(cfg)
+    for name, value in found.changed().items():
+        if backend not in ("mujoco", "mujoco_warp"):
+            raise ValueError(
+                f"env.{name}={value:g}: env.backend={backend} steps the robot as it is; use env.backend=mujoco"
+            )
+    return found
 
 
 def make_sim(cfg: EnvConfig) -> Sim:
@@ -127,9 +155,18 @@ def env_spec(cfg: TrainConfig, device: torch.device) -> EnvSpec:
     return env.spec._replace(device=device)
 
 
-def env_device(cfg: TrainConfig) -> torch.device:
-    """Where the environments of a run step."""
-    return device_of(cfg) if backend_of(cfg.env) in ON_ANY_DEVICE else torch.device("cpu")
+def same_spaces(cfg: TrainConfig, task: EnvConfig) -> None:
+    """ValueError where the environment that judges a run has other spaces than its own."""
+    here, there = (env_spec(replace(cfg, env=env), torch.device("cpu")) for env in (cfg.env, task))
+    for name in ("obs_dim", "action_dim", "n_actions", "nvec"):
+        if (own := getattr(here, name)) != (other := getattr(there, name)):
+            changed = ", ".join(f"eval.env.{key}={value}" for key, value in cfg.eval.env.items())
+            raise ValueError(f"{changed}: the policy is for {name}={own}, that environment has {other}")
+
+
+def env_device(cfg: TrainConfig, env: EnvConfig | None = None) -> torch.device:
+    """Where the environments of a run step, or another one of its configurations."""
+    return device_of(cfg) if backend_of(env or cfg.env) in ON_ANY_DEVICE else torch.device("cpu")
 
 
 def is_staggered(cfg: EnvConfig) -> bool:

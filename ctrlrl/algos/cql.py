@@ -22,6 +22,7 @@ from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
 from ctrlrl.functional.masked import batch_mean
 from ctrlrl.functional.regression import td_target
 from ctrlrl.nn.critics import QCritic
+from ctrlrl.nn.mlp import torch_small_last
 from ctrlrl.nn.normalize import DataNormalizer
 from ctrlrl.nn.scalar import Scalar
 from ctrlrl.policies.squashed import SquashedGaussianPolicy
@@ -71,7 +72,7 @@ class CQLLearner(OffPolicyLearner):
 
     def __init__(self, cfg: CQLConfig, spec: EnvSpec):
         obs_dim, action_dim = spec.obs_dim, spec.action_dim
-        policy_init = small_last if cfg.policy_init == "torch" else orthogonal_small_last
+        policy_init = torch_small_last if cfg.policy_init == "torch" else orthogonal_small_last
         critic = QCritic(obs_dim, action_dim, cfg.critic_hidden or cfg.hidden, init=orthogonal_small_last)
         nets = Nets(
             normalizer=DataNormalizer(obs_dim),
@@ -204,10 +205,3 @@ def orthogonal_small_last(layer: nn.Linear, last: bool) -> None:
     """Gain sqrt(2), 0.01 on the last layer; biases 0."""
     nn.init.orthogonal_(layer.weight, 1e-2 if last else math.sqrt(2.0))
     nn.init.zeros_(layer.bias)
-
-
-def small_last(layer: nn.Linear, last: bool) -> None:
-    """torch's default on hidden layers; Xavier uniform with gain 0.01 and biases 0 on the last one. CORL's cql.py."""
-    if last:
-        nn.init.xavier_uniform_(layer.weight, 1e-2)
-        nn.init.zeros_(layer.bias)

@@ -24,7 +24,7 @@ from ctrlrl.nn.normalize import Identity
 from ctrlrl.nn.transformer import TransformerHead, without_decay
 from ctrlrl.nn.unet1d import UNet1D
 from ctrlrl.policies.diffusion import ChunkPolicy, DiffusionProcess, FlowProcess
-from ctrlrl.types import EnvSpec, Metrics, PolicyOutput, Transition, Window
+from ctrlrl.types import EnvSpec, HybridBatch, Metrics, PolicyOutput, Transition, Window
 
 HEADS = ("mlp", "residual", "unet", "transformer")
 
@@ -214,7 +214,7 @@ class GenerativeBCLearner(OffPolicyLearner):
         for step in self.opt.values():
             step.learning_rate.fill_(self.cfg.learning_rate * share)
 
-    def update(self, batch: Transition) -> Metrics:
+    def update(self, batch: Transition | HybridBatch) -> Metrics:
         step = torch.tensor(float(self.n_updates), dtype=torch.float64)  # the host's own count: nothing is read
         kept = ema_decay(step, power=self.cfg.ema_power, highest=self.cfg.ema_max)
         self.follow.fill_(1.0 - float(kept))

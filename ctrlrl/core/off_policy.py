@@ -19,7 +19,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.random import Randomness
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
-from ctrlrl.types import Metrics, PolicyOutput, Transition, tree_map
+from ctrlrl.types import HybridBatch, Metrics, PolicyOutput, Transition, tree_map
 
 
 @dataclass
@@ -92,7 +92,7 @@ class OffPolicyLearner(Learner):
         """The targets that follow them; by default none."""
         return {}
 
-    def step(self, batch: Transition, phase: int) -> Metrics:
+    def step(self, batch: Any, phase: int) -> Metrics:
         """One update in the paper's order; phase counts 0 ... period - 1 over and over."""
         raise NotImplementedError
 
@@ -103,6 +103,11 @@ class OffPolicyLearner(Learner):
     def compile_units(self) -> tuple[str, ...]:
         """Methods for torch.compile; the graph mode takes the whole step."""
         return ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that one update takes."""
+        return self.cfg.batch_size
 
     @property
     def period(self) -> int:
@@ -137,7 +142,7 @@ class OffPolicyLearner(Learner):
         action = self.act(batch.obs, deterministic=deterministic).action
         return {"action_error": (action - batch.action).square().mean(-1)}
 
-    def update(self, batch: Transition) -> Metrics:
+    def update(self, batch: Transition | HybridBatch) -> Metrics:
         phase = self.n_updates % self.period
         self.n_updates += 1
         if self._mode != "graph":
@@ -146,19 +151,24 @@ class OffPolicyLearner(Learner):
             self._graphs[phase] = self._captured(batch, phase)
         return tree_map(torch.clone, self._graphs[phase](batch))
 
-    def _captured(self, batch: Transition, phase: int) -> Graph:
+    def _captured(self, batch: Transition | HybridBatch, phase: int) -> Graph:
         changed = list(self.nets.state_dict().values())  # the flat vectors lie under them
         changed += [t for step in self.opt.values() for t in step.state_dict().values()]
         streams = self.random.streams or ()
         return Graph(lambda b: self._step(b, phase), (batch,), undo=undoing(changed), generators=streams)
 
-    def _step(self, batch: Transition, phase: int) -> Metrics:
+    def _step(self, batch: Transition | HybridBatch, phase: int) -> Metrics:
         if not self.nets.policy.training:
             self.nets.policy.train()
-        if self.normalized:
-            norm = self.nets.normalizer
-            batch = batch._replace(obs=norm(batch.obs), next_obs=norm(batch.next_obs))
-        return self.step(batch, phase)
+        if isinstance(batch, HybridBatch):
+            return self.step(HybridBatch(self._normalized(batch.real), self._normalized(batch.sim)), phase)
+        return self.step(self._normalized(batch), phase)
+
+    def _normalized(self, batch: Transition) -> Transition:
+        if not self.normalized:
+            return batch
+        norm = self.nets.normalizer
+        return batch._replace(obs=norm(batch.obs), next_obs=norm(batch.next_obs))
 
     def precision(self) -> AbstractContextManager[Any]:
         """bfloat16 products over float32 weights where asked for; networks return float32."""

@@ -142,8 +142,8 @@ class Dataset:
             }
             for name, column in block.items():
                 table[name][begin : begin + len(rows)] = torch.as_tensor(column, device=device)
-        ends = torch.as_tensor(_ends(keep, episodes.ends), device=device)
-        return cls(table, (reward_scale, reward_shift), ends, lowest=lowest)
+        followed = torch.as_tensor(_ends(keep, episodes.ends), device=device)
+        return cls(table, (reward_scale, reward_shift), followed, lowest=lowest)
 
     def sample(self, n: int) -> Transition:
         """n rows with replacement, drawn on the device."""
@@ -252,8 +252,10 @@ class Pair:
         self.real, self.sim = real, sim
 
     def sample(self, n: int) -> HybridBatch:
-        """n rows in all, half of each."""
-        return HybridBatch(self.real.sample(n - n // 2), self.sim.sample(n // 2))
+        """n rows in all, half of each. extras that not both have are left out."""
+        real, sim = self.real.sample(n - n // 2), self.sim.sample(n // 2)
+        shared = set(real.extras) & set(sim.extras)
+        return HybridBatch(*(d._replace(extras={name: d.extras[name] for name in shared}) for d in (real, sim)))
 
 
 def return_range(episodes: Episodes) -> float:

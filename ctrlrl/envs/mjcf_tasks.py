@@ -44,6 +44,14 @@ _V4: tuple[mjcf.Task, ...] = (
 
 TASKS: dict[str, mjcf.Task] = {t.name: t for t in _V5 + _V4}
 
+HEIGHT_AND_SPEED = {  # columns of an observation: the torso's height, m, and its velocity along x, m/s
+    "halfcheetah": (0, 8),
+    "hopper": (0, 5),
+    "walker2d": (0, 8),
+    "ant": (0, 13),
+    "humanoid": (0, 22),
+}
+
 
 def get_task(name: str) -> mjcf.Task:
     if name not in TASKS:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.envs import lane_random
+from ctrlrl.envs.dynamics import Dynamics, JointNoise
 from ctrlrl.envs.mjcf import Physics
 from ctrlrl.envs.mjcf_tasks import get_task
 from ctrlrl.envs.mujoco_engine import Engine, RolloutEngine, WorldEngine, import_mujoco, load_model
@@ -27,6 +28,8 @@ class MujocoPool:
     stagger: start the first episodes' clocks at a random step, so that time limits do not end all lanes at once. A
         reset with a seed starts afresh; a reset without one goes on to each lane's next episode, its clock at zero.
     episode_length: steps until truncation; None is the task's own limit, 0 none.
+    dynamics: what differs from the task's own robot. Noise on the joints is part of the control that the task charges
+        for, as it is when Gymnasium's environment gets an action with noise.
     dtype: of observations and rewards; rewards and observations are computed in float64 before.
 
     Where the simulation breaks down, final_obs and reward of the step are NaN and the lane is truncated.
@@ -44,13 +47,14 @@ class MujocoPool:
         stagger: bool = True,
         episode_length: int | None = None,
         dtype: torch.dtype = torch.float32,
+        dynamics: Dynamics | None = None,
     ) -> None:
         self.task = get_task(task)
         if n_envs < 1:
             raise ValueError(f"MujocoPool: n_envs must be at least 1, got {n_envs}")
         limit = self.task.episode_length if episode_length is None else episode_length
         self.spec = EnvSpec(self.task.obs_dim, self.task.action_dim, 0, 1, n_envs, limit, torch.device("cpu"))
-        self.model = load_model(self.task.model)
+        self.model = load_model(self.task.model, dynamics, task)
         threads = min(n_envs, n_threads or os.cpu_count() or 1)
         self.exact = exact or bool(self.task.needs)
         self._engine: Engine
@@ -69,6 +73,9 @@ class MujocoPool:
         self._seed, self.stagger, self._dtype = seed, stagger, dtype
         self._lanes = torch.arange(n_envs)
         self._numbers = self._lanes + first_lane  # their numbers among those of all processes
+        std = 0.0 if dynamics is None else dynamics.joint_noise
+        self._noise = JointNoise(std, self._numbers, self.task.action_dim) if std else None
+        self._steps = 0  # since the last reset with a seed
         self._clock = torch.zeros(n_envs, dtype=torch.int64)
         self._episode = torch.full((n_envs,), -1, dtype=torch.int64)
         width = self.model.nq + self.model.nv
@@ -85,6 +92,7 @@ class MujocoPool:
         elif self._seed is None:
             self._seed = int(torch.randint(2**62, ()))  # from the default generator, which the run seeds
         if fresh:
+            self._steps = 0
             self._episode.fill_(-1)
             self._draw(self._episode + 1)
         self._begin(self._lanes)
@@ -101,6 +109,9 @@ class MujocoPool:
             raise RuntimeError("MujocoPool.step: call reset() first")
         p, task = self.physics, self.task
         p.control.copy_(action).clamp_(-1.0, 1.0)
+        if self._noise is not None:
+            p.control.add_(self._noise(self._key(), self._steps))
+        self._steps += 1
         if self._scale:
             p.control.mul_(self._half).add_(self._center)
         fine = self._engine.advance()
@@ -132,6 +143,8 @@ class MujocoPool:
         if not self._started:
             return {}
         own = {"before": self.physics.before, "clock": self._clock, "episode": self._episode}
+        if self._noise is not None:
+            own["steps"] = torch.tensor(self._steps)
         state = {k: v.clone() for k, v in own.items()}
         return {**state, "seed": torch.tensor(self._key()), **self._engine.state_dict()}
 
@@ -147,6 +160,7 @@ class MujocoPool:
         self._clock.copy_(state["clock"])
         self._episode.copy_(state["episode"])
         self._seed, self._started = int(state["seed"]), True
+        self._steps = int(state.get("steps", 0))
         self._draw(self._episode + 1)
 
     @property

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ctrlrl.envs.dynamics import Dynamics, change_density, change_model
+
 _MISSING = "MuJoCo tasks need the mujoco package: pip install 'ctrlrl[mujoco]'"
 
 
@@ -31,8 +33,8 @@ def import_mujoco() -> Any:
     return mujoco
 
 
-def load_model(file: str) -> Any:
-    """The MjModel of a file that Gymnasium ships."""
+def load_model(file: str, changes: Dynamics | None = None, robot: str = "") -> Any:
+    """The MjModel of a file that Gymnasium ships, with changed dynamics; ValueError where `robot` cannot have them."""
     mujoco = import_mujoco()
     spec = importlib.util.find_spec("gymnasium")
     if spec is None or spec.origin is None:
@@ -41,7 +43,15 @@ def load_model(file: str) -> Any:
     handler = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)  # half_cheetah.xml uses a deprecated attribute, at every load
     try:
-        return mujoco.MjModel.from_xml_path(str(path))
+        if changes is None or changes.density_scale == 1.0:
+            model = mujoco.MjModel.from_xml_path(str(path))
+        else:
+            spec = mujoco.MjSpec.from_file(str(path))
+            change_density(spec, changes.density_scale, robot)
+            model = spec.compile()
+        if changes is not None:
+            change_model(model, changes, robot)
+        return model
     finally:
         mujoco.set_mju_user_warning(handler)
 

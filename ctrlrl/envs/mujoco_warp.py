@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.envs import lane_random
+from ctrlrl.envs.dynamics import Dynamics, JointNoise
 from ctrlrl.envs.mjcf import Physics
 from ctrlrl.envs.mjcf_tasks import get_task
 from ctrlrl.envs.mujoco_engine import load_model
@@ -20,8 +21,8 @@ class MujocoWarp:
     chaotic. A step reads nothing back from the device. On a GPU contacts are found in any order, so the last bits of a
     run may differ from those of the next.
 
-    task, stagger, episode_length: as for MujocoPool. Where the simulation breaks down, final_obs and reward of the step
-    are NaN and the lane is truncated.
+    task, stagger, episode_length, dynamics: as for MujocoPool. Where the simulation breaks down, final_obs and reward
+    of the step are NaN and the lane is truncated.
     room: times the memory for contacts that is reckoned from the model; `check` tells when it was too small.
     notices: what differs from the CPU's simulation, a line each; a run prints them when it starts.
     """
@@ -36,6 +37,7 @@ class MujocoWarp:
         stagger: bool = True,
         episode_length: int | None = None,
         room: float = 1.0,
+        dynamics: Dynamics | None = None,
     ) -> None:
         import_warp()
         self.task = get_task(task)
@@ -44,7 +46,7 @@ class MujocoWarp:
         device = torch.device(device)
         limit = self.task.episode_length if episode_length is None else episode_length
         self.spec = EnvSpec(self.task.obs_dim, self.task.action_dim, 0, 1, n_envs, limit, device)
-        model = load_model(self.task.model)
+        model = load_model(self.task.model, dynamics, task)
         self.notices = tuple(f"env={task}: {change}" for change in adapt_model(model))
         try:
             self.engine = e = WarpEngine(model, n_envs, self.task.frame_skip, self.task.needs, device, room)
@@ -61,6 +63,9 @@ class MujocoWarp:
         self.physics = Physics(e.qpos, e.qvel, e.control, torch.zeros(n_envs, device=device), e.fields, mass)
         self._seed, self.stagger, self._room = seed, stagger, room
         self._lanes = torch.arange(n_envs, device=device)
+        std = 0.0 if dynamics is None else dynamics.joint_noise
+        self._noise = JointNoise(std, self._lanes, self.task.action_dim) if std else None
+        self._steps = 0  # since the last reset with a seed
         self._all = torch.ones(n_envs, dtype=torch.bool, device=device)
         self._clock = torch.zeros(n_envs, dtype=torch.int64, device=device)
         self._episode = torch.full((n_envs,), -1, dtype=torch.int64, device=device)
@@ -74,6 +79,7 @@ class MujocoWarp:
         elif self._seed is None:
             self._seed = int(torch.randint(2**62, ()))  # from the default generator, which the run seeds
         if fresh:
+            self._steps = 0
             self._episode.fill_(-1)
         self._begin(self._all)
         self.physics.before.copy_(self.task.progress(self.physics))
@@ -89,7 +95,11 @@ class MujocoWarp:
         if not self._started:
             raise RuntimeError("MujocoWarp.step: call reset() first")
         p, task, limit = self.physics, self.task, self.spec.episode_length
-        p.control.copy_(action).clamp_(-1.0, 1.0).mul_(self._half).add_(self._center)
+        p.control.copy_(action).clamp_(-1.0, 1.0)
+        if self._noise is not None:
+            p.control.add_(self._noise(self._key(), self._steps))
+        p.control.mul_(self._half).add_(self._center)
+        self._steps += 1
         broken = ~self.engine.advance()
         terminated = task.terminated(p)
         reward = task.reward(p, terminated).masked_fill(broken, torch.nan)
@@ -127,6 +137,8 @@ class MujocoWarp:
         if not self._started:
             return {}
         own = {"before": self.physics.before, "clock": self._clock, "episode": self._episode}
+        if self._noise is not None:
+            own["steps"] = torch.tensor(self._steps)
         state = {k: v.clone() for k, v in own.items()}
         return {**state, "seed": torch.tensor(self._key()), **self.engine.state_dict()}
 
@@ -142,6 +154,7 @@ class MujocoWarp:
         self._clock.copy_(state["clock"])
         self._episode.copy_(state["episode"])
         self._seed, self._started = int(state["seed"]), True
+        self._steps = int(state.get("steps", 0))
 
     def close(self) -> None:
         pass

@@ -162,7 +162,7 @@ class ReplayAgent(Agent):
     def _reset_env(self) -> None:
         assert self._connection is not None
         if self._loop is None:
-            data = None
+            data: Any = None
             if self._episodes is not None:
                 cfg = TrainConfig(algo=self.cfg, data=DataConfig(), seed=self.seed or 0)
                 data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)

@@ -73,6 +73,13 @@ def torch_default(layer: nn.Linear, last: bool) -> None:
     """U(+-1/sqrt(n_in)) on weights and biases, as torch makes them: TD3 and its descendants, CORL."""
 
 
+def torch_small_last(layer: nn.Linear, last: bool) -> None:
+    """torch's default on hidden layers; Xavier uniform with gain 0.01 and biases 0 on the last one. CORL's cql.py."""
+    if last:
+        nn.init.xavier_uniform_(layer.weight, 1e-2)
+        nn.init.zeros_(layer.bias)
+
+
 def orthogonal_everywhere(layer: nn.Linear, last: bool) -> None:
     """Gain sqrt(2) on every layer, the last one too; biases 0. IQL's code, arXiv:2110.06169."""
     nn.init.orthogonal_(layer.weight, math.sqrt(2.0))

@@ -35,7 +35,8 @@ def write_page(runs: Sequence[Path], out: Path) -> None:
         _curves(read),
         _seeds(read, pooled=not compared) if len(read) > 1 else "",
         _videos(read),
-        _paths(read),
+        _pictures(read, "paths.png", "Paths"),
+        _pictures(read, "gap.png", "Dynamics gap"),
         _published(read),
         _settings(read),
         _machine(read),
@@ -151,18 +152,18 @@ def _videos(runs: Sequence[Run]) -> str:
     return f'<h2>Video</h2>\n<div class="videos">{"".join(figures)}</div>' if figures else ""
 
 
-def _paths(runs: Sequence[Run]) -> str:
-    """The pictures that runs of tasks in the plane have."""
+def _pictures(runs: Sequence[Run], name: str, heading: str) -> str:
+    """What runs have under a name: the paths of tasks in the plane, the gaps of those that estimate one."""
     figures = []
     for run in runs:
-        file = run.path / "paths.png"
+        file = run.path / name
         if file.exists():
             caption = escape(f"{run.algo}, {run.env}, seed {run.seed}")
             data = data_uri("image/png", file.read_bytes())
             figures.append(
-                f'<figure><img src="{data}" alt="Paths, {caption}"><figcaption>{caption}</figcaption></figure>'
+                f'<figure><img src="{data}" alt="{heading}, {caption}"><figcaption>{caption}</figcaption></figure>'
             )
-    return f'<h2>Paths</h2>\n<div class="videos">{"".join(figures)}</div>' if figures else ""
+    return f'<h2>{heading}</h2>\n<div class="videos">{"".join(figures)}</div>' if figures else ""
 
 
 def _published(runs: Sequence[Run]) -> str:

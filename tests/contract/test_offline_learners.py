@@ -13,16 +13,15 @@ from ctrlrl.compose import train_config, typed
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.data.episodes import Episodes, Facts
-from ctrlrl.data.table import Dataset
-from ctrlrl.data.windows import Windows
+from ctrlrl.data.table import Dataset, Pair
 from ctrlrl.loops import loop_over, make_learner
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.sources import dataset
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import CHUNK
-from ctrlrl.types import EnvSpec
+from ctrlrl.types import EnvSpec, HybridBatch
 
-OFF_POLICY = [name for name in ALGORITHMS if lookup(ALGORITHMS, name, "algorithm").loop == "off_policy"]
+OFF_POLICY = [name for name in ALGORITHMS if lookup(ALGORITHMS, name, "algorithm").loop in ("off_policy", "hybrid")]
 OFFLINE = [name for name in OFF_POLICY if lookup(ALGORITHMS, name, "algorithm").offline]
 SPEC = EnvSpec(3, 1, 0, 1, 1, 200, torch.device("cpu"))  # Pendulum's
 SMALL = {"batch_size": 16, "hidden": [8, 8]}
@@ -51,12 +50,25 @@ def episodes(n: int = 120, seed: int = 0) -> Episodes:
     )
 
 
-def made(algo: str, seed: int = 0, **changes: Any) -> tuple[Learner, Dataset | Windows]:
+class Both(Pair):
+    """Real and simulated rows for a hybrid learner, with what the tests ask of a data set."""
+
+    def __init__(self, real: Dataset, sim: Dataset):
+        super().__init__(real, sim)
+        self.table = real.table
+
+    def take(self, index: torch.Tensor) -> HybridBatch:
+        return HybridBatch(self.real.take(index), self.sim.take(index))
+
+
+def made(algo: str, seed: int = 0, **changes: Any) -> tuple[Any, Any]:
     kind = lookup(ALGORITHMS, algo, "algorithm")
     torch.manual_seed(seed)
     learner = make_learner(kind.config(**{**SMALL, **changes}), SPEC)
     data = dataset(TrainConfig(algo=learner.cfg), episodes(), kind, SPEC.device)
     learner.prefit(data.all())
+    if kind.loop == "hybrid":
+        return learner, Both(data, Dataset.of_episodes(episodes(seed=1), needs=kind.needs))
     return learner, data
 
 
@@ -80,7 +92,7 @@ def test_metrics_are_finite_0_dim_tensors_and_the_policy_moves(algo):
     learner, data = made(algo)
     before = state(learner)
     for _ in range(max(4, learner.period)):
-        for name, value in learner.update(data.sample(16)).items():
+        for name, value in learner.update(data.sample(learner.rows)).items():
             assert value.ndim == 0, name
             assert torch.isfinite(value), name
             assert "/" in name
@@ -93,7 +105,7 @@ def test_the_data_set_stays_as_it_was(algo):
     learner, data = made(algo)
     before = data.table.rows.clone()
     for _ in range(3):
-        learner.update(data.sample(16))
+        learner.update(data.sample(learner.rows))
     assert torch.equal(data.table.rows, before)
 
 
@@ -103,7 +115,7 @@ def test_one_seed_gives_one_result(algo):
     for _ in range(2):
         learner, data = made(algo)
         for _ in range(3):
-            learner.update(data.sample(16))
+            learner.update(data.sample(learner.rows))
         ends.append(state(learner))
     assert_equal(*ends)
 
@@ -112,7 +124,7 @@ def test_one_seed_gives_one_result(algo):
 def test_state_round_trip_continues_bit_for_bit(algo):
     learner, data = made(algo)
     for _ in range(3):
-        learner.update(data.sample(16))
+        learner.update(data.sample(learner.rows))
     model, training = (
         {k: v.clone() for k, v in part.items()} for part in (learner.model_state(), learner.training_state())
     )
@@ -123,14 +135,14 @@ def test_state_round_trip_continues_bit_for_bit(algo):
     for each in (learner, copy):
         torch.manual_seed(5)
         for _ in range(3):
-            each.update(data.sample(16))
+            each.update(data.sample(each.rows))
     assert_equal(state(learner), state(copy))
 
 
 @on_every_algo
 def test_actions_are_in_the_box_and_acting_changes_nothing(algo):
     learner, data = made(algo)
-    learner.update(data.sample(16))
+    learner.update(data.sample(learner.rows))
     before = state(learner)
     action = learner.act(50.0 * torch.randn(32, 3), deterministic=True).action
     assert action.shape == (32, 1)

@@ -50,6 +50,7 @@ class Constant:
 
     device = torch.device("cpu")
     ranks = ALONE
+    loop, rows = "off_policy", 4
     needs: frozenset[str] = frozenset()
 
     def __init__(self, **settings: Any):
@@ -189,9 +190,9 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
     words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
     words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
-    words += ["algo.n_steps=2"] if stop == "late" else []
-    offline = lookup(ALGORITHMS, algo, "algorithm").offline
-    if offline:
+    kind = lookup(ALGORITHMS, algo, "algorithm")
+    words += ["algo.n_steps=2"] if stop == "late" and kind.loop != "hybrid" else []
+    if kind.offline or kind.loop == "hybrid":
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
         words += ["data=file", "data.path=x", "gradient_steps=100"]
 
@@ -206,7 +207,7 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
         return folder / "checkpoints" / "last"
 
     whole = run(tmp_path / "whole", None)
-    run(tmp_path / "cut", 1 if stop == "early" else 4 if offline else 2)
+    run(tmp_path / "cut", 1 if stop == "early" else 4 if kind.offline else 2)
     resumed = run(tmp_path / "cut", None, resume=True)
     for part in ("model", "training"):
         a, b = (getattr(read_folder(folder), part) for folder in (whole, resumed))
@@ -277,7 +278,8 @@ def test_a_learner_of_each_kind_makes_a_loop():
         env = BatchedSim(CountSim(), 2, seed=0, stagger=False)
         kind = lookup(ALGORITHMS, algo, "algorithm")
         learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10, utd=1.0), env.spec)
-        run = online_loop(learner, env, env_steps=40, seed=0, staggered=False)
+        real = data() if kind.loop == "hybrid" else None
+        run = online_loop(learner, env, env_steps=40, seed=0, staggered=False, data=real)
         metrics = run.iterate()
         assert run.gradient_steps == 30
         assert all(torch.isfinite(value) for value in metrics.values()), algo

@@ -1,0 +1,50 @@
+"""H2O from the command line and from Python: a changed simulator, real data, and what a run leaves behind."""
+
+import pytest
+
+import ctrlrl
+from ctrlrl import H2O
+from ctrlrl.cli import main
+
+SMALL = {"hidden": [8], "batch_size": 8, "discriminator_batch_size": 8, "learning_starts": 20, "n_next_states": 2}
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("runs") / "h2o"
+    words = ["algo=h2o", "env=hopper-v4", "env.gravity_scale=2", "eval.env.gravity_scale=1", "data=file", "n_envs=2"]
+    words += ["data.path=hopper-medium.npz", "total_steps=60", "eval.episodes=1", "eval.every=0", "log.progress=false"]
+    words += [f"algo.{k}={str(v).replace(' ', '')}" for k, v in SMALL.items()]
+    assert call("train", *words, "experiment=none", "threads=1", "env.threads=1", f"run.dir={folder}") == 0
+    return folder
+
+
+def test_a_run_leaves_a_picture_of_the_gap_and_shows_it_on_its_page(run):
+    assert (run / "gap.png").stat().st_size > 10_000
+    assert "Dynamics gap" in (run / "report.html").read_text()
+
+
+def test_eval_draws_it_too(run, tmp_path):
+    assert call("eval", f"run={run}", "episodes=1", f"picture={tmp_path / 'gap.png'}") == 0
+    assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_in_python_the_environment_is_the_simulator_and_learn_counts_its_steps(tmp_path):
+    sim = ctrlrl.make_env("hopper-v4", 2, gravity_scale=2.0)
+    model = H2O("MlpPolicy", sim, "hopper-medium.npz", seed=0, **SMALL).learn(60)
+    assert (model.num_timesteps, model.gradient_steps) == (60, 40)
+    model.save(tmp_path / "m")
+    copy = ctrlrl.load(tmp_path / "m")
+    obs = sim.reset(0).numpy()
+    assert (copy.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]).all()
+    with pytest.raises(ValueError, match=r"H2O\.learn needs real data"):
+        copy.learn(10)
+    with pytest.raises(ValueError, match="observations and actions have 11 and 3 numbers, those of"):
+        H2O("MlpPolicy", ctrlrl.make_env("walker2d-v4", 1), "hopper-medium.npz", **SMALL)
