@@ -88,66 +88,49 @@ class SACLearner(OffPolicyLearner):
     def period(self) -> int:
         return self.cfg.target_update_interval
 
-    @property
-    def compile_units(self) -> tuple[str, ...]:
-        return ("sampled", "soft_target", "critic_loss", "policy_loss")
-
     def step(self, batch: Transition, phase: int) -> Metrics:
         """Temperature, critics, policy; the critics see the temperature before its step, the policy the new critics."""
-        nets = self.nets
-        action, log_prob = self.sampled(batch.obs, self.random.randn_like(batch.action))
+        nets, cfg = self.nets, self.cfg
+        action, log_prob = self.sampled(batch.obs)
         temperature = nets.log_temperature().detach().exp()
         if self.learned:
             gap = temperature_loss(nets.log_temperature(), log_prob, target_entropy=self.target_entropy)
             self.opt["log_temperature"](batch_mean(gap))
 
         target = self.target(batch, temperature)
-        critic_loss, q = self.critic_loss(batch.obs, batch.action, target)
+        with self.precision():
+            q = nets.critic(batch.obs, batch.action)
+        critic_loss = 0.5 * batch_mean((q - target).square()).sum(0)
         self.opt["critic"](critic_loss)
 
-        nets.critic.requires_grad_(False)  # a compiled backward pass forms every gradient that could be asked for
-        policy_loss = self.policy_loss(batch.obs, action, log_prob, temperature)
+        with self.precision():
+            q_policy = nets.critic(batch.obs, action).amin(0)
+        policy_loss = batch_mean(entropy_policy_loss(q_policy, log_prob, temperature))
         self.opt["policy"](policy_loss)
-        nets.critic.requires_grad_(True)
         if phase == 0:
-            self.targets["critic"].move(self.cfg.tau)
+            self.targets["critic"].move(cfg.tau)
         return detached(
             loss_critic=critic_loss,
             loss_policy=policy_loss,
-            value_q=q,
+            value_q=batch_mean(q[0]),
             policy_entropy=-batch_mean(log_prob),
             policy_temperature=temperature,
         )
 
-    def sampled(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """An action a row [N, A] and its log-density [N]."""
+    def sampled(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """An action of the policy a row [N, A] and its log-density [N]."""
         with self.precision():
             mean, log_std = self.nets.policy(obs)
-        return tanh_gaussian_sample(mean, log_std, noise)
-
-    def target(self, batch: Transition, temperature: Tensor) -> Tensor:
-        """[N], return units: the smallest target critic at a fresh next action, with its entropy's worth."""
-        noise = self.random.randn_like(batch.action)
-        soft = self.soft_target(batch.next_obs, noise, temperature)
-        return td_target(batch.reward, batch.terminated, soft, gamma=self.discount(batch))
+        return tanh_gaussian_sample(mean, log_std, self.random.randn_like(mean))
 
     @torch.no_grad()
-    def soft_target(self, next_obs: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
-        action, log_prob = self.sampled(next_obs, noise)
+    def target(self, batch: Transition, temperature: Tensor) -> Tensor:
+        """[N], return units: the smallest target critic at a fresh next action, with its entropy's worth."""
+        action, log_prob = self.sampled(batch.next_obs)
         with self.precision():
-            next_q = self.nets.target(next_obs, action).amin(0)
-        return next_q - temperature * log_prob
-
-    def critic_loss(self, obs: Tensor, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the mean of the first critic for the log."""
-        with self.precision():
-            q = self.nets.critic(obs, action)
-        return 0.5 * batch_mean((q - target).square()).sum(0), batch_mean(q[0]).detach()
-
-    def policy_loss(self, obs: Tensor, action: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
-        with self.precision():
-            q = self.nets.critic(obs, action).amin(0)
-        return batch_mean(entropy_policy_loss(q, log_prob, temperature))
+            next_q = self.nets.target(batch.next_obs, action).amin(0)
+        soft = next_q - temperature * log_prob
+        return td_target(batch.reward, batch.terminated, soft, gamma=self.discount(batch))
 
 
 def initial_temperature(ent_coef: str | float, where: str) -> tuple[float, bool]:
