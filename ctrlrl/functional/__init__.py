@@ -18,6 +18,14 @@ from ctrlrl.functional.distributions import (
     tanh_gaussian_sample,
 )
 from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
+from ctrlrl.functional.gap import (
+    classification_loss,
+    dynamics_gap,
+    dynamics_weight,
+    gap_penalty,
+    log_dynamics_ratio,
+    log_share,
+)
 from ctrlrl.functional.gates import advantage_gate, better_action
 from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
 from ctrlrl.functional.paths import brownian_residual, path_point, predicted_noise, sample_path, velocity_log_ratio
@@ -63,10 +71,13 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "classification_loss",
     "clipped_value",
     "conservative_gap",
     "discounted_returns",
     "discounted_sums",
+    "dynamics_gap",
+    "dynamics_weight",
     "egae",
     "entropy_policy_loss",
     "error_weights",
@@ -74,6 +85,7 @@ __all__ = [
     "expectile",
     "follows_largest",
     "gae",
+    "gap_penalty",
     "gaussian_entropy",
     "gaussian_kl",
     "gaussian_log_prob",
@@ -84,6 +96,8 @@ __all__ = [
     "huber",
     "lambda_returns",
     "linear_recurrence",
+    "log_dynamics_ratio",
+    "log_share",
     "masked_mean",
     "masked_std",
     "midpoint",
