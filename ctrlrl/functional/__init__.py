@@ -36,6 +36,14 @@ from ctrlrl.functional.distributions import (
     tanh_gaussian_sample,
 )
 from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
+from ctrlrl.functional.gap import (
+    classification_loss,
+    dynamics_gap,
+    dynamics_weight,
+    gap_penalty,
+    log_dynamics_ratio,
+    log_share,
+)
 from ctrlrl.functional.gates import advantage_gate, better_action
 from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
 from ctrlrl.functional.paths import brownian_residual, path_point, predicted_noise, sample_path, velocity_log_ratio
@@ -127,6 +135,7 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "classification_loss",
     "clipped_value",
     "combined",
     "conservative_gap",
@@ -139,6 +148,8 @@ __all__ = [
     "discounted_returns",
     "discounted_sums",
     "divergence",
+    "dynamics_gap",
+    "dynamics_weight",
     "edm_ancestral",
     "edm_ancestral_step",
     "edm_ddim",
@@ -158,6 +169,7 @@ __all__ = [
     "exponential_levels",
     "follows_largest",
     "gae",
+    "gap_penalty",
     "gaussian_entropy",
     "gaussian_kl",
     "gaussian_log_prob",
@@ -174,7 +186,9 @@ __all__ = [
     "linear_levels",
     "linear_recurrence",
     "log_density_change",
+    "log_dynamics_ratio",
     "log_logistic_levels",
+    "log_share",
     "masked_mean",
     "masked_std",
     "midpoint",
