@@ -59,6 +59,7 @@ class MultiCategoricalPolicy(nn.Module):
         super().__init__()
         self.joint = joint
         self.net = mlp((obs_dim, *hidden, sum(nvec)), activation=activation, output_gain=0.01, orthogonal=orthogonal)
+        self.even = len(set(nvec)) == 1
         # rows of unequal length, padded to [D, max]: a missing option has logit -inf
         option = torch.arange(max(nvec))
         sizes = torch.tensor(list(nvec)).unsqueeze(1)
@@ -68,7 +69,10 @@ class MultiCategoricalPolicy(nn.Module):
 
     def logits(self, obs: Tensor) -> Tensor:
         """[..., D, max(nvec)]."""
-        return self.net(obs).float()[..., self.index].masked_fill(self.missing, -torch.inf)
+        flat = self.net(obs).float()
+        if self.even:  # a view: no gather, and no scatter in its gradient
+            return flat.unflatten(-1, self.index.shape)
+        return flat[..., self.index].masked_fill(self.missing, -torch.inf)
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         """obs [B, O] -> action [B, D] int64; log_prob is None for a deterministic action."""

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -285,9 +286,18 @@ def test_ppo_takes_as_many_steps_and_epochs_as_pdppo(task):
     assert (ppo.algo.gae_lambda, ppo.algo.normalize_advantage) == (1.0, "none")
 
 
-def test_the_sweep_has_two_plants_two_algorithms_and_five_seeds_of_equal_steps():
-    cells = cells_of(read_plan("lotsizing"), [])
-    assert len(cells) == 20
-    assert {cell.task for cell in cells} == {"lotsizing-15x5", "lotsizing-20x10"}
-    sizes = {typed(train_config(list(cell.words))).env.size for cell in cells}  # type: ignore[attr-defined]
-    assert sizes == {"15x5", "20x10"}
+def swept(*words: str) -> list[Any]:
+    return [typed(train_config(list(cell.words))) for cell in cells_of(read_plan("lotsizing"), words)]
+
+
+def test_the_sweep_compares_the_authors_two_learners_on_two_plants_and_five_seeds_at_equal_steps():
+    found = swept()
+    arms = {(cfg.env.size, cfg.algo.critics, cfg.seed) for cfg in found}
+    assert arms == set(product(("15x5", "20x10"), ("dual", "single"), range(5)))
+    assert {(cfg.total_steps, cfg.n_envs, cfg.algo.train_trunk) for cfg in found} == {(100_000, 4, False)}
+
+
+def test_the_sweep_takes_the_library_s_ppo_at_as_many_steps():
+    found = swept("algo=ppo", "experiment=ppo/lotsizing")
+    assert len(found) == 10
+    assert {(cfg.algo.name, cfg.total_steps, cfg.n_envs) for cfg in found} == {("ppo", 100_000, 4)}

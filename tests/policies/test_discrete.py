@@ -46,6 +46,13 @@ def test_padding_neither_acts_nor_spoils_the_gradient():
     assert all(torch.isfinite(p.grad).all() for p in pi.parameters())
 
 
+@pytest.mark.parametrize("nvec", [(4, 4, 4), NVEC])
+def test_every_choice_has_its_own_stretch_of_the_output(nvec):
+    pi, obs = policy(nvec), torch.randn(7, 5)
+    for i, logits in enumerate(pi.net(obs).split(nvec, -1)):
+        assert torch.equal(pi.logits(obs)[:, i, : nvec[i]], logits)
+
+
 def test_uniform_logits_have_the_entropy_of_all_combinations():
     pi = policy()
     for p in pi.parameters():
