@@ -30,6 +30,8 @@ _MODELS = (
     "CQL",
     "CalQL",
     "FQL",
+    "Diffusion",
+    "Flow",
 )
 _NAMES = {
     **dict.fromkeys(_MODELS, "ctrlrl.api"),

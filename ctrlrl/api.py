@@ -30,6 +30,8 @@ __all__ = [
     "TD3BC",
     "BaseCallback",
     "CalQL",
+    "Diffusion",
+    "Flow",
     "PolicyFlow",
     "ReBRAC",
     "configure",
@@ -157,6 +159,18 @@ class FQL(OfflineAgent):
     algo = "fql"
 
 
+class Diffusion(OfflineAgent):
+    """Behaviour cloning by a diffusion over action chunks, arXiv:2303.04137."""
+
+    algo = "diffusion"
+
+
+class Flow(OfflineAgent):
+    """Behaviour cloning by flow matching over action chunks, arXiv:2210.02747."""
+
+    algo = "flow"
+
+
 _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
@@ -174,6 +188,8 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     CQL,
     CalQL,
     FQL,
+    Diffusion,
+    Flow,
 )
 CLASSES = {kind.algo: kind for kind in _KINDS}
 

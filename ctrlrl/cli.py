@@ -22,6 +22,7 @@ USAGE = """ctrlrl <verb> [key=value ...]
   sweep    sweep=d4rl_mujoco algo=iql,prdc seed=0,1,2 jobs=2 sweep.dir=runs/s       every combination, resumable
   eval     run=runs/x episodes=20 seed=100 video=out.mp4                           evaluate a run's policy
            run=runs/x picture=paths.png deterministic=false                        sampled actions; paths in the plane
+           run=runs/x algo.sampler=ddim algo.sampling_steps=5                      settings other than in training
   report   runs/a runs/b out=report.html                                           curves and tables; out=table.md
   export   run=runs/x format=onnx out=policy.onnx checkpoint=best                  the policy in one file, checked
   data     info|check|convert|collect PATH out=FILE                                data sets; ctrlrl data --help
@@ -115,7 +116,8 @@ def sweep(words: list[str]) -> int:
 def evaluate(words: list[str]) -> int:
     from ctrlrl import compose, runs
 
-    options = compose.command(EvalOptions, words)
+    changes = [word for word in words if word.startswith("algo.")]
+    options = compose.command(EvalOptions, [word for word in words if word not in changes])
     if not options.run:
         raise ValueError("eval needs run=FOLDER, e.g. ctrlrl eval run=runs/x")
     folder = Path(options.run)
@@ -127,13 +129,14 @@ def evaluate(words: list[str]) -> int:
         deterministic=options.deterministic,
         n_trials=options.trials,
         picture=None if options.picture is None else Path(options.picture),
+        words=changes,
     )
     keys = ("algo", "env", "episodes", "return_mean", "return_std", "return_min", "return_max", "length_mean")
     more = ("success_rate", "normalized_score", "goals", "goals_covered", "coverage_entropy")
     print(_table({k: result[k] for k in (*keys, *more) if k in result}))
     if options.video:
         try:
-            runs.film(*runs.load_run(folder, options.checkpoint), Path(options.video), seed=options.seed)
+            runs.film(*runs.load_run(folder, options.checkpoint, changes), Path(options.video), seed=options.seed)
         except RuntimeError as error:  # a machine that cannot draw has lost nothing but the picture
             print(error, file=sys.stderr)
     return 0

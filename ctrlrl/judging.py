@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ctrlrl.config import TrainConfig
@@ -18,16 +19,44 @@ from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import VecEnv
 
 
-def acting(learner: Learner, *, deterministic: bool = True) -> Callable[[Tensor], Tensor]:
-    """Observations to actions, on the device of the observations."""
+class Acting:
+    """Observations [B, O] of one step after another to actions, on the device of the observations.
 
-    def act(obs: Tensor) -> Tensor:
-        return learner.act(obs.to(learner.device), deterministic=deterministic).action.to(obs.device)
+    memory: what the policy remembers of the episodes under way; None before their first step.
+    """
 
+    def __init__(self, learner: Learner, *, deterministic: bool = True, memory: Any = None):
+        self.learner, self.deterministic, self.memory = learner, deterministic, memory
+        self._begun: Tensor | None = None
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        here, begun = obs.to(self.learner.device), self._begun
+        self._begun = None
+        out, self.memory = self.learner.act_in_episode(
+            here,
+            self.memory,
+            None if begun is None else begun.to(here.device),
+            deterministic=self.deterministic,
+        )
+        return out.action.to(obs.device)
+
+    def forget(self, begun: Tensor | None = None) -> None:
+        """The next observations are the first of an episode: where `begun` [B] bool says so, or everywhere."""
+        if begun is None or bool(begun.all()):
+            self.memory = self._begun = None
+        else:
+            self._begun = begun
+
+
+def acting(learner: Learner, *, deterministic: bool = True, memory: Any = None, begun: Any = None) -> Acting:
+    """memory: of a former `Acting`, to go on. begun: [B] bool, the environments whose episode begins all the same."""
+    act = Acting(learner, deterministic=deterministic, memory=memory)
+    if begun is not None:
+        act.forget(torch.as_tensor(begun).reshape(-1))
     return act
 
 
-def judged(learner: Learner, deterministic: bool | None = None) -> Callable[[Tensor], Tensor]:
+def judged(learner: Learner, deterministic: bool | None = None) -> Acting:
     """Acting as in an evaluation: as asked for, else deterministic, but for learners that declare otherwise."""
     return acting(learner, deterministic=not learner.stochastic_eval if deterministic is None else deterministic)
 

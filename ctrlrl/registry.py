@@ -26,6 +26,8 @@ ALGORITHMS = {
     "cql": "ctrlrl.algos.cql:CQLLearner",
     "calql": "ctrlrl.algos.cql:CalQLLearner",
     "fql": "ctrlrl.algos.fql:FQLLearner",
+    "diffusion": "ctrlrl.algos.generative_bc:DiffusionLearner",
+    "flow": "ctrlrl.algos.generative_bc:FlowLearner",
 }
 
 DATA = ("none", "file", "d4rl", "minari", "ogbench")

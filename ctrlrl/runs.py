@@ -91,9 +91,12 @@ def _write_config(folder: Path, raw: DictConfig, words: bytes) -> None:
         _write_config(path, own, words)
 
 
-def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learner]:
-    """The configuration of a run and its learner with the weights of checkpoints/<checkpoint>."""
-    cfg = typed(load_config(folder / "config.yaml"))
+def load_run(folder: Path, checkpoint: str = "last", words: Sequence[str] = ()) -> tuple[TrainConfig, Learner]:
+    """The configuration of a run and its learner with the weights of checkpoints/<checkpoint>.
+
+    words: settings other than the run's, e.g. "algo.sampler=ddim"; ValueError where the weights do not fit them.
+    """
+    cfg = typed(load_config(folder / "config.yaml", words))
     if cfg.seeds > 1:
         named = seed_folder(folder, cfg.seed)
         raise ValueError(f"{folder} holds {cfg.seeds} seeds trained together; name one of them: run={named}")
@@ -110,7 +113,8 @@ def load_run(folder: Path, checkpoint: str = "last") -> tuple[TrainConfig, Learn
         learner.load_model_state(found.model)
     except (RuntimeError, KeyError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(f"{path} does not fit {folder}/config.yaml: {first}") from None
+        changed = f" with {' '.join(words)}" if words else ""
+        raise ValueError(f"{path} does not fit {folder}/config.yaml{changed}: {first}") from None
     return cfg, learner
 
 
@@ -134,12 +138,14 @@ def evaluate_run(
     deterministic: bool | None = None,
     n_trials: int = TRIALS,
     picture: Path | None = None,
+    words: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Returns, lengths and success of a run's policy, and the goals it covers; also written to the folder's eval.json.
 
     deterministic: None = as the run's eval.deterministic. picture: file for the paths of a task in the plane.
+    words: as `load_run` takes them.
     """
-    cfg, learner = load_run(folder, checkpoint)
+    cfg, learner = load_run(folder, checkpoint, words)
     deterministic = cfg.eval.deterministic if deterministic is None else deterministic
     env = make_env(cfg.env, min(episodes, 64), stagger=False, device=env_device(cfg))
     returns, lengths, success = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
@@ -156,6 +162,7 @@ def evaluate_run(
         "episodes": episodes,
         "seed": seed,
         "deterministic": not learner.stochastic_eval if deterministic is None else deterministic,
+        "overrides": list(words),
         "return_mean": returns.mean().item(),
         "return_std": returns.std(unbiased=False).item(),
         "return_min": returns.min().item(),

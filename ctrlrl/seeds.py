@@ -8,13 +8,12 @@ import torch
 
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.random import Randomness
-from ctrlrl.core.stacked import StackedSource, stream, take_over
-from ctrlrl.data.table import Dataset
+from ctrlrl.core.stacked import Rows, StackedSource, stream, take_over
 from ctrlrl.nn.stacked import stack
 
 
 def stacked(
-    make: Callable[[], OffPolicyLearner], seeds: Sequence[int], data: Dataset
+    make: Callable[[], OffPolicyLearner], seeds: Sequence[int], data: Rows
 ) -> tuple[OffPolicyLearner, StackedSource]:
     """The learner of all seeds, and their batches.
 

@@ -17,6 +17,7 @@ from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.load import find, load
 from ctrlrl.data.scores import reference
 from ctrlrl.data.table import Dataset, return_range
+from ctrlrl.data.windows import Windows
 from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS
 from ctrlrl.types import EnvSpec
 
@@ -60,11 +61,11 @@ def cache_folder(facts: Facts) -> Path | None:
     return folder / ".ctrlrl" if folder.is_dir() and folder != ASSETS.absolute() else None
 
 
-def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device: torch.device) -> Dataset:
-    """The transformed transitions on the device."""
+def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device: torch.device) -> Dataset | Windows:
+    """The transformed transitions on the device, or windows of them where the algorithm's config has a `window`."""
     data = cfg.data
     scale = data.reward_scale * (1000.0 / return_range(episodes) if data.return_range else 1.0)
-    return Dataset.of_episodes(
+    rows = Dataset.of_episodes(
         episodes,
         needs=learner.needs,
         device=device,
@@ -74,6 +75,8 @@ def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device
         gamma=getattr(cfg.algo, "gamma", 1.0),
         best_fraction=data.best_fraction,
     )
+    window = getattr(cfg.algo, "window", None)
+    return rows if window is None else Windows(rows, window)
 
 
 def same_task(episodes: Episodes, spec: EnvSpec, env: str) -> None:

@@ -72,6 +72,12 @@ class TimeStep(NamedTuple):
     extras: Extras
 
 
+def begins(step: TimeStep) -> Tensor:
+    """[B] bool: the environments whose `obs` is the first of an episode."""
+    ended = step.terminated | step.truncated
+    return ended | ~step.extras["mask"] if "mask" in step.extras else ended
+
+
 class Rollout(NamedTuple):
     """T steps of B environments, time-major."""
 
@@ -95,6 +101,14 @@ class Transition(NamedTuple):
     next_obs: Tensor  # [N, O]
     terminated: Tensor  # [N] bool
     extras: Extras
+
+
+class Window(NamedTuple):
+    """A piece of an episode: what a policy that predicts several actions at once sees, predicts and executes."""
+
+    n_obs: int  # observations seen, the present one last
+    horizon: int  # actions predicted, from that of the oldest of these observations on
+    n_actions: int  # actions executed, from the present one on, before the next prediction
 
 
 class HybridBatch(NamedTuple):
@@ -132,6 +146,14 @@ class Source(Protocol):
     """Where an off-policy learner's batches come from: a data set, a replay buffer, a mixture of them."""
 
     def sample(self, n: int) -> Any: ...  # a Transition of n rows, or a HybridBatch
+
+
+def forgetting(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor | None], None]:
+    """What a loop calls with `begins` where some environment begins an episode, and with None where all begin one.
+
+    A policy that remembers its episode has a method `forget` for it; for others nothing happens.
+    """
+    return getattr(act, "forget", lambda begun: None)
 
 
 def tree_map(f: Callable[..., Any], tree: Tree, *rest: Any) -> Tree:

@@ -40,6 +40,16 @@ class Learner:
         """Raw observations [B, O] to actions; observation normalisation happens inside."""
         raise NotImplementedError
 
+    def act_in_episode(
+        self, obs: Tensor, memory: Any = None, begins: Tensor | None = None, *, deterministic: bool = False
+    ) -> tuple[PolicyOutput, Any]:
+        """As `act`, and what to remember until the next step; by default nothing is.
+
+        memory: what the step before gave; None: all environments begin an episode. begins: [B] bool, those that do
+        although there is a memory; None: no one does.
+        """
+        return self.act(obs, deterministic=deterministic), memory
+
     def prefit(self, data: Transition) -> None:
         """See the whole data set once before the first update; by default nothing."""
 

@@ -30,6 +30,7 @@ class GradStep:
         max_grad_norm: float | None = None,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
     ):
         """weight_decay: decoupled, AdamW's: every step also multiplies the parameters by 1 - rate * weight_decay."""
         self.params = list(params)
@@ -44,6 +45,7 @@ class GradStep:
             lr=self.learning_rate,
             eps=eps,
             weight_decay=weight_decay,
+            betas=betas,
             fused=True,
             capturable=device.type == "cuda",
         )
@@ -115,7 +117,7 @@ class Target:
         self.flat, self.online = flatten_(params), step.flat
 
     @torch.no_grad()
-    def move(self, tau: float) -> None:
+    def move(self, tau: float | Tensor) -> None:
         self.flat.lerp_(self.online, tau)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.data.episodes import Array, Episodes, Facts
-from ctrlrl.types import TimeStep, VecEnv
+from ctrlrl.types import TimeStep, VecEnv, begins, forgetting
 
 Act = Callable[[Tensor], Tensor]
 OWN_NOISE = -1.0  # a noise level: sample from the policy's own distribution
@@ -30,7 +30,7 @@ def collect(
 ) -> Episodes:
     """`steps` transitions of a policy; the environment must not stagger its clocks.
 
-    act, sample: observations [B, O] to the policy's best actions and to a sample of them.
+    act, sample: observations [B, O] to the policy's best actions and to a sample of them; see `forgetting`.
     noise: levels, dealt out to the lanes in turn. Continuous actions: standard deviation of a Gaussian added to the
         action before it is clipped to [-1, 1]; discrete ones: probability of a random action; -1: `sample`.
     on_step: called with the rows so far after every vector step.
@@ -45,12 +45,17 @@ def collect(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         lanes = _Lanes(env, env.reset(seed))
+        forget = [forgetting(policy) for policy in (act, sample) if policy is not None]
+        for each in forget:
+            each(None)
         rows = 0
         while rows < steps:  # once; again only where some steps of an environment are no transitions
             before, more = rows, -(-(steps - rows) // spec.n_envs)
             lanes.widen(more)
             for _ in range(more):
-                lanes.step(choose(lanes.obs))
+                begun = begins(lanes.step(choose(lanes.obs)))
+                for each in forget if begun.any() else ():
+                    each(begun)
                 if on_step is not None:
                     on_step(min(lanes.time * spec.n_envs, steps))
             rows = lanes.finish()
@@ -124,7 +129,7 @@ class _Lanes:
         }
         self.columns = {k: torch.cat((self.columns[k], v), 1) if self.columns else v for k, v in room.items()}
 
-    def step(self, action: Tensor) -> None:
+    def step(self, action: Tensor) -> TimeStep:
         c, t = self.columns, self.time
         c["obs"][:, t], c["action"][:, t] = self.obs, action
         step = self.env.step(action)
@@ -135,6 +140,7 @@ class _Lanes:
             self._keep_finals(step, done)
         self.obs.copy_(step.obs)
         self.time += 1
+        return step
 
     def _keep_finals(self, step: TimeStep, done: Tensor) -> None:
         lanes = done.nonzero().squeeze(1)

@@ -53,9 +53,12 @@ class Dataset:
     Rewards and actions are as they are learned from; observations are raw, learners normalise them.
     """
 
-    def __init__(self, table: Table, reward: tuple[float, float] = (1.0, 0.0)):
-        """reward: scale and shift that made its rewards of the environment's."""
-        self.table, self.size, self.reward = table, len(table.rows), reward
+    def __init__(self, table: Table, reward: tuple[float, float] = (1.0, 0.0), ends: Tensor | None = None):
+        """reward: scale and shift that made its rewards of the environment's.
+
+        ends: [E] int64, exclusive, where the rows that followed each other in an episode end; None: not known.
+        """
+        self.table, self.size, self.reward, self.ends = table, len(table.rows), reward, ends
         if self.size == 0:
             raise ValueError("the data set holds no transition to learn from")
 
@@ -123,7 +126,7 @@ class Dataset:
             }
             for name, column in block.items():
                 table[name][begin : begin + len(rows)] = torch.as_tensor(column, device=device)
-        return cls(table, (reward_scale, reward_shift))
+        return cls(table, (reward_scale, reward_shift), torch.as_tensor(_ends(keep, episodes.ends), device=device))
 
     def sample(self, n: int) -> Transition:
         """n rows with replacement, drawn on the device."""
@@ -275,6 +278,13 @@ def _in_units(episodes: Episodes) -> np.ndarray:
     if len(low) == 0 or ((low == -1.0) & (high == 1.0)).all():
         return episodes.action
     return 2.0 * (episodes.action - low) / (high - low) - 1.0
+
+
+def _ends(keep: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """[E] exclusive ends, among the kept rows, of runs of neighbours in one episode; keep: [N] ascending."""
+    episode = np.searchsorted(ends, keep, side="right")
+    cut = np.flatnonzero((np.diff(keep) != 1) | (np.diff(episode) != 0)) + 1
+    return np.append(cut, len(keep)).astype(np.int64)
 
 
 def _next_action(actions: np.ndarray, clip: float | None) -> np.ndarray:

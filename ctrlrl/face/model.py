@@ -221,8 +221,8 @@ class Model:
         deterministic: bool = False,
     ) -> tuple[Array, Any]:
         """Action for one observation or a batch of them, in the units of `action_space`, clipped to its bounds."""
-        act = judging.acting(self.learner, deterministic=deterministic)
-        return self._spaces.predict(act, observation, self.device, self._quick if deterministic else None), state
+        act = judging.acting(self.learner, deterministic=deterministic, memory=state, begun=episode_start)
+        return self._spaces.predict(act, observation, self.device, self._quick if deterministic else None), act.memory
 
     # environment -----------------------------------------------------------------------------------------------------
 

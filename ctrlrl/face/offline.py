@@ -174,9 +174,13 @@ class OfflineAgent:
     def predict(
         self, observation: Any, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
     ) -> tuple[Array, Any]:
-        """Action for one observation or a batch of them, in the units of `action_space`, clipped to its bounds."""
-        act = judging.acting(self.learner, deterministic=deterministic)
-        return self._spaces.predict(act, observation, self.device, self._quick if deterministic else None), state
+        """Action for one observation or a batch of them, in the units of `action_space`, clipped to its bounds.
+
+        state: what the last call returned, where the policy remembers its episode; None: it begins. episode_start: of
+        a batch, which episodes begin although there is a state.
+        """
+        act = judging.acting(self.learner, deterministic=deterministic, memory=state, begun=episode_start)
+        return self._spaces.predict(act, observation, self.device, self._quick if deterministic else None), act.memory
 
     def get_env(self) -> Any:
         return None if self._connection is None else self._connection.face()

@@ -131,5 +131,5 @@ class PolicyView(nn.Module):
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]:
         """As the model's `predict`."""
-        act = judging.acting(self.learner, deterministic=deterministic)
-        return self.spaces.predict(act, observation, self.device), state
+        act = judging.acting(self.learner, deterministic=deterministic, memory=state, begun=episode_start)
+        return self.spaces.predict(act, observation, self.device), act.memory

@@ -97,6 +97,50 @@ class DataNormalizer(nn.Module):
         self.scale.copy_(1.0 / (var.sqrt() + self.eps))
 
 
+class MinMaxNormalizer(nn.Module):
+    """The range of a data set, number by number, onto [-1, 1]; what hardly varies is only moved to 0. Identity until
+    `fit`. Diffusion Policy's, arXiv:2303.04137.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int, *, least_range: float = 1e-4):
+        super().__init__()
+        self.least_range = least_range
+        self.register_buffer("shift", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.shift) * self.scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x / self.scale + self.shift
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """x: [N, D] the whole data set."""
+        low, high = x.aminmax(dim=0)
+        self.shift.copy_((low + high) / 2.0)
+        self.scale.copy_(torch.where(high - low < self.least_range, 1.0, 2.0 / (high - low)))
+
+    @torch.no_grad()
+    def refuse_outside(self, x: Tensor, what: str, *, slack: float = 1e-3) -> None:
+        """ValueError where x [N, D] leaves [-1, 1] by more than `slack`; `what` names the data."""
+        low, high = self.inverse(-torch.ones_like(self.shift)), self.inverse(torch.ones_like(self.shift))
+        least, most = x.aminmax(dim=0)
+        for name, excess, found, end in (
+            ("below", (low - least) * self.scale, least, low),
+            ("above", (most - high) * self.scale, most, high),
+        ):
+            d = int(excess.argmax())
+            if float(excess[d]) > slack:
+                raise ValueError(
+                    f"{what}: number {d} reaches {float(found[d]):.4g}, {name} the {float(end[d]):.4g} at which the "
+                    "policy's normaliser ends. Train a new policy on this data, or leave these episodes out."
+                )
+
+
 class Identity(nn.Module):
     """The normaliser of an algorithm that wants raw observations."""
 

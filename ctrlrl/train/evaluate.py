@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ctrlrl.types import VecEnv
+from ctrlrl.types import VecEnv, begins, forgetting
 
 
 class Evaluation(NamedTuple):
@@ -38,7 +38,7 @@ def evaluate(
 ) -> Evaluation:
     """Run `episodes` whole episodes from fresh resets; the environment must not stagger its clocks.
 
-    act: observations [B, O] to actions. episodes is split over the lanes as evenly as it goes.
+    act: observations [B, O] to actions; see `forgetting`. episodes is split over the lanes as evenly as it goes.
     on_step: called before every step, e.g. to record a frame.
     """
     if episodes < 1:
@@ -48,8 +48,10 @@ def evaluate(
     finished = torch.zeros(n, dtype=torch.int64)
     running, length = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)
     rows: list[tuple[int, int, float, int, float]] = []  # lane, nth, return, length, success
+    forget = forgetting(act)
     with forked_rng(seed):
         obs = env.reset(seed)
+        forget(None)
         for _ in range(max_steps):
             if on_step is not None:
                 on_step()
@@ -59,7 +61,9 @@ def evaluate(
             valid = step.extras["mask"].cpu() if "mask" in step.extras else torch.ones(n, dtype=torch.bool)
             running += reward if reward.ndim == 1 else reward.sum(-1)
             length += valid
-            done = (step.terminated | step.truncated).cpu()
+            done, begun = (step.terminated | step.truncated).cpu(), begins(step).cpu()
+            if begun.any():
+                forget(begun)
             if not done.any():
                 continue
             for lane in done.nonzero().squeeze(1).tolist():

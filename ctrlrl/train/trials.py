@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctrlrl.functional.coverage import goal_reached, goal_shares, share_entropy
 from ctrlrl.train.evaluate import forked_rng
-from ctrlrl.types import Scene, VecEnv
+from ctrlrl.types import Scene, VecEnv, forgetting
 
 TRIALS = 1000  # roll-outs
 COVERED = 0.02  # share of the roll-outs from which on a goal counts as covered
@@ -35,6 +35,7 @@ def run_trials(act: Callable[[Tensor], Tensor], env: VecEnv, scene: Scene, *, se
         raise ValueError("trials: the environment must have a time limit")
     with forked_rng(seed):
         obs = env.reset(seed)
+        forgetting(act)(None)
         paths = torch.empty(limit + 1, env.spec.n_envs, 2, dtype=obs.dtype)
         paths[0] = obs[:, scene.position]
         last, running = obs.clone(), torch.ones(env.spec.n_envs, 1, dtype=torch.bool, device=obs.device)

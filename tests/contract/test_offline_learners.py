@@ -14,8 +14,10 @@ from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset
+from ctrlrl.data.windows import Windows
 from ctrlrl.loops import loop_over, make_learner
 from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.sources import dataset
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import CHUNK
 from ctrlrl.types import EnvSpec
@@ -49,11 +51,11 @@ def episodes(n: int = 120, seed: int = 0) -> Episodes:
     )
 
 
-def made(algo: str, seed: int = 0, **changes: Any) -> tuple[Learner, Dataset]:
+def made(algo: str, seed: int = 0, **changes: Any) -> tuple[Learner, Dataset | Windows]:
     kind = lookup(ALGORITHMS, algo, "algorithm")
     torch.manual_seed(seed)
     learner = make_learner(kind.config(**{**SMALL, **changes}), SPEC)
-    data = Dataset.of_episodes(episodes(), needs=kind.needs)
+    data = dataset(TrainConfig(algo=learner.cfg), episodes(), kind, SPEC.device)
     learner.prefit(data.all())
     return learner, data
 

@@ -1,0 +1,233 @@
+"""Behaviour cloning of action chunks by a diffusion (arXiv:2303.04137) or a flow (arXiv:2210.02747), one file for both.
+
+They differ in the path from noise to data alone. Evaluation and checkpoints use an exponential moving average of the
+weights; sampler and number of steps may be changed after training.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
+from ctrlrl.core.update import GradStep, Target
+from ctrlrl.functional.averaging import ema_decay
+from ctrlrl.functional.checks import in_range
+from ctrlrl.functional.learning_rate import warmup_cosine
+from ctrlrl.functional.masked import batch_mean
+from ctrlrl.nn.heads import MLPHead
+from ctrlrl.nn.normalize import Identity
+from ctrlrl.nn.unet1d import UNet1D
+from ctrlrl.policies.diffusion import ChunkPolicy, DiffusionProcess, FlowProcess
+from ctrlrl.types import EnvSpec, Metrics, PolicyOutput, Transition, Window
+
+HEADS = ("mlp", "unet")
+
+
+@dataclass
+class ChunkConfig:
+    """What both have; words and numbers are those of Diffusion Policy's code where it has them."""
+
+    horizon: int = 16  # actions predicted together
+    n_obs_steps: int = 2  # observations seen; the first action predicted belongs to the oldest
+    n_action_steps: int = 8  # actions executed, from the present one on, before the next prediction
+    head: str = "mlp"  # mlp | unet
+    hidden: list[int] = field(default_factory=lambda: [512, 512, 512])  # widths of its layers, or of its resolutions
+    embed_dim: int = 64  # of the level
+    learning_rate: float = 3e-4
+    warmup_steps: int = 500  # updates over which the learning rate rises; it then falls in half a cosine
+    weight_decay: float = 1e-6
+    betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
+    batch_size: int = 256
+    ema_power: float = 0.75
+    ema_max: float = 0.9999
+    sampling_steps: int = 10
+    stochastic_eval: bool = True  # fresh noise for every plan, as the authors; false: always the same noise
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        for name in ("horizon", "n_obs_steps", "n_action_steps", "batch_size", "sampling_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"{where}.warmup_steps must be at least 0, got {self.warmup_steps}")
+        executed = self.n_obs_steps - 1 + self.n_action_steps
+        if self.horizon < executed:
+            raise ValueError(
+                f"{where}.horizon={self.horizon} is shorter than the {executed} rows up to the last executed action "
+                "(n_obs_steps - 1 + n_action_steps). Raise horizon, or lower n_action_steps."
+            )
+        if self.head not in HEADS:
+            raise ValueError(f"{where}.head must be one of {', '.join(HEADS)}, got {self.head!r}")
+        in_range(where, low=0.0, high=float("inf"), open_ends=True, learning_rate=self.learning_rate)
+        in_range(where, low=0.0, high=float("inf"), weight_decay=self.weight_decay, ema_power=self.ema_power)
+        in_range(where, low=0.0, high=1.0, ema_max=self.ema_max)
+        if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
+            raise ValueError(f"{where}.betas must be two numbers in [0, 1), got {self.betas}")
+
+    def check_warm(self, warm: list[Any]) -> None:
+        if warm and self.n_action_steps != 1:
+            raise ValueError(
+                f"{type(self).__name__}.warm_start makes a plan at every step: n_action_steps must be 1, got "
+                f"{self.n_action_steps}"
+            )
+
+    @property
+    def window(self) -> Window:
+        return Window(self.n_obs_steps, self.horizon, self.n_action_steps)
+
+
+@dataclass
+class DiffusionConfig(ChunkConfig):
+    name: str = "diffusion"
+    n_levels: int = 100
+    prediction: str = "noise"  # noise | data | v
+    sampler: str = "ddim"  # ddim | ddpm, which takes every level
+    spacing: str = "leading"  # of ddim's levels; trailing begins at the noisiest
+    warm_start: list[int] = field(default_factory=list)  # levels of real-time iteration, e.g. [2, 1, 0]; [] = none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (
+            ("prediction", ("noise", "data", "v")),
+            ("sampler", ("ddim", "ddpm")),
+            ("spacing", ("leading", "trailing")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"DiffusionConfig.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        if self.n_levels < self.sampling_steps:
+            raise ValueError(
+                f"DiffusionConfig.sampling_steps={self.sampling_steps} is more than n_levels={self.n_levels}"
+            )
+        falling = sorted(set(self.warm_start), reverse=True)
+        if falling != self.warm_start or not all(0 <= k < self.n_levels for k in falling):
+            raise ValueError(
+                f"DiffusionConfig.warm_start must fall within 0 ... {self.n_levels - 1}, got {self.warm_start}"
+            )
+        self.check_warm(self.warm_start)
+
+
+@dataclass
+class FlowConfig(ChunkConfig):
+    name: str = "flow"
+    sampler: str = "euler"  # euler | midpoint, which asks the network twice a step
+    warm_start: list[float] = field(default_factory=list)  # times of real-time iteration, e.g. [0.9, 0.95]; [] = none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler not in ("euler", "midpoint"):
+            raise ValueError(f"FlowConfig.sampler must be euler or midpoint, got {self.sampler!r}")
+        rising = sorted(set(self.warm_start))
+        if rising != self.warm_start or not all(0.0 <= t < 1.0 for t in rising):
+            raise ValueError(f"FlowConfig.warm_start must rise within [0, 1), got {self.warm_start}")
+        self.check_warm(self.warm_start)
+
+
+class GenerativeBCLearner(OffPolicyLearner):
+    normalized = False
+    stackable = False  # convolutions and embeddings are not stacked
+
+    code: ClassVar[str]  # what the levels are, as the heads' embedding has it
+
+    cfg: Any
+
+    def __init__(self, cfg: Any, spec: EnvSpec):
+        self.cfg = cfg
+        head = self._head(spec)
+        policy = ChunkPolicy(spec.obs_dim, spec.action_dim, head, self._process(), cfg.window)
+        nets = Nets(normalizer=Identity(), policy=policy, online=copy.deepcopy(head)).to(spec.device)
+        self.follow = torch.zeros((), device=spec.device)  # how far the average moves in this update
+        super().__init__(cfg, nets)
+
+    def _process(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _head(self, spec: EnvSpec) -> nn.Module:
+        cfg = self.cfg
+        sizes = (cfg.horizon, spec.action_dim, cfg.n_obs_steps * spec.obs_dim)
+        if cfg.head == "unet":
+            return UNet1D(*sizes, widths=cfg.hidden, embed_dim=cfg.embed_dim, code=self.code)
+        return MLPHead(*sizes, hidden=cfg.hidden, embed_dim=cfg.embed_dim, code=self.code)
+
+    @property
+    def compile_units(self) -> tuple[str, ...]:
+        return ("loss",)
+
+    def optimizers(self) -> dict[str, GradStep]:
+        cfg = self.cfg
+        rates = {"learning_rate": cfg.learning_rate, "weight_decay": cfg.weight_decay, "betas": tuple(cfg.betas)}
+        return {"policy": GradStep(self.nets.online.parameters(), **rates)}
+
+    def followers(self) -> dict[str, Target]:
+        return {"policy": Target(self.nets.policy.head, self.opt["policy"])}
+
+    def prefit(self, data: Transition) -> None:
+        """Once something is learned, the weights are in the normalisers' units: new data must fit into them."""
+        policy = self.nets.policy
+        if self.n_updates:
+            policy.action_normalizer.refuse_outside(data.action, "the data set's actions")
+        else:
+            policy.obs_normalizer.fit(data.obs)
+            policy.action_normalizer.fit(data.action)
+
+    def set_progress(self, done: float) -> None:
+        total = self.n_updates / done if done else float("inf")
+        share = warmup_cosine(self.n_updates, warmup=self.cfg.warmup_steps, total=total)
+        self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate * share)
+
+    def update(self, batch: Transition) -> Metrics:
+        step = torch.tensor(float(self.n_updates), dtype=torch.float64)  # the host's own count: nothing is read
+        kept = ema_decay(step, power=self.cfg.ema_power, highest=self.cfg.ema_max)
+        self.follow.fill_(1.0 - float(kept))
+        return super().update(batch)
+
+    def step(self, batch: Transition, phase: int) -> Metrics:
+        policy = self.nets.policy
+        chunk, condition = policy.action_normalizer(batch.action), policy.condition(batch.obs)
+        noise, uniform = self.random.randn_like(chunk), self.random.rand_like(chunk[:, 0, 0])
+        x, level, target = policy.process.lesson(chunk, noise, uniform)
+        loss = self.loss(x, level, target, condition)
+        self.opt["policy"](loss)
+        self.targets["policy"].move(self.follow)
+        return detached(loss_policy=loss)
+
+    def loss(self, x: Tensor, level: Tensor, target: Tensor, condition: Tensor) -> Tensor:
+        """Mean squared error of what the trained weights say of noisy chunks [N, H, A]."""
+        with self.precision():
+            said = self.nets.online(x, level, condition).float()
+        return batch_mean((said - target).square().flatten(1).mean(1))
+
+    @torch.no_grad()
+    def act_in_episode(
+        self, obs: Tensor, memory: Any = None, begins: Tensor | None = None, *, deterministic: bool = False
+    ) -> tuple[PolicyOutput, Any]:
+        policy = self.nets.policy
+        if policy.training:
+            policy.eval()
+        with self.precision():
+            return policy.act_in_episode(obs, memory, begins, deterministic=deterministic)
+
+
+class DiffusionLearner(GenerativeBCLearner):
+    config = DiffusionConfig
+    code = "steps"
+
+    def _process(self) -> nn.Module:
+        cfg = self.cfg
+        return DiffusionProcess(
+            cfg.n_levels, cfg.prediction, cfg.sampler, cfg.sampling_steps, cfg.spacing, cfg.warm_start
+        )
+
+
+class FlowLearner(GenerativeBCLearner):
+    config = FlowConfig
+    code = "times"
+
+    def _process(self) -> nn.Module:
+        return FlowProcess(self.cfg.sampler, self.cfg.sampling_steps, self.cfg.warm_start)
