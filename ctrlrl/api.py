@@ -8,6 +8,8 @@ from ctrlrl.face.agent import Agent
 from ctrlrl.face.environments import make_env, make_vec_env
 from ctrlrl.face.evaluation import evaluate_policy
 from ctrlrl.face.offline import OfflineAgent
+from ctrlrl.face.replay_arguments import given
+from ctrlrl.face.replayed import ReplayAgent
 from ctrlrl.face.saved import File, read
 from ctrlrl.face.sb3_import import from_sb3
 from ctrlrl.registry import unknown
@@ -27,6 +29,9 @@ __all__ = [
     "PDPPO",
     "PPO",
     "PRDC",
+    "RLPD",
+    "SAC",
+    "TD3",
     "TD3BC",
     "BaseCallback",
     "CalQL",
@@ -97,6 +102,92 @@ class FPO(Agent):
     """Flow policy optimisation, arXiv:2507.21053."""
 
     algo = "fpo"
+
+
+class SAC(ReplayAgent):
+    """Soft actor-critic, arXiv:1812.05905."""
+
+    algo = "sac"
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        learning_rate: Any = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: Any = 1,
+        gradient_steps: int = 1,
+        action_noise: Any = None,
+        replay_buffer_class: Any = None,
+        replay_buffer_kwargs: Any = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: Any = "auto",
+        _init_setup_model: bool = True,
+        **settings: Any,
+    ):
+        super().__init__(**settings, **given(locals()))
+
+
+class TD3(ReplayAgent):
+    """Twin delayed deterministic policy gradient, arXiv:1802.09477; as in SB3 without exploration noise by default."""
+
+    algo = "td3"
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        learning_rate: Any = 1e-3,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: Any = 1,
+        gradient_steps: int = 1,
+        action_noise: Any = None,
+        replay_buffer_class: Any = None,
+        replay_buffer_kwargs: Any = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        policy_delay: int = 2,
+        target_policy_noise: float = 0.2,
+        target_noise_clip: float = 0.5,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: Any = "auto",
+        _init_setup_model: bool = True,
+        **settings: Any,
+    ):
+        super().__init__(**settings, **given(locals()))
+
+
+class RLPD(ReplayAgent):
+    """SAC whose batches are half a data set, arXiv:2302.02948: `RLPD("MlpPolicy", env, dataset="hopper.npz")`."""
+
+    algo = "rlpd"
+
+    def __init__(self, policy: Any, env: Any, *, gradient_steps: int = 20, **settings: Any):
+        super().__init__(policy, env, gradient_steps=gradient_steps, **settings)
 
 
 class BC(OfflineAgent):
@@ -178,6 +269,9 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PDPPO,
     PolicyFlow,
     FPO,
+    SAC,
+    TD3,
+    RLPD,
     BC,
     TD3BC,
     IQL,

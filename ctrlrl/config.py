@@ -187,7 +187,7 @@ class TrainConfig:
         if hasattr(self.algo, "check_envs"):
             self.algo.check_envs(self.n_envs)
         if self.iterations is not None:
-            if not hasattr(self.algo, "n_steps"):
+            if not hasattr(self.algo, "n_epochs"):  # n_steps of a replayed step is another thing
                 raise ValueError(f"iterations counts rollouts, and algo={self.algo.name} makes none")
             self.total_steps, self.iterations = self.iterations * self.n_envs * self.algo.n_steps, None
         if self.dtype not in ("float32", "bfloat16"):

@@ -14,6 +14,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
 from ctrlrl.core.ranks import ALONE, Ranks
+from ctrlrl.data.arrivals import arrivals
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset, Mixture, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
@@ -234,16 +235,23 @@ def online_loop(
     before: OfflineLoop | None = None,
     facts: Facts | None = None,
     skilled: bool = False,
+    buffer: ReplayBuffer | None = None,
 ) -> OnlineLoop:
     """data: rows to learn from besides; rewards are kept as it has them. before: the updates on it that come first.
 
     facts: what the data set's file says of itself. skilled: the policy has learned something already.
+    buffer: to go on with; None: a new one.
     """
     cfg, spec = learner.cfg, env.spec
-    buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, device=learner.device)
+    extras = {name: spec.action_dim if name == "next_action" else 0 for name in sorted(learner.needs)}
+    extras |= {"discount": 0} if cfg.n_steps > 1 else {}
+    fresh = buffer is None
+    if buffer is None:
+        buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, extras=extras, device=learner.device)
     source: Source = buffer
     if data is not None and cfg.offline_share is None:
-        buffer.fill(data.all())
+        if fresh:
+            buffer.fill(data.all())
     elif data is not None:
         source = Mixture([(data, cfg.offline_share), (buffer, 1.0 - cfg.offline_share)])
     return OnlineLoop(
@@ -260,6 +268,12 @@ def online_loop(
         facts=facts,
         skilled=skilled or before is not None,
         reward=(1.0, 0.0) if data is None else data.reward,
+        arrivals=arrivals(
+            learner.needs,
+            n_steps=cfg.n_steps,
+            gamma=cfg.gamma,
+            failure=None if data is None else data.lowest,
+        ),
     )
 
 

@@ -74,6 +74,7 @@ def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device
         clip_actions=data.clip_actions,
         gamma=getattr(cfg.algo, "gamma", 1.0),
         best_fraction=data.best_fraction,
+        n_steps=getattr(cfg.algo, "n_steps", 1),
     )
     window = getattr(cfg.algo, "window", None)
     return rows if window is None else Windows(rows, window)

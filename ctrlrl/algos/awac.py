@@ -71,7 +71,7 @@ class AWACLearner(OffPolicyLearner):
         nets, cfg = self.nets, self.cfg
         with torch.no_grad(), self.precision():
             next_q = nets.target(batch.next_obs, self._sample(batch.next_obs)).amin(0)
-        target = td_target(batch.reward, batch.terminated, next_q, gamma=cfg.gamma)
+        target = td_target(batch.reward, batch.terminated, next_q, gamma=self.discount(batch))
         with self.precision():
             q = nets.critic(batch.obs, batch.action)
         critic_loss = batch_mean((q - target).square()).sum(0)

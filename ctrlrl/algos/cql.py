@@ -147,7 +147,7 @@ class CQLLearner(OffPolicyLearner):
             here, log_here = self._samples(mean, log_std, n)
             uniform = 2.0 * self.random.rand_like(here) - 1.0
             log_uniform = torch.full_like(log_here, uniform_log_density(here.shape[-1]))
-        target = td_target(batch.reward, batch.terminated, next_q, gamma=cfg.gamma)
+        target = td_target(batch.reward, batch.terminated, next_q, gamma=self.discount(batch))
         actions = torch.cat((uniform, after, here, batch.action.unsqueeze(-3)), -3)
         with self.precision():
             q = q_of_many(nets.critic, batch.obs, actions)
@@ -187,7 +187,6 @@ class CalQLConfig(CQLConfig):
 class CalQLLearner(CQLLearner):
     config = CalQLConfig
     needs = frozenset({"return_to_go"})
-    online = False  # a step's return is known only when its episode is over
 
     def bounded(self, q_sampled: Tensor, batch: Transition) -> Tensor:
         """The policy's actions alone: a uniform action has no claim to the data's return."""

@@ -103,7 +103,7 @@ class FQLLearner(OffPolicyLearner):
             action = nets.policy(batch.next_obs, noise).clamp(-1.0, 1.0)
             next_q = nets.target(batch.next_obs, action)
         next_q = next_q.mean(0) if cfg.target_q == "mean" else next_q.amin(0)
-        target = td_target(batch.reward, batch.terminated, next_q, gamma=cfg.gamma)
+        target = td_target(batch.reward, batch.terminated, next_q, gamma=self.discount(batch))
         with self.precision():
             q = nets.critic(batch.obs, batch.action)
         return batch_mean((q - target).square()).mean(0), q

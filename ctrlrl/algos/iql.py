@@ -152,7 +152,7 @@ class IQLLearner(OffPolicyLearner):
         return batch_mean(weight * cloning)
 
     def _critic_loss(self, batch: Transition, next_value: Tensor) -> Tensor:
-        target = td_target(batch.reward, batch.terminated, next_value, gamma=self.cfg.gamma)
+        target = td_target(batch.reward, batch.terminated, next_value, gamma=self.discount(batch))
         with self.precision():
             q = self.nets.critic(batch.obs, batch.action)
         return batch_mean((q - target).square()).sum(0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import smoothed_action
@@ -24,7 +24,7 @@ from ctrlrl.types import EnvSpec, Metrics, Transition
 
 
 @dataclass
-class ReBRACConfig:
+class ReBRACConfig(OnlineConfig):
     name: str = "rebrac"
     learning_rate: float = 1e-3
     critic_learning_rate: float | None = None  # null = learning_rate
@@ -38,8 +38,10 @@ class ReBRACConfig:
     target_noise_clip: float = 0.5
     hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
     normalize_obs: bool = False
+    action_noise: float = 0.1  # TD3's; offline none is added
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rates = {"learning_rate": self.learning_rate, "critic_learning_rate": self.critic_rate}
         in_range("ReBRACConfig", low=0.0, high=float("inf"), open_ends=True, **rates)
         in_range("ReBRACConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
@@ -55,6 +57,7 @@ class ReBRACConfig:
 
 class ReBRACLearner(OffPolicyLearner):
     config = ReBRACConfig
+    online = True
     needs = frozenset({"next_action"})
 
     def __init__(self, cfg: ReBRACConfig, spec: EnvSpec):
@@ -91,7 +94,9 @@ class ReBRACLearner(OffPolicyLearner):
             action = smoothed_action(action, noise, std=cfg.target_noise, clip=cfg.target_noise_clip)
             next_q = nets.target_critic(batch.next_obs, action).amin(0)
         penalty = squared_distance(action, batch.extras["next_action"])
-        target = td_target(batch.reward, batch.terminated, next_q - cfg.critic_bc_coef * penalty, gamma=cfg.gamma)
+        target = td_target(
+            batch.reward, batch.terminated, next_q - cfg.critic_bc_coef * penalty, gamma=self.discount(batch)
+        )
         with self.precision():
             q = nets.critic(batch.obs, batch.action)
         critic_loss = batch_mean((q - target).square()).sum(0)

@@ -30,6 +30,7 @@ class OnlineConfig:
     learning_starts: int = 100  # environment steps before the first update; at random where nothing was learned before
     train_freq: int = 1  # steps of all environments between updates
     utd: float = 1.0  # updates for every environment step; SB3's gradient_steps / (train_freq * n_envs)
+    n_steps: int = 1  # rewards of a row, discounted, before the value of where they led
     action_noise: float = 0.0  # standard deviation of what is added to the actions tried, which lie in [-1, 1]
     offline_share: float | None = (
         0.5  # of a batch, from the data set where there is one; null: its rows begin the buffer
@@ -37,7 +38,7 @@ class OnlineConfig:
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        for name, least in (("buffer_size", 1), ("learning_starts", 0), ("train_freq", 1)):
+        for name, least in (("buffer_size", 1), ("learning_starts", 0), ("train_freq", 1), ("n_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{where}.{name} must be at least {least}, got {getattr(self, name)}")
         in_range(where, low=0.0, high=float("inf"), open_ends=True, utd=self.utd)

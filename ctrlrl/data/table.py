@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.data.episodes import Episodes
+from ctrlrl.functional.returns import n_step_sums
 from ctrlrl.types import HybridBatch, Source, Transition, tree_map
 
 BLOCK = 2**16  # rows of a pass over the whole table: bounds the memory of what is computed on the way
@@ -53,14 +54,22 @@ class Dataset:
     Rewards and actions are as they are learned from; observations are raw, learners normalise them.
     """
 
-    def __init__(self, table: Table, reward: tuple[float, float] = (1.0, 0.0), ends: Tensor | None = None):
-        """reward: scale and shift that made its rewards of the environment's.
+    def __init__(
+        self,
+        table: Table,
+        reward: tuple[float, float] = (1.0, 0.0),
+        ends: Tensor | None = None,
+        *,
+        lowest: float | None = None,
+    ):
+        """reward: scale and shift that made its rewards of the environment's. lowest: of a step; None: of a row.
 
         ends: [E] int64, exclusive, where the rows that followed each other in an episode end; None: not known.
         """
         self.table, self.size, self.reward, self.ends = table, len(table.rows), reward, ends
         if self.size == 0:
             raise ValueError("the data set holds no transition to learn from")
+        self.lowest = float(table["reward"].min()) if lowest is None else lowest
 
     @classmethod
     def of(cls, data: Transition) -> Dataset:
@@ -85,26 +94,33 @@ class Dataset:
         clip_actions: float | None = None,
         gamma: float = 0.99,
         best_fraction: float = 1.0,
+        n_steps: int = 1,
     ) -> Dataset:
         """The usable rows of a data set, rewards as scale * r + shift, actions of a known Box scaled to [-1, 1].
 
         needs: extra columns: "next_action" [N, A] (the next row's; an episode's last row, which has none, stays out
         unless it terminated), "return_to_go" [N] (discounted by gamma, of the transformed rewards).
         best_fraction: only rows of the episodes with the highest undiscounted returns, at least one episode.
+        n_steps: a row's reward is the discounted sum of up to this many, its next observation what the last of them led
+        to, and extras "discount" [N] what the value there counts; from 2 on.
         """
         actions = _in_units(episodes)
-        makers = {"next_action": lambda: _next_action(actions, clip_actions)}
+        rewards = episodes.reward * np.float32(reward_scale) + np.float32(reward_shift)
+        lowest = float(rewards[episodes.usable].min(initial=np.inf))
+        rewards, last, discount = _spans(episodes, rewards, gamma, n_steps)
+        makers = {"next_action": lambda: _next_action(actions, clip_actions)[last]}
         makers["return_to_go"] = lambda: _return_to_go(episodes, reward_scale, reward_shift, gamma)
         unknown = [name for name in needs if name not in makers]
         if unknown:
             raise ValueError(
                 f"{episodes.facts.path}: the algorithm reads {unknown[0]!r}, which a data set does not hold"
             )
-        extra = {name: makers[name]() for name in needs}
+        extra = {name: makers[name]() for name in needs} | ({"discount": discount} if n_steps > 1 else {})
         usable = episodes.usable & _of_best(episodes, best_fraction)
         if "next_action" in extra:
-            last = episodes.ends - 1
-            usable[last[~episodes.terminated[last]]] = False
+            ends = np.zeros(episodes.n_rows, dtype=bool)
+            ends[episodes.ends - 1] = True
+            usable &= ~(ends & ~episodes.terminated)[last]
         keep = np.flatnonzero(usable)
         widths = {name: column.shape[1] if column.ndim > 1 else 0 for name, column in extra.items()}
         table = Table(len(keep), episodes.obs.shape[1], episodes.action.shape[1], widths, device)
@@ -119,14 +135,15 @@ class Dataset:
             block = {
                 "obs": episodes.obs[rows],
                 "action": action if clip_actions is None else action.clip(-clip_actions, clip_actions),
-                "reward": episodes.reward[rows] * np.float32(reward_scale) + np.float32(reward_shift),
-                "next_obs": following[rows],
-                "terminated": episodes.terminated[rows],
+                "reward": rewards[rows],
+                "next_obs": following[last[rows]],
+                "terminated": episodes.terminated[last[rows]],
                 **{name: column[rows] for name, column in extra.items()},
             }
             for name, column in block.items():
                 table[name][begin : begin + len(rows)] = torch.as_tensor(column, device=device)
-        return cls(table, (reward_scale, reward_shift), torch.as_tensor(_ends(keep, episodes.ends), device=device))
+        ends = torch.as_tensor(_ends(keep, episodes.ends), device=device)
+        return cls(table, (reward_scale, reward_shift), ends, lowest=lowest)
 
     def sample(self, n: int) -> Transition:
         """n rows with replacement, drawn on the device."""
@@ -285,6 +302,23 @@ def _ends(keep: np.ndarray, ends: np.ndarray) -> np.ndarray:
     episode = np.searchsorted(ends, keep, side="right")
     cut = np.flatnonzero((np.diff(keep) != 1) | (np.diff(episode) != 0)) + 1
     return np.append(cut, len(keep)).astype(np.int64)
+
+
+def _spans(
+    episodes: Episodes, rewards: np.ndarray, gamma: float, n_steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every row the sum of up to n_steps rewards, the last row in it, and what the value behind counts.
+
+    A sum ends with its episode, and before a row that is not usable.
+    """
+    rows = np.arange(episodes.n_rows)
+    if n_steps == 1:
+        return rewards, rows, np.full(len(rows), gamma, dtype=np.float32)
+    stop = episodes.terminated.copy()
+    stop[episodes.ends - 1] = True
+    stop[:-1] |= ~episodes.usable[1:]
+    total, length = n_step_sums(torch.from_numpy(rewards), torch.from_numpy(stop), gamma=gamma, n=n_steps)
+    return total.numpy(), rows + length.numpy() - 1, (gamma ** length.numpy()).astype(np.float32)
 
 
 def _next_action(actions: np.ndarray, clip: float | None) -> np.ndarray:

@@ -73,7 +73,7 @@ class PolicyView(nn.Module):
         super().__init__()
         self.observation_space, self.action_space = spaces
         self.learner, self.spaces, self.device = learner, spaces, device
-        for name, net in learner.nets.items():
+        for name, net in learner.nets.named_children():
             self.add_module(name, net)
         self.set_training_mode(False)
 

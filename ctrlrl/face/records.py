@@ -66,6 +66,26 @@ def record_update(model: Any, metrics: Metrics) -> None:
             record(f"train/{name}", getattr(cfg, name))
 
 
+OF_REPLAY = {
+    "train/actor_loss": "loss/policy",
+    "train/critic_loss": "loss/critic",
+    "train/ent_coef": "policy/temperature",
+}
+
+
+def record_replay(model: Any, metrics: Metrics) -> None:
+    """rollout/*, time/* and train/* of a model that learns from replayed steps."""
+    record = model.logger.record
+    record("time/episodes", model._episode_num, exclude="tensorboard")
+    record_progress(model, 0)
+    for name, source in OF_REPLAY.items():
+        if source in metrics:
+            record(name, float(metrics[source]))
+    if metrics:
+        record("train/learning_rate", float(next(iter(model.learner.opt.values())).learning_rate))
+        record("train/n_updates", model._n_updates, exclude="tensorboard")
+
+
 def progress_row(model: Any) -> dict[str, float]:
     """For the live line."""
     row = {"time/steps_per_s": (model.num_timesteps - model._num_timesteps_at_start) / _elapsed(model)}

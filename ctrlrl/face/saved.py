@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from ctrlrl import build
 from ctrlrl.config import DIVISION
 from ctrlrl.face.arguments import is_schedule, network, start_value
+from ctrlrl.face.environments import connect
 from ctrlrl.provenance import versions
 
 File = str | os.PathLike[str] | BinaryIO
@@ -58,6 +59,41 @@ def offline_facts(model: Any) -> dict[str, Any]:
         "spaces": model._spaces.to_json(),
         "versions": versions(),
     }
+
+
+def replay_facts(model: Any) -> dict[str, Any]:
+    """Of a model that learns from replayed steps."""
+    return facts(model) | {"train_freq": list(model.train_freq), "gradient_steps": model.gradient_steps}
+
+
+def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, changes: Mapping[str, Any]) -> Any:
+    """A model of that class from its file."""
+    checkpoint, where = read(path), str(path)
+    found = checkpoint.state
+    if found["algo"] != kind.algo:
+        raise ValueError(f"{where} holds a model of {found['algo']}, not of {kind.algo}; use ctrlrl.load(path)")
+    config = {k: v for k, v in found["config"].items() if k != "name"}
+    kept = ("seed", "stats_window_size", "tensorboard_log", "verbose", "gradient_steps", "train_freq")
+    own = {name: found[name] for name in kept if name in found}
+    if "learning_rate" in found.get("schedules", ()) and "learning_rate" not in changes:
+        warnings.warn(
+            f"{where}: learning_rate was a function, which a model file does not hold; it is "
+            f"{config['learning_rate']} from now on. Give it again: load(path, learning_rate=...).",
+            stacklevel=3,
+        )
+    model = kind(found.get("policy", "MlpPolicy"), None, device=device, **{**config, **own, **changes})
+    spaces = build.Spaces.from_json(found["spaces"], where)
+    if env is not None:
+        model._use(connect(env, n_envs, seed=model.seed, device=model.device))
+        spaces.same(model._spaces, where)
+    else:
+        model._spaces, (model.observation_space, model.action_space) = spaces, spaces
+        model._n_envs = found.get("n_envs", 0)
+    check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
+    model._setup_model()
+    build.restore_agent(model.learner, checkpoint, where)
+    model.num_timesteps, model._n_updates = found["num_timesteps"], found.get("n_updates", 0)
+    return model
 
 
 def read(path: File) -> build.Checkpoint:

@@ -1,4 +1,4 @@
-"""`PPO.from_sb3`: an agent of a zip that Stable-Baselines3's PPO saved; nothing in the zip is executed."""
+"""`from_sb3`: an agent of a zip that Stable-Baselines3's PPO, SAC or TD3 saved; nothing in the zip is executed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ctrlrl import build
 from ctrlrl.face.environments import connect
 from ctrlrl.face.model import Model
 from ctrlrl.face.saved import File, check_size
+from ctrlrl.train.sb3_replay import read_replayed
 from ctrlrl.train.sb3_weights import restore, restore_statistics
 from ctrlrl.train.sb3_zip import read_sb3
 
@@ -32,8 +33,28 @@ def from_sb3(
         spaces.same(model._spaces, where)
     check_size(model, sum(t.numel() for t in agent.weights.values()), where)
     model._setup_model()
-    restore(model.learner, agent.weights, agent.moments, where)
+    restore(model.learner, agent.weights, {} if agent.moments is None else {"actor_critic": agent.moments}, where)
     if obs_stats is not None:
         restore_statistics(model.learner, obs_stats)
     model.num_timesteps, model._n_updates = agent.num_timesteps, agent.n_updates
+    return model
+
+
+def replayed_from_sb3(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, changes: dict[str, Any]) -> Any:
+    """Of SAC's or TD3's class `kind`."""
+    where = str(path)
+    agent = read_replayed(path, kind.algo, changes)
+    model = kind(agent.policy, None, device=device, **{**agent.settings, **changes})
+    spaces = build.Spaces(agent.observation_space, agent.action_space)
+    if env is None:
+        model._spaces, (model.observation_space, model.action_space) = spaces, spaces
+        model._n_envs = agent.n_envs
+    else:
+        model._use(connect(env, n_envs, seed=model.seed, device=model.device))
+        spaces.same(model._spaces, where)
+    check_size(model, sum(t.numel() for t in agent.weights.values()), where)
+    model._setup_model()
+    restore(model.learner, agent.weights, agent.moments, where)
+    model.num_timesteps, model._n_updates = agent.num_timesteps, agent.n_updates
+    model.learner.n_updates = agent.n_updates  # where the delayed policy stands
     return model

@@ -137,6 +137,41 @@ class Watch:
         }
 
 
+class ReplayWatch(Watch):
+    """The `on_step` of a loop over replayed steps; dumps the logs after every `log_interval`-th episode."""
+
+    def __init__(self, model: Any, loop: Any, callback: Any, spaces: Any, log_interval: int | None):
+        super().__init__(model, loop.env, loop.episodes, callback, spaces)
+        self.loop, self.log_interval = loop, log_interval
+        self.n_episodes = 0
+
+    def __call__(self, obs: Tensor, out: PolicyOutput, step: TimeStep) -> bool:
+        goes_on = super().__call__(obs, out, step)
+        for _ in range(int((step.terminated | step.truncated).sum()) if goes_on else 0):
+            self.n_episodes += 1
+            self.model._episode_num += 1
+            if self.log_interval and self.model._episode_num % self.log_interval == 0:
+                self.model.dump_logs()
+        return goes_on
+
+    def _locals(self, obs: Tensor, out: PolicyOutput, step: TimeStep, done: Any, infos: list[Info]) -> dict[str, Any]:
+        spaces, model = self.spaces, self.model
+        return {
+            "self": model,
+            "env": model.get_env(),
+            "callback": self.callback,
+            "replay_buffer": self.loop.buffer,
+            "num_collected_steps": self.n_steps + 1,
+            "num_collected_episodes": self.n_episodes,
+            "new_obs": spaces.observations(step.obs),
+            "buffer_actions": out.action.cpu().numpy(),
+            "actions": spaces.action_codec.decode(out.action),
+            "rewards": step.reward.cpu().numpy().copy(),
+            "dones": done,
+            "infos": infos,
+        }
+
+
 def lane_info(infos: Mapping[str, Any], lane: int, done: bool) -> Info:
     """One lane's info of a Gymnasium vector environment's; at an episode's end the one of its last step."""
     source = infos.get("final_info", infos) if done else infos

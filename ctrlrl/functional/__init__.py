@@ -57,7 +57,16 @@ from ctrlrl.functional.regression import (
     squared_distance,
     td_target,
 )
-from ctrlrl.functional.returns import discounted_returns, discounted_sums, egae, gae, lambda_returns, n_step, next_valid
+from ctrlrl.functional.returns import (
+    discounted_returns,
+    discounted_sums,
+    egae,
+    gae,
+    lambda_returns,
+    n_step,
+    n_step_sums,
+    next_valid,
+)
 from ctrlrl.functional.routing import error_weights, follows_largest, heads_loss, routed_advantage, weight_entropy
 from ctrlrl.functional.samplers import (
     ancestral_deviations,
@@ -159,6 +168,7 @@ __all__ = [
     "midpoint",
     "mixing_error",
     "n_step",
+    "n_step_sums",
     "next_valid",
     "noisy",
     "on_path",

@@ -140,6 +140,25 @@ def n_step(
     return target
 
 
+def n_step_sums(reward: Tensor, stop: Tensor, *, gamma: float, n: int) -> tuple[Tensor, Tensor]:
+    """Discounted sum of up to n rewards from every step on, none past a stop, and their number, int64; [T, ...] each.
+
+    stop: True where the episode ends with this step, in whatever way; the T-th step stops too. What the k rewards from
+    step t on led to is what step t + k - 1 led to, discounted by gamma to the k. Source: Sutton & Barto 2018, eq. 7.1.
+    """
+    if n < 1:
+        raise ValueError(f"n_step_sums.n must be >= 1, got {n}")
+    same_shape("n_step_sums", reward=reward, stop=stop)
+    total, length = reward.clone(), torch.ones_like(reward, dtype=torch.int64)
+    steps = len(reward)
+    going = torch.ones_like(stop)
+    for j in range(1, min(n, steps)):
+        going = going[: steps - j] & ~stop[j - 1 : steps - 1]
+        total[: steps - j] += gamma**j * reward[j:].masked_fill(~going, 0.0)
+        length[: steps - j] += going
+    return total, length
+
+
 def _ends(terminated: Tensor, truncated: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
     """Terminated, and a fresh terminated | truncated, both with trailing axes to meet values of `ndim` axes."""
     terminated = append_axes(terminated, ndim)

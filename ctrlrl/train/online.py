@@ -6,16 +6,18 @@ With a data set: updates from that alone first, then batches of both. It knows n
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import OffPolicyLearner, OnlineConfig
+from ctrlrl.data.arrivals import Arrivals, Seen
 from ctrlrl.data.episodes import Facts
 from ctrlrl.data.table import ReplayBuffer
 from ctrlrl.train.off_policy import Means, OfflineLoop
 from ctrlrl.train.rollout import EpisodeSums, EpisodeTracker, Steps, fresh_seed, recent_means
-from ctrlrl.types import Metrics, Source, TimeStep, Transition, VecEnv, tree_map
+from ctrlrl.types import Metrics, PolicyOutput, Source, TimeStep, Transition, VecEnv, tree_map
 
 CHUNK = 50  # steps of all environments, or updates, after which the losses are looked at and a row may be written
 
@@ -28,6 +30,7 @@ class OnlineLoop:
     facts: what the data set's file says of itself.
     skilled: the policy acts from the first step on; else actions are random until learning starts.
     reward: scale and shift of the rewards that are kept, as the data set's were transformed.
+    arrivals: where steps wait until what the learner reads of their future is known; None: nowhere.
     """
 
     clock: str
@@ -48,6 +51,7 @@ class OnlineLoop:
         facts: Facts | None = None,
         skilled: bool = False,
         reward: tuple[float, float] = (1.0, 0.0),
+        arrivals: Arrivals | None = None,
     ):
         self.learner, self.env, self.buffer, self.source = learner, env, buffer, source
         self.cfg, self.batch_size, self.seed, self.before, self.reward = cfg, batch_size, seed, before, reward
@@ -58,11 +62,20 @@ class OnlineLoop:
         self.gradient_steps = 0
         self.owed = 0.0  # updates that environment steps have earned and that were not made yet
         self.waits = 0  # steps of all environments since the last updates
-        self.skilled = skilled
+        self.skilled, self.arrivals = skilled, arrivals
         self.begun = False  # whether the learner knows that the environment's steps have begun
         self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)
+        self.on_step: Callable[[Tensor, PolicyOutput, TimeStep], bool] | None = None
+        self.checked = 0  # rows ever added when the last look at them was taken
         self.obs = env.reset(seed).clone()
+
+    def reset(self, seed: int | None) -> None:
+        """All environments anew; the buffer stays."""
+        self.obs.copy_(self.env.reset(seed))
+        if self.arrivals is not None:
+            self.arrivals.clear()
+        self.episodes.running.zero_()
 
     @property
     def steps(self) -> int:
@@ -93,25 +106,37 @@ class OnlineLoop:
         means, taken = Means(), list[Steps]()
         until = self.gradient_steps + CHUNK
         while len(taken) < CHUNK and self.gradient_steps < until and not self.done:
-            taken.append(self._step())
+            taken.append(self.step())  # type: ignore[arg-type]
             for _ in range(self._due()):
                 if self.before is None:  # else the schedules were the offline training's
                     self.learner.set_progress(self.env_steps / self.online_steps)
-                means.add(self.learner.update(self.source.sample(self.batch_size)))
-                self.gradient_steps += 1
+                means.add(self.learn())
         self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
-        getattr(self.env, "check", lambda: None)()
-        self._check_finite(taken)
+        self.check()
         return means.read(f"environment step {self.env_steps}")
 
+    def learn(self) -> Metrics:
+        """One update."""
+        self.gradient_steps += 1
+        return self.learner.update(self.source.sample(self.batch_size))
+
     @torch.no_grad()
-    def _step(self) -> Steps:
-        """One step of all environments into the buffer."""
+    def step(self) -> Steps | None:
+        """One step of all environments into the buffer; None, without it, where `on_step` said no."""
         step = self.env.step(action := self._action())
+        if self.on_step is not None and not self.on_step(self.obs, PolicyOutput(action, None, {}), step):
+            self.obs.copy_(step.obs)
+            return None
         scale, shift = self.reward
-        rows = Transition(self.obs, action, step.reward * scale + shift, step.final_obs, step.terminated, {})
-        mask = step.extras.get("mask")
-        self.buffer.add(rows if mask is None else tree_map(lambda x: x[mask], rows))
+        reward, mask = step.reward * scale + shift, step.extras.get("mask")
+        if self.arrivals is None:
+            rows = Transition(self.obs, action, reward, step.final_obs, step.terminated, {})
+            self.buffer.add(rows if mask is None else tree_map(lambda x: x[mask], rows))
+        else:
+            ends = (step.terminated, step.truncated)
+            known = self.arrivals.add(Seen(self.obs, action, reward, step.final_obs, *ends, mask))
+            if known is not None:
+                self.buffer.fill(known)
         self.obs.copy_(step.obs)
         self.env_steps += self.env.spec.n_envs
         return _kept(step)
@@ -128,8 +153,8 @@ class OnlineLoop:
         return action.clamp(-1.0, 1.0)
 
     def _due(self) -> int:
-        """Updates to make now. Steps before learning starts earn none."""
-        if self.env_steps <= self.cfg.learning_starts:
+        """Updates to make now. Steps before learning starts, and before the first row is known, earn none."""
+        if self.env_steps <= self.cfg.learning_starts or not len(self.buffer):
             return 0
         self.owed += self.cfg.utd * self.env.spec.n_envs
         self.waits += 1
@@ -142,12 +167,13 @@ class OnlineLoop:
     def episode_metrics(self) -> dict[str, float]:
         return recent_means(self.recent) | {"rollout/buffer": float(len(self.buffer))}
 
-    def _check_finite(self, taken: list[Steps]) -> None:
-        """Stop at a NaN or an infinity that an environment gave, before a checkpoint keeps it."""
-        kept = self.buffer.newest(len(taken) * self.env.spec.n_envs)
-        if not bool(torch.isfinite(kept.sum())):
+    def check(self) -> None:
+        """Stop at a NaN or an infinity in rows added since the last look, before a checkpoint keeps it."""
+        getattr(self.env, "check", lambda: None)()
+        n_rows, self.checked = self.buffer.added - self.checked, self.buffer.added
+        if n_rows and not bool(torch.isfinite(self.buffer.newest(n_rows).sum())):
             raise ValueError(
-                f"the environment gave an observation or a reward that is not finite in the {len(taken)} steps before "
+                f"the environment gave an observation or a reward that is not finite in the last {n_rows} rows before "
                 f"environment step {self.env_steps}, or the policy such an action. Mend the environment, or lower "
                 "algo.learning_rate."
             )
@@ -159,6 +185,8 @@ class OnlineLoop:
         if self.before is not None:
             state["offline_steps"] = torch.tensor(self.before.gradient_steps)
         state |= {"episodes/running": self.episodes.running, "episodes/counts": self.episodes.counts}
+        if self.arrivals is not None:
+            state |= {f"arrivals/{k}": v for k, v in self.arrivals.state_dict().items()}
         if self.recent:
             state["episodes/recent"] = torch.tensor([[float(x) for x in sums] for sums in self.recent]).double()
         return state
@@ -181,6 +209,9 @@ class OnlineLoop:
         self.obs.copy_(state["obs"])
         self.episodes.running.copy_(state["episodes/running"])
         self.episodes.counts.copy_(state["episodes/counts"])
+        if self.arrivals is not None:
+            prefix = "arrivals/"
+            self.arrivals.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 def _kept(step: TimeStep) -> Steps:

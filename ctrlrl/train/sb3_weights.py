@@ -7,8 +7,9 @@ deviations. Its binary actions have one logit each, ctrlrl's a row for each of t
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,10 @@ class Moments(NamedTuple):
     learning_rate: float
     exp_avg: Named
     exp_avg_sq: Named
+
+
+class Names(Protocol):
+    def translate(self, given: Named, kind: str) -> Named: ...
 
 
 class Naming:
@@ -110,7 +115,7 @@ def widths(named: Named, net: str) -> list[int]:
     return [len(t) for t in layers]
 
 
-def moments_of(file: TorchFile, parameters: Named, naming: Naming) -> Moments | None:
+def moments_of(file: TorchFile, parameters: Named, naming: Names) -> Moments | None:
     """Adam's state; None before its first step, ValueError where it is another optimizer's."""
     content = mapping(file.content)
     group, state = content["param_groups"][0], mapping(content["state"])
@@ -129,23 +134,26 @@ def moments_of(file: TorchFile, parameters: Named, naming: Naming) -> Moments | 
     return Moments(step, float(group["lr"]), *(naming.translate(found[kind], kind) for kind in found))
 
 
-def restore(learner: Learner, weights: Named, moments: Moments | None, where: str) -> None:
-    """Put weights and moments into a learner made for their configuration and spaces."""
+def restore(learner: Learner, weights: Named, moments: Mapping[str, Moments], where: str) -> None:
+    """Put weights and moments, by optimizer, into a learner made for their configuration and spaces."""
     params = dict(learner.nets.named_parameters())
     for name in sorted(params.keys() | weights.keys()):
         wanted, got = (tuple(d[name].shape) if name in d else "nothing" for d in (params, weights))
         if wanted != got:
             raise ValueError(f"{where}: the network has {wanted} for {name}, the file {got}")
-    if moments is not None:
-        opt = learner.opt["actor_critic"]
-        state = {"step": torch.tensor(moments.step), "learning_rate": torch.tensor(moments.learning_rate)}
+    states = learner.training_state()
+    for name, found in moments.items():
+        opt = learner.opt[name]
+        own = {key: p for key, p in params.items() if any(p is q for q in opt.params)}
+        state = {"step": torch.tensor(found.step), "learning_rate": torch.tensor(found.learning_rate)}
         for kind in ("exp_avg", "exp_avg_sq"):
             # parameters are views of the flat vector: written there, a moment takes the layout its parameter has
             with torch.no_grad():
-                for name, p in params.items():
-                    p.copy_(getattr(moments, kind)[name])
+                for key, p in own.items():
+                    p.copy_(getattr(found, kind)[key])
             state[kind] = opt.flat.detach().clone()
-        learner.load_training_state({f"actor_critic/{name}": tensor for name, tensor in state.items()})
+        states |= {f"{name}/{key}": tensor for key, tensor in state.items()}
+    learner.load_training_state(states)
     learner.load_model_state(learner.model_state() | weights)
 
 

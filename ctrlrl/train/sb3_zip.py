@@ -67,14 +67,14 @@ def read_sb3(path: str | os.PathLike[str] | BinaryIO, given: Collection[str] = (
     given: hyper-parameters that the caller sets, which need no warning where the zip hides them.
     """
     where = str(path)
-    with _open(path, where) as archive:
+    with open_zip(path, where) as archive:
         members = set(archive.namelist())
         if "state.json" in members:
             raise ValueError(f"{where}: a model of ctrlrl itself; use load(path)")
         for name in ("data", "policy.pth"):
             if name not in members:
                 raise ValueError(f"{where}: not a model of Stable-Baselines3 (it holds no {name})")
-        data = _json(read_member(archive, "data", where, most=MAX_JSON), where)
+        data = as_json(read_member(archive, "data", where, most=MAX_JSON), where)
         _check_algorithm(data, members, where)
         files = {
             name: TorchFile(read_member(archive, name, where), f"{where}/{name}")
@@ -82,7 +82,7 @@ def read_sb3(path: str | os.PathLike[str] | BinaryIO, given: Collection[str] = (
             if name in members
         }
     try:
-        return _Reading(data, where, given).agent(files["policy.pth"], files.get("policy.optimizer.pth"))
+        return Reading(data, where, given).agent(files["policy.pth"], files.get("policy.optimizer.pth"))
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError, ValueError) as error:
         if str(error).startswith(where):
             raise
@@ -90,7 +90,7 @@ def read_sb3(path: str | os.PathLike[str] | BinaryIO, given: Collection[str] = (
         raise ValueError(f"{where}: damaged, or not written by Stable-Baselines3 ({text})") from None
 
 
-def _open(path: str | os.PathLike[str] | BinaryIO, where: str) -> zipfile.ZipFile:
+def open_zip(path: str | os.PathLike[str] | BinaryIO, where: str) -> zipfile.ZipFile:
     source: Any = path
     if isinstance(path, (str, os.PathLike)):
         source = Path(path)
@@ -109,7 +109,7 @@ def _open(path: str | os.PathLike[str] | BinaryIO, where: str) -> zipfile.ZipFil
         raise ValueError(f"{where}: not a model of Stable-Baselines3 ({error})") from None
 
 
-def _json(data: bytes, where: str) -> dict[str, Any]:
+def as_json(data: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
@@ -122,7 +122,9 @@ def _json(data: bytes, where: str) -> dict[str, Any]:
 def _check_algorithm(data: dict[str, Any], members: set[str], where: str) -> None:
     for sign, name in OTHERS.items():
         if sign in data or sign in members:
-            raise ValueError(f"{where}: a model of {name}; only Stable-Baselines3's PPO is imported")
+            raise ValueError(
+                f"{where}: a model of {name}; PPO.from_sb3 reads PPO's, SAC.from_sb3 and TD3.from_sb3 theirs"
+            )
     if "clip_range" not in data or "n_epochs" not in data:
         raise ValueError(f"{where}: not a model of PPO (A2C?); only Stable-Baselines3's PPO is imported")
     unknown = sorted(members - MEMBERS)
@@ -130,7 +132,7 @@ def _check_algorithm(data: dict[str, Any], members: set[str], where: str) -> Non
         raise ValueError(f"{where}: holds {unknown[0][:80]!r}, which Stable-Baselines3's PPO does not write")
 
 
-class _Reading:
+class Reading:
     """One zip's `data`, attribute by attribute."""
 
     def __init__(self, data: dict[str, Any], where: str, given: Collection[str]):

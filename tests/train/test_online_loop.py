@@ -50,10 +50,11 @@ class Constant:
 
     device = torch.device("cpu")
     ranks = ALONE
+    needs: frozenset[str] = frozenset()
 
     def __init__(self, **settings: Any):
         self.cfg = OnlineConfig(**settings)
-        self.cfg.batch_size = 4  # type: ignore[attr-defined]
+        self.cfg.batch_size, self.cfg.gamma = 4, 0.9  # type: ignore[attr-defined]
         self.began, self.seen, self.progress = 0, [], []
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
@@ -178,7 +179,7 @@ def test_the_newest_rows_are_found_across_the_rings_seam():
 def test_a_number_that_is_not_finite_stops_the_run():
     run = loop(Constant(), env_steps=150)
     run.learner.act = lambda obs: PolicyOutput(torch.full((len(obs), 1), torch.nan), None, {})
-    with pytest.raises(ValueError, match="not finite in the 50 steps before environment step 150"):
+    with pytest.raises(ValueError, match="not finite in the last 150 rows before environment step 150"):
         run.iterate()
 
 
@@ -188,6 +189,7 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
     words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
     words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
+    words += ["algo.n_steps=2"] if stop == "late" else []
     offline = lookup(ALGORITHMS, algo, "algorithm").offline
     if offline:
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
@@ -274,7 +276,7 @@ def test_a_learner_of_each_kind_makes_a_loop():
     for algo in ONLINE:
         env = BatchedSim(CountSim(), 2, seed=0, stagger=False)
         kind = lookup(ALGORITHMS, algo, "algorithm")
-        learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10), env.spec)
+        learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10, utd=1.0), env.spec)
         run = online_loop(learner, env, env_steps=40, seed=0, staggered=False)
         metrics = run.iterate()
         assert run.gradient_steps == 30

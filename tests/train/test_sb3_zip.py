@@ -79,7 +79,7 @@ def imported(model, **given):
     both = Spaces(agent.observation_space, agent.action_space)
     cfg = PPOConfig(**agent.config | given)
     learner = make_learner(cfg, both.env_spec(CPU))
-    restore(learner, agent.weights, agent.moments, "zip")
+    restore(learner, agent.weights, {} if agent.moments is None else {"actor_critic": agent.moments}, "zip")
     return agent, learner, both
 
 

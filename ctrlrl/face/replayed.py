@@ -1,0 +1,291 @@
+"""A model that learns from replayed steps: SB3's SAC and TD3 with their callbacks, logs and replay buffers."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from ctrlrl import build, judging, loops, tasks
+from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
+from ctrlrl.face import saved
+from ctrlrl.face.agent import Agent
+from ctrlrl.face.arguments import is_schedule, start_value
+from ctrlrl.face.environments import Connection, connect
+from ctrlrl.face.policy_view import PolicyView
+from ctrlrl.face.records import progress_row, record_replay, seed_generators
+from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse
+from ctrlrl.face.sb3_import import replayed_from_sb3
+from ctrlrl.face.watch import ReplayWatch
+from ctrlrl.train.log import Progress
+from ctrlrl.train.logger import Logger
+from ctrlrl.train.off_policy import Means
+
+
+class ReplayAgent(Agent):
+    """Parameters, defaults and methods are Stable-Baselines3's where it has them; docs/sb3.md says what differs.
+
+    policy: "MlpPolicy", or "MultiInputPolicy" for a Dict of vectors. env, n_envs, learning_rate: as with PPO.
+    train_freq: vector steps between updates, or (n, "episode") with one environment.
+    gradient_steps: updates then; -1 = as many as environment steps were taken.
+    action_noise: SB3's NormalActionNoise, or its standard deviation.
+    dataset: a file or `Episodes` whose rows are `offline_share` of every batch. Other keywords: fields of the config.
+    """
+
+    _episodes: Any = None
+    _kept: Any = None  # the replay buffer of an environment before
+    _loop: Any = None
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        learning_rate: Any = None,
+        *,
+        train_freq: Any = 1,
+        gradient_steps: int = 1,
+        action_noise: Any = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+        n_envs: int = 1,
+        dataset: Any = None,
+        **settings: Any,
+    ):
+        where = type(self).__name__
+        asked = ("replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage", "use_sde", "use_sde_at_warmup")
+        refuse(where, **{name: settings.pop(name, None) for name in asked})
+        settings.pop("sde_sample_freq", None)
+        self._policy_name, self.policy_kwargs = policy_name(policy, where), dict(policy_kwargs or {})
+        self._extractor = self.clip_range = self.clip_range_vf = None
+        named = {"learning_rate": start_value(learning_rate), "action_noise": noise_of(action_noise, where)}
+        given = {k: v for k, v in (named | settings).items() if v is not None}
+        self.cfg = self._config(network(self.policy_kwargs) | given)
+        self.learning_rate = self.cfg.learning_rate if learning_rate is None else learning_rate
+        self._setup_lr_schedule()
+        self.train_freq, self.gradient_steps = frequency(train_freq, where), gradient_steps
+        if gradient_steps < -1:
+            raise ValueError(f"{where}: gradient_steps must be -1 or at least 0, got {gradient_steps}")
+        self.batch_size, self.seed, self.verbose, self.tensorboard_log = (
+            self.cfg.batch_size, seed, verbose, tensorboard_log,
+        )  # fmt: skip
+        self.device = tasks.resolve_device(str(device))
+        self.num_timesteps = self._total_timesteps = self._num_timesteps_at_start = 0
+        self._n_updates = self._episode_num = self.start_time = 0
+        self._current_progress_remaining = 1.0
+        self._stats_window_size = stats_window_size
+        self.ep_info_buffer: deque[dict[str, Any]] | None = None
+        self.ep_success_buffer: deque[float] | None = None
+        self._logger: Any = Logger(None, [])
+        self._custom_logger = False
+        self._connection = self._loop = None
+        self._means = Means()
+        self._env_seed, self._n_envs = seed, 0
+        seed_generators(seed)
+        if env is not None:
+            self._use(connect(env, n_envs, seed=seed, device=self.device))
+            if _init_setup_model:
+                self._setup_model()
+        if dataset is not None:
+            self.set_dataset(dataset)
+
+    def _check_numbers(self) -> None:
+        if self.train_freq[1] == "episode" and self._n_envs > 1:
+            raise ValueError(f"{type(self).__name__}: train_freq in episodes is for one environment, as in SB3")
+
+    def _count_minibatches(self) -> None:
+        self._check_numbers()
+
+    def _check_policy(self) -> None:
+        super()._check_policy()
+        if any(part.image for part in self._spaces.env_spec(self.device).obs_parts):
+            raise ValueError(f"{type(self).__name__}: images are not taken; use PPO, or an environment of vectors")
+
+    def _use(self, connection: Connection) -> None:
+        before = self.replay_buffer
+        super()._use(connection)
+        self._kept = before
+
+    def _setup_model(self) -> None:
+        spec = self._spaces.env_spec(self.device) if self._connection is None else self._connection.env.spec
+        self.learner = loops.make_learner(self.cfg, spec)
+        self.policy = PolicyView(self.learner, self._spaces, self.device)
+        self._quick = judging.quick(self.learner)
+
+    def set_dataset(self, dataset: Any) -> None:
+        """Let `offline_share` of every batch be rows of this one."""
+        episodes = build.load_data(dataset) if isinstance(dataset, (str, PathLike)) else dataset
+        if not isinstance(episodes, build.Episodes):
+            raise TypeError(f"{type(self).__name__}: dataset must be a path or Episodes, got {type(dataset).__name__}")
+        build.same_task(episodes, self._spaces.env_spec(self.device), str(self.observation_space))
+        for line in build.notices(episodes.facts, EnvConfig()):
+            warnings.warn(line, stacklevel=3)
+        self._episodes, self._loop = episodes, None
+
+    # learning --------------------------------------------------------------------------------------------------------
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int | None = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Take `total_timesteps` environment steps; log_interval: episodes between two dumps of the logger."""
+        total_timesteps = self._start(total_timesteps, reset_num_timesteps, tb_log_name or type(self).__name__)
+        callback, loop = self._called(callback), self._loop
+        watch = ReplayWatch(self, loop, callback, self._spaces, log_interval)
+        loop.on_step, loop.env_steps = watch, self.num_timesteps
+        callback.on_training_start(locals(), globals())
+        with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:
+            while self.num_timesteps < total_timesteps and self._gather(callback, watch):
+                if self.num_timesteps > self.cfg.learning_starts and len(loop.buffer):
+                    taken = watch.n_steps * self.n_envs
+                    self._improve(taken if self.gradient_steps < 0 else self.gradient_steps)
+                if progress_bar:
+                    progress.update(self.num_timesteps, progress_row(self))
+        watch.hand_back()
+        loop.check()
+        callback.on_training_end()
+        return self
+
+    def _reset_env(self) -> None:
+        assert self._connection is not None
+        if self._loop is None:
+            data = None
+            if self._episodes is not None:
+                cfg = TrainConfig(algo=self.cfg, data=DataConfig(), seed=self.seed or 0)
+                data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)
+            env, staggered = self._connection.env, self._connection.staggered
+            for line in getattr(env, "notices", ()):
+                warnings.warn(line, stacklevel=4)
+            self._loop = loops.online_loop(
+                self.learner,
+                env,
+                env_steps=0,
+                seed=self._env_seed,
+                staggered=staggered,
+                data=data,
+                buffer=self._kept,
+            )
+        else:
+            self._loop.reset(self._env_seed)
+        self._env_seed = None
+
+    def _gather(self, callback: Any, watch: ReplayWatch) -> bool:
+        """Steps until updates are due; False where a callback ended training."""
+        count, unit = self.train_freq
+        watch.n_steps = watch.n_episodes = 0
+        callback.on_rollout_start()
+        while (watch.n_steps if unit == "step" else watch.n_episodes) < count:
+            if self._loop.step() is None:
+                return False
+        callback.on_rollout_end()
+        self._current_progress_remaining = 1.0 - self.num_timesteps / self._total_timesteps
+        return True
+
+    def _improve(self, updates: int) -> None:
+        if is_schedule(self.lr_schedule):
+            rate = float(self.lr_schedule(self._current_progress_remaining))
+            for step in self.learner.opt.values():
+                step.learning_rate.fill_(rate)
+        for _ in range(updates):
+            self._means.add(self._loop.learn())
+        self._n_updates += updates
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write what the logger has, with the means of episodes and of the updates since the last time."""
+        record_replay(self, self._means.read(f"step {self.num_timesteps}"))
+        self._means = Means()
+        self.logger.dump(step=self.num_timesteps)
+
+    # replay buffer ---------------------------------------------------------------------------------------------------
+
+    @property
+    def replay_buffer(self) -> Any:
+        """The kept transitions; None before the first `learn`."""
+        return None if self._loop is None else self._loop.buffer
+
+    def save_replay_buffer(self, path: str | PathLike[str]) -> None:
+        """Write the replay buffer as a folder of safetensors chunks; no pickle."""
+        if self._loop is None:
+            raise ValueError(f"{type(self).__name__}.save_replay_buffer: there is none before learn")
+        build.save_buffer(self._loop.buffer, Path(path))
+
+    def load_replay_buffer(self, path: str | PathLike[str], truncate_last_traj: bool = True) -> None:
+        """Take over a saved buffer of the same capacity and columns; the next `learn` goes on with it.
+
+        truncate_last_traj: taken for SB3's sake; rows are whole transitions, so no trajectory is left open.
+        """
+        if self._connection is None:
+            raise ValueError(f"{type(self).__name__}.load_replay_buffer needs an environment; give one to load")
+        if self._loop is None:
+            self._reset_env()
+        build.load_buffer(self._loop.buffer, Path(path))
+
+    # parts, as SB3 names them ----------------------------------------------------------------------------------------
+
+    @property
+    def n_steps(self) -> int:
+        return self.cfg.n_steps
+
+    @property
+    def actor(self) -> Any:
+        return self.learner.nets.policy
+
+    @property
+    def critic(self) -> Any:
+        return self.learner.nets.critic
+
+    @property
+    def _last_obs(self) -> Any:
+        return None if self._loop is None else self._spaces.observations(self._loop.obs)
+
+    # files -----------------------------------------------------------------------------------------------------------
+
+    def save(self, path: saved.File, exclude: Any = None, include: Any = None) -> None:
+        """Write path.zip: weights and optimisers as safetensors, the rest as JSON; no pickle, and no replay buffer.
+
+        exclude, include: taken for SB3's sake; every file holds the same.
+        """
+        build.write_zip(path, build.agent_checkpoint(self.learner, saved.replay_facts(self)))
+
+    @classmethod
+    def from_sb3(
+        cls, path: saved.File, env: Any = None, device: torch.device | str = "auto", *, n_envs: int = 1, **changes: Any
+    ) -> Self:
+        """A SAC or TD3 saved by Stable-Baselines3 2.x, Adam's states included; nothing in the file is run.
+
+        changes: settings of its own. Its replay buffer is a pickle, which is not opened.
+        """
+        if cls.algo not in ("sac", "td3"):
+            raise ValueError(f"{cls.__name__}.from_sb3: Stable-Baselines3 has no {cls.__name__}")
+        return replayed_from_sb3(cls, path, env, device, n_envs=n_envs, changes=changes)
+
+    @classmethod
+    def load(
+        cls,
+        path: saved.File,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        n_envs: int = 1,
+        **changes: Any,
+    ) -> Self:
+        """A saved model; `env` to go on training (the next `learn` resets it), `changes` overwrite its settings."""
+        return saved.load_replayed(
+            cls, path, env, device, n_envs=n_envs, changes=saved.custom(custom_objects) | changes
+        )

@@ -1,0 +1,183 @@
+"""What SB3's users of SAC and TD3 find again: constructors, learning, callbacks, replay buffers, files."""
+
+import inspect
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import ctrlrl
+from ctrlrl import RLPD, SAC, TD3, BaseCallback
+
+SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "batch_size": 16, "learning_starts": 20, "seed": 0}
+KINDS = pytest.mark.parametrize("kind", [SAC, TD3])
+
+
+class Count(BaseCallback):
+    """Counts the moments SB3 calls at, and ends training after `stop` steps."""
+
+    def __init__(self, stop: int = 10**9):
+        super().__init__()
+        self.stop, self.starts, self.ends, self.seen = stop, 0, 0, []
+
+    def _on_rollout_start(self) -> None:
+        self.starts += 1
+
+    def _on_rollout_end(self) -> None:
+        self.ends += 1
+
+    def _on_step(self) -> bool:
+        self.seen.append({k: self.locals[k] for k in ("actions", "buffer_actions", "rewards", "dones", "infos")})
+        return self.n_calls < self.stop
+
+
+@KINDS
+def test_arguments_and_defaults_are_those_of_sb3(kind):
+    sb3 = pytest.importorskip("stable_baselines3", reason="pip install 'ctrlrl[sb3]'")
+    ours, theirs = (inspect.signature(k.__init__).parameters for k in (kind, getattr(sb3, kind.__name__)))
+    named = [p for p in ours.values() if p.kind is not p.VAR_KEYWORD]
+    assert [p.name for p in named] == list(theirs)
+    for p in named:
+        assert p.default == theirs[p.name].default, p.name
+
+
+@KINDS
+def test_updates_follow_train_freq_and_gradient_steps(kind):
+    made = {**SMALL, "learning_starts": 10}
+    assert kind("MlpPolicy", "Pendulum-v1", **made).learn(30)._n_updates == 20
+    assert kind("MlpPolicy", "Pendulum-v1", train_freq=4, gradient_steps=2, **made).learn(30)._n_updates == 2 * 6
+    assert (
+        kind("MlpPolicy", "Pendulum-v1", train_freq=(5, "step"), gradient_steps=-1, **made).learn(30)._n_updates == 20
+    )
+    model = kind("MlpPolicy", "Pendulum-v1", train_freq=(1, "episode"), gradient_steps=3, **made).learn(250)
+    assert (model.num_timesteps, model._n_updates) == (400, 6)
+    model = kind("MlpPolicy", "Pendulum-v1", n_envs=3, gradient_steps=-1, **made).learn(30)
+    assert (model.num_timesteps, model._n_updates) == (30, 21)
+
+
+def test_learning_is_the_same_for_the_same_seed_and_goes_on():
+    first, second = (SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(60) for _ in range(2))
+    assert torch.equal(first.actor.net[0].weight, second.actor.net[0].weight)
+    assert len(first.replay_buffer) == 60
+    first.learn(40, reset_num_timesteps=False)
+    assert (first.num_timesteps, len(first.replay_buffer), first._n_updates) == (100, 100, 80)
+
+
+def test_callbacks_see_every_step_and_can_end_training():
+    counted = Count()
+    model = SAC("MlpPolicy", "Pendulum-v1", train_freq=2, **SMALL).learn(210, callback=counted)
+    assert (counted.starts, counted.ends, len(counted.seen)) == (105, 105, 210)
+    for seen in counted.seen:
+        np.testing.assert_allclose(seen["actions"], 2.0 * seen["buffer_actions"], rtol=1e-6)
+    assert [i for i, seen in enumerate(counted.seen) if seen["dones"][0]] == [199]
+    assert counted.seen[199]["infos"][0]["TimeLimit.truncated"]
+    total = sum(float(seen["rewards"][0]) for seen in counted.seen[:200])
+    assert model.ep_info_buffer[0]["r"] == pytest.approx(total, abs=1e-2)
+    assert SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(100, callback=Count(stop=7)).num_timesteps == 7
+
+
+def test_the_logger_has_sb3s_names(tmp_path):
+    model = SAC("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.set_logger(ctrlrl.api.configure(str(tmp_path), ["csv"]))
+    model.learn(410, log_interval=2)
+    model.logger.close()
+    header, *rows = (tmp_path / "progress.csv").read_text().splitlines()
+    assert len(rows) == 1
+    wanted = {"rollout/ep_rew_mean", "rollout/ep_len_mean", "time/episodes", "time/total_timesteps", "train/n_updates"}
+    assert wanted | {"train/actor_loss", "train/critic_loss", "train/ent_coef", "train/learning_rate"} <= set(
+        header.split(",")
+    )
+
+
+@KINDS
+def test_a_saved_model_acts_the_same_and_goes_on_with_its_buffer(kind, tmp_path):
+    model = kind("MlpPolicy", "Pendulum-v1", train_freq=2, gradient_steps=-1, **SMALL).learn(60)
+    model.save(tmp_path / "m")
+    model.save_replay_buffer(tmp_path / "replay")
+    copy = ctrlrl.load(tmp_path / "m", env="Pendulum-v1")
+    obs = np.random.default_rng(0).standard_normal((4, 3))
+    np.testing.assert_array_equal(copy.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    assert (copy.train_freq, copy.gradient_steps, copy.num_timesteps) == ((2, "step"), -1, 60)
+    copy.load_replay_buffer(tmp_path / "replay")
+    assert torch.equal(copy.replay_buffer.table.rows[:60], model.replay_buffer.table.rows[:60])
+    copy.learn(10, reset_num_timesteps=False)
+    assert len(copy.replay_buffer) == 70
+    assert copy._n_updates == model._n_updates + 10
+
+
+def test_another_environment_keeps_the_buffer():
+    model = SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(30)
+    model.set_env(gym.make("Pendulum-v1"))
+    assert len(model.learn(30, reset_num_timesteps=False).replay_buffer) == 60
+
+
+def test_a_schedule_of_the_learning_rate_reaches_every_optimiser():
+    model = SAC("MlpPolicy", "Pendulum-v1", learning_rate=lambda left: 1e-3 * left, **SMALL).learn(50)
+    rates = {round(float(step.learning_rate), 9) for step in model.learner.opt.values()}
+    assert rates == {0.0}, "the last update is at the end of the run"
+
+
+def test_td3_explores_with_the_noise_it_is_given_and_none_else():
+    noises = pytest.importorskip("stable_baselines3.common.noise", reason="pip install 'ctrlrl[sb3]'")
+    assert TD3("MlpPolicy", "Pendulum-v1", **SMALL).cfg.action_noise == 0.0
+    noise = noises.NormalActionNoise(np.zeros(1), 0.3 * np.ones(1))
+    assert TD3("MlpPolicy", "Pendulum-v1", action_noise=noise, **SMALL).cfg.action_noise == pytest.approx(0.3)
+    assert TD3("MlpPolicy", "Pendulum-v1", action_noise=0.2, **SMALL).cfg.action_noise == 0.2
+    with pytest.raises(ValueError, match="OrnsteinUhlenbeckActionNoise"):
+        TD3("MlpPolicy", "Pendulum-v1", action_noise=noises.OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1)))
+
+
+def test_rlpd_learns_from_a_data_set_and_the_environment():
+    made = {**SMALL, "hidden": [16], "n_critics": 3, "policy_kwargs": None, "policy_delay": 2}
+    model = RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", gradient_steps=2, **made).learn(40)
+    assert model._n_updates == 40
+    batch = model._loop.source.sample(16)
+    rows = model._loop.source.sources[0].table["obs"]
+    assert all((rows == o).all(1).any() for o in batch.obs[::2])
+
+
+def test_a_dict_of_vectors_is_one_long_vector():
+    class Parts(gym.Env[Any, Any]):
+        observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(-1, 1, (1,))})
+        action_space = spaces.Box(-2, 2, (1,))
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed)
+            return self.observation_space.sample(), {}
+
+        def step(self, action: Any) -> Any:
+            return self.observation_space.sample(), 0.0, False, False, {}
+
+    model = SAC("MultiInputPolicy", Parts(), **SMALL).learn(30)
+    assert model.actor.net[0].weight.shape == (16, 3)
+    assert model.predict({"a": np.zeros(2), "b": np.zeros(1)})[0].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"use_sde": True}, "use_sde=True is not taken"),
+        ({"replay_buffer_class": dict}, "replay_buffer_class"),
+        ({"optimize_memory_usage": True}, "optimize_memory_usage"),
+        ({"train_freq": 0}, "train_freq must be a count"),
+        ({"train_freq": (1, "rollout")}, "train_freq must be a count"),
+        ({"train_freq": (1, "episode"), "n_envs": 2}, "for one environment"),
+        ({"gradient_steps": -2}, "gradient_steps must be -1 or at least 0"),
+        ({"buffer_size": 0}, "buffer_size must be at least 1"),
+        ({"policy_kwargs": {"optimizer_kwargs": {"eps": 1e-5}}}, "optimizer_kwargs"),
+        ({"n_quantiles": 3}, "unknown argument 'n_quantiles'"),
+    ],
+)
+def test_bad_input_is_named(settings, told):
+    with pytest.raises((ValueError, TypeError), match=told):
+        SAC("MlpPolicy", "Pendulum-v1", **settings)
+
+
+def test_discrete_actions_and_images_are_refused():
+    with pytest.raises(ValueError, match="continuous"):
+        SAC("MlpPolicy", "CartPole-v1")
+    with pytest.raises(ValueError, match="MlpPolicy or MultiInputPolicy"):
+        TD3("CnnPolicy", "Pendulum-v1")
