@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from ctrlrl.functional.checks import same_shape
+from ctrlrl.functional.predictions import ends
+from ctrlrl.functional.samplers import Noise, PredictStep, clipped, posterior_mean
+from ctrlrl.functional.schedules import Schedule
 
 Model = Callable[[Tensor, Any], Tensor]  # (x, level) -> prediction
+Rule = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (means, log density, noise, beta) -> weights
 TINY = 1e-12
 
 
@@ -68,6 +72,33 @@ def best_weight(a: Tensor, b: Tensor) -> Tensor:
 # Superposition: weights that are new at every step --------------------------------------------------------------------
 
 
+def superpose(
+    models: Sequence[PredictStep],
+    rule: Rule,
+    x: Tensor,
+    levels: Sequence[int],
+    schedule: Schedule,
+    *,
+    kind: str = "noise",
+    clip: float | None = 1.0,
+    noise: Noise = torch.randn_like,
+) -> tuple[Tensor, Tensor]:
+    """Ancestral sampling from x [B, ...] under weights that a rule gives anew at every level.
+
+    rule: such as `or_rule` or `and_weights`. Also returned: what the steps added to each model's log density [M, B], up
+    to a common term. The noise has the forward variance, at level 0 too, where it is smallest: the log densities, and
+    AND's weights, are only right for that one. kind, clip: as `ddpm` has them.
+    """
+    log_density = x.new_zeros(len(models), x.shape[0])
+    for k in levels:
+        scales, beta, z = schedule.scales(k), schedule.beta[k], noise(x)
+        data = [clipped(ends(kind, model(x, k), x, *scales)[0], clip) for model in models]
+        means = torch.stack([posterior_mean(x, d, schedule, k) for d in data])
+        x = superposed(means, rule(means, log_density, z, beta)) + math.sqrt(beta) * z
+        log_density = log_density + log_density_change(x, means, beta)
+    return x, log_density
+
+
 def superposed(means: Tensor, weights: Tensor) -> Tensor:
     """sum_i weights[i] means[i]: [M, B, ...] and [M, B] -> [B, ...]."""
     return (means * _beside(weights, means)).sum(0)
@@ -87,6 +118,11 @@ def or_weights(log_density: Tensor, *, temperature: float = 1.0, bias: Tensor | 
     return torch.softmax(temperature * log_density + bias, 0)
 
 
+def or_rule(means: Tensor, log_density: Tensor, noise: Tensor, beta: float) -> Tensor:
+    """`or_weights` of the log densities so far, for `superpose`."""
+    return or_weights(log_density)
+
+
 def and_weights(means: Tensor, log_density: Tensor, noise: Tensor, beta: float) -> Tensor:
     """Weights, of sum 1, after whose step with this noise all models have one log density: [M, B].
 
@@ -97,6 +133,28 @@ def and_weights(means: Tensor, log_density: Tensor, noise: Tensor, beta: float) 
     gap, rest = _gaps(means), log_density[:-1] - log_density[-1]
     gain = -beta * rest - math.sqrt(beta) * _dot(gap, noise)
     return _around_equal(gap, gain + 0.5 * _dot(gap, gap))
+
+
+def and_along_flow(
+    models: Sequence[PredictStep], schedule: Schedule, *, kind: str = "noise", probe: Noise | None = None
+) -> PredictStep:
+    """The noise prediction of all models' AND, for `ddim`: deterministic, and without the bias of `and_weights`.
+
+    probe: makes random vectors for `hutchinson`'s estimate, or None for exact divergences, a backward pass an element.
+    """
+
+    def predict(x: Tensor, k: int) -> Tensor:
+        alpha, sigma = schedule.scales(k)
+
+        def noise_of(model: PredictStep) -> Callable[[Tensor], Tensor]:
+            return lambda y: ends(kind, model(y, k), y, alpha, sigma)[1]
+
+        fields = [noise_of(model) for model in models]
+        found = [divergence(f, x) if probe is None else hutchinson(f, x, probe(x)) for f in fields]
+        noises, slopes = (torch.stack(part) for part in zip(*found, strict=True))
+        return superposed(noises, and_weights_flow(noises, slopes, sigma))
+
+    return predict
 
 
 def and_weights_flow(noises: Tensor, divergences: Tensor, sigma: float) -> Tensor:
