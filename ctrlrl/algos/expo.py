@@ -49,7 +49,7 @@ class EXPOConfig(OnlineConfig):
     base: str | None = None  # run folder of algo=diffusion or algo=flow to begin with; the base_... are then its own
     base_kind: str = "diffusion"  # diffusion | flow
     base_head: str = "residual"  # mlp | residual
-    base_hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
+    base_hidden: list[int] | None = None  # null = hidden
     base_embed_dim: int = 64  # of the level, mlp
     base_n_levels: int = 10
     base_schedule: str = "vp"  # cosine | vp
@@ -95,8 +95,9 @@ class EXPOConfig(OnlineConfig):
         for name in ("batch_size", "policy_delay", "n_critics", "n_samples", "base_n_levels", "base_sampling_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
-        if self.base_head == "residual" and len(set(self.base_hidden)) != 1:
-            raise ValueError(f"{where}.base_hidden: the blocks of base_head=residual have one width")
+        widths = self.hidden if self.base_hidden is None else self.base_hidden
+        if self.base_head == "residual" and len(set(widths)) != 1:
+            raise ValueError(f"{where}.base_hidden: the blocks of base_head=residual have one width, got {widths}")
         if not 0 <= self.n_edits <= self.n_samples:
             raise ValueError(f"{where}.n_edits must lie in 0 ... n_samples={self.n_samples}, got {self.n_edits}")
         if not 1 <= self.n_min <= self.n_critics:
@@ -118,12 +119,13 @@ class EXPOConfig(OnlineConfig):
         """
         if base.name not in CHOICES["base_kind"]:
             raise ValueError(f"{where} is a run of algo={base.name}; a base is one of algo=diffusion or algo=flow")
-        for name in ("horizon", "n_obs_steps", "n_action_steps"):
-            if getattr(base, name) != 1:
-                raise ValueError(
-                    f"{where} has algo.{name}={getattr(base, name)}; a base says one action under one observation. "
-                    "Train it with algo.horizon=1 algo.n_obs_steps=1 algo.n_action_steps=1"
-                )
+        form = {f"algo.{name}": getattr(base, name) for name in ("horizon", "n_obs_steps", "n_action_steps")}
+        if set(form.values()) != {1}:
+            said = " ".join(f"{name}={value}" for name, value in form.items())
+            raise ValueError(
+                f"{where} has {said}; a base says one action under one observation. Train it with "
+                + " ".join(f"{name}=1" for name in form)
+            )
         own = {f.name for f in fields(cls)}
         shared = {f"base_{f.name}": getattr(base, f.name) for f in fields(base)}
         return {"base_kind": base.name} | {name: value for name, value in shared.items() if name in own}
@@ -288,7 +290,7 @@ def _process(cfg: EXPOConfig) -> nn.Module:
 
 
 def _head(cfg: EXPOConfig, obs_dim: int, action_dim: int) -> nn.Module:
-    hidden = cfg.base_hidden
+    hidden = cfg.hidden if cfg.base_hidden is None else cfg.base_hidden
     if cfg.base_head == "residual":
         return ResidualHead(1, action_dim, obs_dim, width=hidden[0], n_blocks=len(hidden), dropout=0.0)
     code = "times" if cfg.base_kind == "flow" else "steps"

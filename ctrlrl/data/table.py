@@ -142,8 +142,8 @@ class Dataset:
             }
             for name, column in block.items():
                 table[name][begin : begin + len(rows)] = torch.as_tensor(column, device=device)
-        ends = torch.as_tensor(_ends(keep, episodes.ends), device=device)
-        return cls(table, (reward_scale, reward_shift), ends, lowest=lowest)
+        until = torch.as_tensor(_ends(keep, episodes.ends), device=device)
+        return cls(table, (reward_scale, reward_shift), until, lowest=lowest)
 
     def sample(self, n: int) -> Transition:
         """n rows with replacement, drawn on the device."""
