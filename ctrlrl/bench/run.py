@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from ctrlrl import compose
-from ctrlrl.bench import offline_ours, peers
+from ctrlrl.bench import offline_ours, peers, replay_peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
 from ctrlrl.config import TrainConfig
 from ctrlrl.envs.sb3 import SB3Env
 from ctrlrl.judging import judged
 from ctrlrl.loops import training_loop
-from ctrlrl.registry import GYMNASIUM_IDS, unknown
+from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, lookup, unknown
 from ctrlrl.tasks import backend_of, device_of, make_env
 from ctrlrl.train.evaluate import evaluate
 
@@ -37,7 +37,8 @@ class BenchOptions:
     """Keys of `bench` itself; every other key is one of `ctrlrl train`, e.g. n_envs=1024,65536 or compile=compile."""
 
     vs: str | None = None  # throughput: gymnasium | mj_step | sb3; train: sb3 | rsl_rl; score, latency: sb3;
-    # updates: corl | prdc | a2pr (the authors' code in peer_dir) | floor (IQL's matrix products) | single (seeds=8)
+    # updates: corl | prdc | a2pr (the authors' code in peer_dir) | floor (IQL's matrix products) | single (seeds=8),
+    # and sb3 for sac and td3
     pairs: int = 5
     seconds: float = 5.0  # of one lap
     target: float | None = None  # score: mean return
@@ -218,8 +219,21 @@ def _memory(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> di
 
 
 def _updates(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    if not lookup(ALGORITHMS, cfg.algo.name, "algorithm").offline:
+        return _replayed(cfg, options, device)
     own = {name: getattr(options, name) for name in ("vs", "peer_dir", "pairs", "seconds", "warm")}
     return offline_ours.updates(cfg, device, **own, note=note)
+
+
+def _replayed(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    """Of a learner that needs no data set: updates from a full replay buffer."""
+    ours = replay_peers.Replaying(cfg, options.seconds, device)
+    if options.vs not in (None, "sb3"):
+        raise ValueError(f"updates of algo={cfg.algo.name} compare with vs=sb3, got {options.vs}")
+    peer = None if options.vs is None else replay_peers.SB3Replaying(cfg, options.seconds, ours.rows)
+    spec = ours.loop.env.spec
+    shapes = {"obs_dim": spec.obs_dim, "action_dim": spec.action_dim, "batch_size": cfg.algo.batch_size}
+    return compare(ours, peer, options.pairs, note=note) | shapes | {"n_envs": None}
 
 
 MEASURES = {

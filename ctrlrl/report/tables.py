@@ -123,6 +123,7 @@ def _row(r: Result) -> dict[str, str]:
         "best return": number(r.get("best_return_mean")),
         "last score": number(r.get("normalized_score"), 1),
         "best score": number(r.get("best_normalized_score"), 1),
+        "regret": number(r.get("regret"), 3),
         "success": NONE if success is None else f"{100 * success:.0f} %",
         "wall time": duration(r.get("wall_seconds")),
         "steps/s": number(r.get("updates_per_second" if offline else "steps_per_second"), 0),

@@ -101,6 +101,7 @@ class Trainer:
         self.best: Any = None  # the best evaluation's mean return
         self.evaluation: Evaluation | None = None
         self.next_eval = eval_every
+        self.shortfall, self.n_scored = 0.0, 0  # sum of 1 - score / 100 over evaluations after environment steps
         self._started = time.perf_counter()
 
     @property
@@ -197,6 +198,11 @@ class Trainer:
         if self.best is None or mean > self.best:
             self.best = mean
             self.save("best")
+        if self.loop.env_steps and "eval/normalized_score" in row:
+            self.shortfall, self.n_scored = (
+                self.shortfall + 1.0 - row["eval/normalized_score"] / 100.0,
+                self.n_scored + 1,
+            )
         self.write_result(status)
         self.progress.evaluation(f"{self.steps:>12,} steps  evaluation return {mean:.1f} ± {spread:.1f}")
         return row
@@ -222,6 +228,7 @@ class Trainer:
             "env_steps": loop.env_steps,
             "gradient_steps": loop.gradient_steps,
             **self._outcome(self.evaluation, self.best),
+            "regret": self.shortfall / self.n_scored if self.n_scored else None,
             "train_seconds": round(self.train_seconds, 3),
             "wall_seconds": round(self.wall_seconds, 3),
             "checkpoint_seconds": round(self.checkpoint_seconds, 3),
@@ -283,6 +290,8 @@ class Trainer:
             "wall_seconds": self.wall_seconds,
             "best": self.best,
             "next_eval": self.next_eval,
+            "shortfall": self.shortfall,
+            "n_scored": self.n_scored,
             "metrics": _plain(self.metrics),
             "clock": loop.clock,
             "spec": spec_values(self.spec),
@@ -366,6 +375,11 @@ class Trainer:
         self.next_eval = number(state, "next_eval", integer=True)
         self.train_seconds, self.wall_before = number(state, "train_seconds"), number(state, "wall_seconds")
         self.checkpoint_seconds = number({"checkpoint_seconds": 0.0} | state, "checkpoint_seconds")
+        older = {"shortfall": 0.0, "n_scored": 0}  # written before checkpoints held it
+        self.shortfall, self.n_scored = (
+            number(older | state, "shortfall"),
+            number(older | state, "n_scored", integer=True),
+        )
         self.best = self._read_best(state)
         self.metrics = {k: torch.tensor(v, dtype=torch.float64) for k, v in table(state, "metrics").items()}
         if parts["eval"]:

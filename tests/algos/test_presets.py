@@ -48,6 +48,8 @@ TABLE: dict[str, tuple[Any, Any]] = {
         {"reward_scale": 10.0, "reward_shift": 5.0} | CLIP,
         {"conservative_coef": 1.0, "hidden": 2 * [512], "critic_hidden": 3 * [512]},
     ),
+    "rlpd/antmaze": (SHIFT | CLIP, {"n_min": 1, "backup_entropy": False, "hidden": 3 * [256]}),
+    "rlpd/adroit_binary": (CLIP, {"backup_entropy": False, "hidden": 3 * [256]}),
     "fql/antmaze": (SHIFT | CLIP, {"alpha": 10.0}),
     "fql/adroit": (CLIP, {"alpha": 10000.0} | MIN),
     "fql/ogbench_antmaze_large": (CLIP, {"alpha": 10.0} | MIN),

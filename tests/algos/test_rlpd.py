@@ -103,6 +103,13 @@ def test_every_member_of_an_ensemble_stands_alone():
     assert [bool(g.any()) for g in grad] == [i == 4 for i in range(10)]
 
 
+def test_the_defaults_are_the_authors_on_locomotion():
+    cfg = RLPDConfig()
+    assert (cfg.learning_rate, cfg.gamma, cfg.tau, cfg.batch_size, cfg.offline_share) == (3e-4, 0.99, 0.005, 256, 0.5)
+    assert (cfg.n_critics, cfg.n_min, cfg.utd, cfg.policy_delay, cfg.learning_starts) == (10, 2, 20.0, 20, 5000)
+    assert (cfg.hidden, cfg.layer_norm, cfg.backup_entropy) == ([256, 256], True, True)
+
+
 @pytest.mark.parametrize("n_min", [0, 11])
 def test_a_subset_larger_than_the_ensemble_is_refused(n_min):
     with pytest.raises(ValueError, match=r"RLPDConfig\.n_min must lie in 1 \.\.\. n_critics=10"):

@@ -108,6 +108,13 @@ def test_targets_move_every_interval():
     assert moved == [True, False, False, True, False, False]
 
 
+def test_the_defaults_are_stable_baselines3s():
+    cfg = SACConfig()
+    assert (cfg.learning_rate, cfg.batch_size, cfg.tau, cfg.gamma, cfg.ent_coef) == (3e-4, 256, 0.005, 0.99, "auto")
+    assert (cfg.buffer_size, cfg.learning_starts, cfg.train_freq, cfg.utd, cfg.n_steps) == (10**6, 100, 1, 1.0, 1)
+    assert (cfg.hidden, cfg.n_critics, cfg.target_update_interval, cfg.action_noise) == ([256, 256], 2, 1, 0.0)
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [("auto", (1.0, True)), ("auto_0.1", (0.1, True)), (0.0, (0.0, False)), ("0.3", (0.3, False)), (2, (2.0, False))],

@@ -111,6 +111,8 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
     assert set(plans()) == {
         "d4rl_antmaze",
         "d4rl_mujoco",
+        "finetune_mujoco",
+        "rlpd_mujoco",
         "ogbench_singletask",
         "rollouts_mujoco",
         "scaling",

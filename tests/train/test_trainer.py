@@ -536,3 +536,29 @@ def test_the_config_hash_is_of_what_determines_the_numbers(tmp_path):
     other = config()
     other.algo.gamma = 0.5
     assert config_hash(config()) != config_hash(other)
+
+
+def test_regret_is_what_evaluations_after_the_first_environment_step_fall_short_of_100_by(tmp_path):
+    """And it goes on over a resume: scores 80, 60 before it, 10 after it."""
+    scores = iter([80.0, 60.0])
+
+    def scored(resume: bool = False, iterations: int = 3) -> Trainer:
+        trainer = build(config(iterations=iterations, eval_every=ITERATION), tmp_path, resume=resume)
+        value = [0.0]
+        inner = trainer.evaluate
+
+        def evaluate() -> Any:
+            value[0] = next(scores)
+            return inner()
+
+        trainer.evaluate, trainer.score = evaluate, lambda _: value[0]
+        return trainer
+
+    first = scored()
+    stop_after(first, 2)
+    first.train()
+    assert first.result("x")["regret"] == pytest.approx((0.2 + 0.4) / 2)
+    scores = iter([10.0])
+    assert scored(resume=True).train()["regret"] == pytest.approx((0.2 + 0.4 + 0.9) / 3)
+    trainer = build(config(iterations=1), tmp_path / "none")
+    assert trainer.train()["regret"] is None
