@@ -128,7 +128,7 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         learner = make_learner(cfg.algo, env.spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
-        begin_with_base(learner, env.spec)
+    skilled = begin_with_base(learner, env.spec)
     data, facts = (None, None) if before is None else (before.source, before.facts)
     if before is None and cfg.data.name != "none":
         episodes = read_data(cfg.data)
@@ -144,14 +144,15 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         data=data,
         before=before,
         facts=facts,
+        skilled=skilled,
     )
 
 
-def begin_with_base(learner: Any, spec: EnvSpec) -> None:
-    """Give the learner the policy of the run folder `algo.base`, where its config has one."""
+def begin_with_base(learner: Any, spec: EnvSpec) -> bool:
+    """Give the learner the policy of the run folder `algo.base`; False where its config names none."""
     base = getattr(learner.cfg, "base", None)
     if base is None:
-        return
+        return False
     found = read_folder(Path(base) / "checkpoints" / "last")
     same_spec(found.state, spec, f"algo.base={base}", lanes=False)
     try:
@@ -160,6 +161,7 @@ def begin_with_base(learner: Any, spec: EnvSpec) -> None:
         raise ValueError(
             f"algo.base={base}: its weights do not fit algo.base_... ({str(error).splitlines()[-1].strip()})"
         ) from None
+    return True
 
 
 def same_data(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> None:

@@ -162,10 +162,11 @@ class ReplayAgent(Agent):
     def _reset_env(self) -> None:
         assert self._connection is not None
         if self._loop is None:
-            data = None
+            data: Any = None
             if self._episodes is not None:
                 cfg = TrainConfig(algo=self.cfg, data=DataConfig(), seed=self.seed or 0)
                 data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)
+                self.learner.prefit(data.all())
             env, staggered = self._connection.env, self._connection.staggered
             for line in getattr(env, "notices", ()):
                 warnings.warn(line, stacklevel=4)

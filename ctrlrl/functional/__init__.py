@@ -35,6 +35,7 @@ from ctrlrl.functional.distributions import (
     tanh_gaussian_log_prob,
     tanh_gaussian_sample,
 )
+from ctrlrl.functional.edits import climbed, edited, edited_log_prob, picked
 from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
 from ctrlrl.functional.gates import advantage_gate, better_action
 from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
@@ -127,6 +128,7 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "climbed",
     "clipped_value",
     "combined",
     "conservative_gap",
@@ -139,6 +141,8 @@ __all__ = [
     "discounted_returns",
     "discounted_sums",
     "divergence",
+    "edited",
+    "edited_log_prob",
     "edm_ancestral",
     "edm_ancestral_step",
     "edm_ddim",
@@ -187,6 +191,7 @@ __all__ = [
     "or_rule",
     "or_weights",
     "path_point",
+    "picked",
     "post_decision_advantage",
     "posterior_mean",
     "posterior_std",
