@@ -91,9 +91,7 @@ class SACLearner(OffPolicyLearner):
     def step(self, batch: Transition, phase: int) -> Metrics:
         """Temperature, critics, policy; the critics see the temperature before its step, the policy the new critics."""
         nets, cfg = self.nets, self.cfg
-        with self.precision():
-            mean, log_std = nets.policy(batch.obs)
-        action, log_prob = tanh_gaussian_sample(mean, log_std, self.random.randn_like(mean))
+        action, log_prob = self.sampled(batch.obs)
         temperature = nets.log_temperature().detach().exp()
         if self.learned:
             gap = temperature_loss(nets.log_temperature(), log_prob, target_entropy=self.target_entropy)
@@ -119,12 +117,17 @@ class SACLearner(OffPolicyLearner):
             policy_temperature=temperature,
         )
 
+    def sampled(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """An action of the policy a row [N, A] and its log-density [N]."""
+        with self.precision():
+            mean, log_std = self.nets.policy(obs)
+        return tanh_gaussian_sample(mean, log_std, self.random.randn_like(mean))
+
     @torch.no_grad()
     def target(self, batch: Transition, temperature: Tensor) -> Tensor:
         """[N], return units: the smallest target critic at a fresh next action, with its entropy's worth."""
+        action, log_prob = self.sampled(batch.next_obs)
         with self.precision():
-            mean, log_std = self.nets.policy(batch.next_obs)
-            action, log_prob = tanh_gaussian_sample(mean, log_std, self.random.randn_like(mean))
             next_q = self.nets.target(batch.next_obs, action).amin(0)
         soft = next_q - temperature * log_prob
         return td_target(batch.reward, batch.terminated, soft, gamma=self.discount(batch))

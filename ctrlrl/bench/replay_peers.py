@@ -60,8 +60,8 @@ def rows(spec: Any, gamma: float, n_steps: int) -> Transition:
     return Transition(obs, action, reward, following, terminated, extras)
 
 
-def sb3_model(cfg: TrainConfig, seed: int) -> Any:
-    """SB3's model with its own defaults where our configuration has none of the word."""
+def sb3_model(cfg: TrainConfig, seed: int, **own: Any) -> Any:
+    """SB3's model with its own defaults where our configuration has none of the word; `own` arguments besides."""
     try:
         import gymnasium as gym
         import stable_baselines3 as sb3
@@ -69,9 +69,7 @@ def sb3_model(cfg: TrainConfig, seed: int) -> Any:
         raise ValueError("vs=sb3 needs Stable-Baselines3: pip install 'ctrlrl[sb3]'") from None
     kinds = {"sac": sb3.SAC, "td3": sb3.TD3}
     if cfg.algo.name not in kinds:
-        raise ValueError(
-            f"vs=sb3 has {', '.join(kinds)} among the algorithms with a replay buffer, got {cfg.algo.name}"
-        )
+        raise ValueError(f"vs=sb3 replays with algo={' or algo='.join(kinds)}, got {cfg.algo.name}")
     env_id, algo = cfg.env.id or GYMNASIUM_IDS.get(cfg.env.name), cfg.algo
     if env_id is None:
         raise ValueError(f"vs=sb3 needs a task that Gymnasium has too, got env={cfg.env.name}")
@@ -79,7 +77,9 @@ def sb3_model(cfg: TrainConfig, seed: int) -> Any:
     arch = {"pi": list(algo.hidden), "qf": list(algo.hidden if algo.critic_hidden is None else algo.critic_hidden)}
     network = {"net_arch": arch, "activation_fn": getattr(torch.nn, activation), "n_critics": algo.n_critics}
     same = {name: getattr(algo, name) for name in SHARED if hasattr(algo, name)}
-    return kinds[algo.name]("MlpPolicy", gym.make(env_id), policy_kwargs=network, seed=seed, device="cpu", **same)
+    return kinds[algo.name](
+        "MlpPolicy", gym.make(env_id), policy_kwargs=network, seed=seed, device="cpu", **same, **own
+    )
 
 
 class SB3Replaying:
@@ -89,7 +89,7 @@ class SB3Replaying:
         self.name, self.seconds = f"stable-baselines3 {version('stable-baselines3')}", seconds
         from stable_baselines3.common.logger import Logger
 
-        self.model, self.batch_size = sb3_model(cfg, seed=0), cfg.algo.batch_size
+        self.model, self.batch_size = sb3_model(cfg, 0, buffer_size=ROWS), cfg.algo.batch_size
         self.model.set_logger(Logger(None, []))
         columns = [x.numpy() for x in (data.obs, data.next_obs, data.action, data.reward, data.terminated)]
         for obs, following, action, reward, done in zip(*columns, strict=True):
