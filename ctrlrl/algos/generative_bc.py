@@ -39,7 +39,7 @@ class ChunkConfig:
     head: str = "mlp"  # mlp | residual | unet | transformer
     # widths of the layers, of the U-Net's resolutions, of the blocks (one width) of residual and transformer
     hidden: list[int] = field(default_factory=lambda: [512, 512, 512])
-    embed_dim: int = 64  # of the level, mlp and unet
+    embed_dim: int = 16  # of the level, mlp and unet
     n_heads: int = 4  # transformer
     dropout: float = 0.0  # residual and transformer
     learning_rate: float = 3e-4
@@ -50,6 +50,8 @@ class ChunkConfig:
     ema_power: float = 0.75
     ema_max: float = 0.9999
     sampling_steps: int = 10
+    switches: list[int] = field(default_factory=list)  # numbers of the action that are open or shut: [3] for a gripper
+    switch_guess: float = 1.0  # where a warm start's guess has them, of their range's +-1
     stochastic_eval: bool = True  # fresh noise for every plan, as the authors; false: always the same noise
 
     def __post_init__(self) -> None:
@@ -70,6 +72,7 @@ class ChunkConfig:
         in_range(where, low=0.0, high=float("inf"), open_ends=True, learning_rate=self.learning_rate)
         in_range(where, low=0.0, high=float("inf"), weight_decay=self.weight_decay, ema_power=self.ema_power)
         in_range(where, low=0.0, high=1.0, ema_max=self.ema_max, dropout=self.dropout)
+        in_range(where, low=0.0, high=1.0, switch_guess=self.switch_guess)
         if self.head in ("residual", "transformer") and len(set(self.hidden)) != 1:
             raise ValueError(f"{where}.hidden: the blocks of head={self.head} have one width, got {self.hidden}")
         if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
@@ -148,7 +151,15 @@ class GenerativeBCLearner(OffPolicyLearner):
     def __init__(self, cfg: Any, spec: EnvSpec):
         self.cfg = cfg
         head = self._head(spec)
-        policy = ChunkPolicy(spec.obs_dim, spec.action_dim, head, self._process(), cfg.window)
+        policy = ChunkPolicy(
+            spec.obs_dim,
+            spec.action_dim,
+            head,
+            self._process(),
+            cfg.window,
+            switches=cfg.switches,
+            switch_guess=cfg.switch_guess,
+        )
         nets = Nets(normalizer=Identity(), policy=policy, online=copy.deepcopy(head)).to(spec.device)
         self.follow = torch.zeros((), device=spec.device)  # how far the average moves in this update
         super().__init__(cfg, nets)

@@ -136,16 +136,17 @@ def shifted(chunk: Tensor) -> Tensor:
     return torch.cat((chunk[:, 1:], chunk[:, -1:]), 1)
 
 
-# Exploding variance (EDM): x = data + sigma noise, predict(x, sigma) is the denoised x, levels fall to 0 --------------
+# Exploding variance (EDM): x = data + sigma noise, predict(x, sigma) is the denoised x, levels fall to 0. BESO's code
+# has all of these bound x, not the data predicted, after every step: `clip`. ------------------------------------------
 
 
-def edm_ddim(predict: Predict, x: Tensor, levels: Sequence[float]) -> Tensor:
+def edm_ddim(predict: Predict, x: Tensor, levels: Sequence[float], *, clip: float | None = None) -> Tensor:
     """Along the probability flow from deviation levels[0], where x is data + levels[0] noise; the shape of x.
 
     Euler's method in sigma takes the very same steps. Source: EDM, arXiv:2206.00364, algorithm 1 uncorrected; BESO.
     """
     for now, then in pairwise(levels):
-        x = edm_step(x, predict(x, now), now, then)
+        x = clipped(edm_step(x, predict(x, now), now, then), clip)
     return x
 
 
@@ -154,13 +155,13 @@ def edm_step(x: Tensor, data: Tensor, now: float, then: float) -> Tensor:
     return ddim_step(*ends("data", data, x, 1.0, now), 1.0, then)
 
 
-def edm_heun(predict: Predict, x: Tensor, levels: Sequence[float]) -> Tensor:
+def edm_heun(predict: Predict, x: Tensor, levels: Sequence[float], *, clip: float | None = None) -> Tensor:
     """Euler steps, each but the last corrected by the slope at its end: two evaluations, error O(step^2).
 
     Source: EDM, arXiv:2206.00364, algorithm 1.
     """
     for now, then in pairwise(levels):
-        x = edm_heun_step(predict, x, now, then)
+        x = clipped(edm_heun_step(predict, x, now, then), clip)
     return x
 
 
@@ -190,7 +191,7 @@ def edm_ancestral(
 ) -> Tensor:
     """Euler steps that go too far down and add fresh noise back; eta = 0 is `edm_ddim`. The shape of x.
 
-    clip: bound of x after every step, as BESO's code has it. Source: k-diffusion; BESO, arXiv:2304.02532.
+    Source: k-diffusion; BESO, arXiv:2304.02532.
     """
     for now, then in pairwise(levels):
         x = clipped(edm_ancestral_step(x, predict(x, now), now, then, eta=eta, noise=noise), clip)

@@ -17,6 +17,8 @@ COMMON: dict[str, Any] = {"horizon": 1, "n_obs_steps": 1, "n_action_steps": 1, "
     "hidden": [128, 128, 128],
     "learning_rate": 1e-3,
     "warmup_steps": 0,
+    "betas": [0.9, 0.999],
+    "embed_dim": 16,
 }
 SETTINGS: dict[str, dict[str, Any]] = {"diffusion": {"n_levels": 50}, "flow": {}}
 
@@ -79,8 +81,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion", {"sampler": "ddpm"}),
-    ("diffusion", {"sampler": "ddim", "sampling_steps": 10, "spacing": "leading"}),
-    ("diffusion", {"sampler": "ddim", "sampling_steps": 10, "spacing": "trailing"}),
+    ("diffusion", {"sampler": "ddim", "sampling_steps": 20, "spacing": "leading"}),
+    ("diffusion", {"sampler": "ddim", "sampling_steps": 20, "spacing": "trailing"}),
     ("flow", {"sampler": "euler", "sampling_steps": 10}),
     ("flow", {"sampler": "midpoint", "sampling_steps": 10}),
 ]
