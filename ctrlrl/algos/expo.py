@@ -50,7 +50,7 @@ class EXPOConfig(OnlineConfig):
     base_kind: str = "diffusion"  # diffusion | flow
     base_head: str = "residual"  # mlp | residual
     base_hidden: list[int] | None = None  # null = hidden
-    base_embed_dim: int = 64  # of the level, mlp
+    base_embed_dim: int = 16  # of the level, mlp
     base_n_levels: int = 10
     base_schedule: str = "vp"  # cosine | vp
     base_prediction: str = "noise"  # noise | data | v
@@ -126,6 +126,8 @@ class EXPOConfig(OnlineConfig):
                 f"{where} has {said}; a base says one action under one observation. Train it with "
                 + " ".join(f"{name}=1" for name in form)
             )
+        if base.switches:
+            raise ValueError(f"{where} has algo.switches={base.switches}, which edits would leave half open")
         own = {f.name for f in fields(cls)}
         shared = {f"base_{f.name}": getattr(base, f.name) for f in fields(base)}
         return {"base_kind": base.name} | {name: value for name, value in shared.items() if name in own}

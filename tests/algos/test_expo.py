@@ -206,6 +206,20 @@ def test_without_edits_the_edit_stays_as_it_is():
     assert moved == {"critic", "target", "base", "acting base"}
 
 
+@pytest.mark.slow
+def test_compiled_updates_are_the_eager_ones():
+    ends = []
+    for mode in ("eager", "compile"):
+        learner = expo(policy_delay=1)
+        learner.set_compile(mode)
+        torch.manual_seed(3)
+        for _ in range(3):
+            learner.update(batch())
+        ends.append(parts(learner))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("kind", ["diffusion", "flow"])
 @pytest.mark.parametrize("head", ["mlp", "residual"])
 def test_every_base_learns_and_acts(kind, head):
@@ -249,6 +263,9 @@ def test_a_base_of_another_chunk_or_algorithm_is_refused_by_name():
         EXPOConfig.base_settings(DiffusionConfig(), "algo.base=x")
     with pytest.raises(ValueError, match=r"algo\.n_obs_steps=2 algo\.n_action_steps=1; a base says one action"):
         EXPOConfig.base_settings(FlowConfig(horizon=2, n_obs_steps=2, n_action_steps=1), "algo.base=x")
+    single = {"horizon": 1, "n_obs_steps": 1, "n_action_steps": 1}
+    with pytest.raises(ValueError, match=r"algo\.base=x has algo\.switches=\[1\]"):
+        EXPOConfig.base_settings(FlowConfig(**single, switches=[1]), "algo.base=x")
     with pytest.raises(ValueError, match=r"algo\.base=x is a run of algo=sac; a base is one of algo=diffusion or"):
         EXPOConfig.base_settings(SACConfig(), "algo.base=x")
 
