@@ -207,6 +207,7 @@ def test_without_edits_the_edit_stays_as_it_is():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's compiler uses what torch deprecates
 def test_compiled_updates_are_the_eager_ones():
     ends = []
     for mode in ("eager", "compile"):
