@@ -62,7 +62,7 @@ def test_one_update_is_the_textbooks_with_plain_adam():
     learner, twin = made("sac", 3, 2, learning_rate=1e-2), made("sac", 3, 2, learning_rate=1e-2)
     data = batch()
     torch.manual_seed(3)
-    learner.update(data)
+    metrics = learner.update(data)
 
     nets, log_alpha = twin.nets, torch.zeros((), requires_grad=True)
     policy, critic = (
@@ -75,7 +75,9 @@ def test_one_update_is_the_textbooks_with_plain_adam():
     (-log_alpha * (log_prob - 2.0).detach()).mean().backward()
     alpha_step.step()
     target = twin.target(data, torch.tensor(1.0))
-    (0.5 * (nets.critic(data.obs, data.action) - target).square().mean(1).sum()).backward()
+    loss = 0.5 * (nets.critic(data.obs, data.action) - target).square().mean(1).sum()
+    torch.testing.assert_close(metrics["loss/critic"], loss.detach())
+    loss.backward()
     critic.step()
     policy.zero_grad()
     (1.0 * log_prob - nets.critic(data.obs, action).amin(0)).mean().backward()
