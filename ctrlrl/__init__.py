@@ -23,6 +23,7 @@ _MODELS = (
     "SAC",
     "TD3",
     "RLPD",
+    "EXPO",
     "BC",
     "TD3BC",
     "IQL",

@@ -13,7 +13,7 @@ from ctrlrl.face.replay_arguments import given
 from ctrlrl.face.replayed import ReplayAgent
 from ctrlrl.face.saved import File, read
 from ctrlrl.face.sb3_import import from_sb3
-from ctrlrl.registry import unknown
+from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.callbacks import BaseCallback
 from ctrlrl.train.logger import configure
 
@@ -23,6 +23,7 @@ __all__ = [
     "BC",
     "BPO",
     "CQL",
+    "EXPO",
     "FPO",
     "FQL",
     "H2O",
@@ -192,6 +193,29 @@ class RLPD(ReplayAgent):
         super().__init__(policy, env, gradient_steps=gradient_steps, **settings)
 
 
+class EXPO(ReplayAgent):
+    """Edits and choices by value around a cloned base, arXiv:2507.07986: `EXPO("MlpPolicy", env, dataset="x.npz")`.
+
+    base: a `Diffusion` or `Flow` of single actions to begin with.
+    """
+
+    algo = "expo"
+
+    def __init__(
+        self, policy: Any, env: Any, *, base: OfflineAgent | None = None, gradient_steps: int = 20, **settings: Any
+    ):
+        if base is not None and not isinstance(base, OfflineAgent):
+            raise TypeError(f"EXPO: base must be a Diffusion or a Flow, got {type(base).__name__}")
+        own = {} if base is None else self._kind().base_settings(base.cfg, "EXPO: base")
+        super().__init__(policy, env, gradient_steps=gradient_steps, **own | settings)
+        if base is not None:
+            self.learner.begin_with(base.learner.model_state())
+
+    @staticmethod
+    def _kind() -> Any:
+        return lookup(ALGORITHMS, "expo", "algorithm").config
+
+
 class BC(OfflineAgent):
     """Behaviour cloning; `best_fraction=0.1` makes it 10%BC."""
 
@@ -280,6 +304,7 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     SAC,
     TD3,
     RLPD,
+    EXPO,
     BC,
     TD3BC,
     IQL,

@@ -63,7 +63,21 @@ def train_config(words: Sequence[str]) -> DictConfig:
     if cfg.iterations is not None:
         _count_iterations(cfg, chosen)
     _check_clocks(cfg, chosen)
+    _take_over_base(cfg, chosen)
     return cfg
+
+
+def _take_over_base(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
+    """What the run folder `algo.base` says of its policy's form, where an algorithm begins with one."""
+    kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm").config
+    if not hasattr(kind, "base_settings") or cfg.algo.base is None:
+        return
+    folder = Path(cfg.algo.base)
+    settings = kind.base_settings(typed(load_config(folder / "config.yaml")).algo, f"algo.base={folder}")
+    cfg.algo.base = str(folder.absolute())  # a resume may be asked for elsewhere
+    for name, value in settings.items():
+        if f"algo.{name}" not in chosen:
+            cfg.algo[name] = value
 
 
 def _count_iterations(cfg: DictConfig, chosen: Mapping[str, str]) -> None:

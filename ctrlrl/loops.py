@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together
 from ctrlrl.sources import cache_folder, dataset, read_data, same_robot, same_task, spec_of
 from ctrlrl.tasks import backend_of, device_of, env_extras, env_spec, is_staggered, make_env
+from ctrlrl.train.checkpoint import read_folder, same_spec
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
 from ctrlrl.train.online import OnlineLoop
@@ -129,6 +131,7 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         learner = make_learner(cfg.algo, env.spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
+    skilled = begin_with_base(learner, env.spec)
     data, facts = (None, None) if before is None else (before.source, before.facts)
     if before is None and (cfg.data.name != "none" or kind.loop == "hybrid"):
         episodes = read_data(cfg.data)
@@ -144,7 +147,24 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         data=data,
         before=before,
         facts=facts,
+        skilled=skilled,
     )
+
+
+def begin_with_base(learner: Any, spec: EnvSpec) -> bool:
+    """Give the learner the policy of the run folder `algo.base`; False where its config names none."""
+    base = getattr(learner.cfg, "base", None)
+    if base is None:
+        return False
+    found = read_folder(Path(base) / "checkpoints" / "last")
+    same_spec(found.state, spec, f"algo.base={base}", lanes=False)
+    try:
+        learner.begin_with(found.model)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"algo.base={base}: its weights do not fit algo.base_... ({str(error).splitlines()[-1].strip()})"
+        ) from None
+    return True
 
 
 def same_data(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> None:

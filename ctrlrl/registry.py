@@ -16,6 +16,7 @@ ALGORITHMS = {
     "sac": "ctrlrl.algos.sac:SACLearner",
     "td3": "ctrlrl.algos.td3:TD3Learner",
     "rlpd": "ctrlrl.algos.rlpd:RLPDLearner",
+    "expo": "ctrlrl.algos.expo:EXPOLearner",
     "bc": "ctrlrl.algos.bc:BCLearner",
     "td3bc": "ctrlrl.algos.td3bc:TD3BCLearner",
     "iql": "ctrlrl.algos.iql:IQLLearner",

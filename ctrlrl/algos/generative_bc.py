@@ -94,6 +94,7 @@ class ChunkConfig:
 class DiffusionConfig(ChunkConfig):
     name: str = "diffusion"
     n_levels: int = 100
+    schedule: str = "cosine"  # cosine | vp, for few levels
     prediction: str = "noise"  # noise | data | v
     sampler: str = "ddim"  # ddim | ddpm, which takes every level
     spacing: str = "leading"  # of ddim's levels; trailing begins at the noisiest
@@ -102,6 +103,7 @@ class DiffusionConfig(ChunkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, allowed in (
+            ("schedule", ("cosine", "vp")),
             ("prediction", ("noise", "data", "v")),
             ("sampler", ("ddim", "ddpm")),
             ("spacing", ("leading", "trailing")),
@@ -269,7 +271,7 @@ class DiffusionLearner(GenerativeBCLearner):
     def _process(self) -> nn.Module:
         cfg = self.cfg
         return DiffusionProcess(
-            cfg.n_levels, cfg.prediction, cfg.sampler, cfg.sampling_steps, cfg.spacing, cfg.warm_start
+            cfg.n_levels, cfg.prediction, cfg.sampler, cfg.sampling_steps, cfg.spacing, cfg.warm_start, cfg.schedule
         )
 
 

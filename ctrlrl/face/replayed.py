@@ -166,6 +166,7 @@ class ReplayAgent(Agent):
             if self._episodes is not None:
                 cfg = TrainConfig(algo=self.cfg, data=DataConfig(), seed=self.seed or 0)
                 data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)
+                self.learner.prefit(data.all())
             env, staggered = self._connection.env, self._connection.staggered
             for line in getattr(env, "notices", ()):
                 warnings.warn(line, stacklevel=4)

@@ -35,6 +35,7 @@ from ctrlrl.functional.distributions import (
     tanh_gaussian_log_prob,
     tanh_gaussian_sample,
 )
+from ctrlrl.functional.edits import climbed, edited, edited_log_prob, picked
 from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
 from ctrlrl.functional.gap import (
     classification_loss,
@@ -136,6 +137,7 @@ __all__ = [
     "categorical_log_prob",
     "categorical_sample",
     "classification_loss",
+    "climbed",
     "clipped_value",
     "combined",
     "conservative_gap",
@@ -150,6 +152,8 @@ __all__ = [
     "divergence",
     "dynamics_gap",
     "dynamics_weight",
+    "edited",
+    "edited_log_prob",
     "edm_ancestral",
     "edm_ancestral_step",
     "edm_ddim",
@@ -201,6 +205,7 @@ __all__ = [
     "or_rule",
     "or_weights",
     "path_point",
+    "picked",
     "post_decision_advantage",
     "posterior_mean",
     "posterior_std",

@@ -15,25 +15,35 @@ from torch import Tensor, nn
 from ctrlrl.functional.paths import sample_path
 from ctrlrl.functional.predictions import noisy, prediction
 from ctrlrl.functional.samplers import ddim, ddpm, euler, midpoint, uniform_times
-from ctrlrl.functional.schedules import cosine_schedule, leading_levels, trailing_levels
+from ctrlrl.functional.schedules import Schedule, cosine_schedule, leading_levels, trailing_levels, vp_schedule
 from ctrlrl.nn.normalize import MinMaxNormalizer
 from ctrlrl.policies.receding import Memory, advance
 from ctrlrl.types import PolicyOutput, Window
 
 Predict = Callable[[Tensor, float], Tensor]  # x [n, H, A] and a level -> what the network says, [n, H, A]
 Noise = Callable[[Tensor], Tensor]
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {"cosine": cosine_schedule, "vp": vp_schedule}
 
 
 class DiffusionProcess(nn.Module):
-    """K levels of a squared cosine, 0 the cleanest; the network is told the number of the level."""
+    """K levels of a schedule, 0 the cleanest; the network is told the number of the level."""
 
     alpha: Tensor  # [K]
     sigma: Tensor  # [K]
 
-    def __init__(self, n_levels: int, prediction: str, sampler: str, n_steps: int, spacing: str, warm: Sequence[int]):
+    def __init__(
+        self,
+        n_levels: int,
+        prediction: str,
+        sampler: str,
+        n_steps: int,
+        spacing: str,
+        warm: Sequence[int] = (),
+        schedule: str = "cosine",
+    ):
         """warm: the levels at which a shifted former sample is denoised again; () = samples begin at noise."""
         super().__init__()
-        self.schedule = cosine_schedule(n_levels)
+        self.schedule = SCHEDULES[schedule](n_levels)
         self.n_levels, self.prediction, self.sampler, self.warm = n_levels, prediction, sampler, tuple(warm)
         spaced = leading_levels if spacing == "leading" else trailing_levels
         self.levels = spaced(n_levels, n_steps) if sampler == "ddim" else list(reversed(range(n_levels)))
@@ -114,16 +124,20 @@ class ChunkPolicy(nn.Module):
         """Raw observations [n, n_obs, O], oldest first -> [n, n_obs * O]."""
         return self.obs_normalizer(obs).flatten(1)
 
-    def predictor(self, obs: Tensor) -> Predict:
-        """What the network says under these observations [n, n_obs, O]; their part of it is computed once."""
-        context = self.head.context(self.condition(obs))
-        return lambda x, level: self.head.at(x, level, context).float()
+    def predictor(self, obs: Tensor, head: Any = None) -> Predict:
+        """What the network says under these observations [n, n_obs, O]; their part of it is computed once.
 
-    def sample(self, obs: Tensor, *, deterministic: bool = False) -> Tensor:
-        """Normalised chunks [n, H, A] under raw observations [n, n_obs, O]."""
+        head: a network other than its own, e.g. the one that is trained and that its own follows.
+        """
+        said = self.head if head is None else head
+        context = said.context(self.condition(obs))
+        return lambda x, level: said.at(x, level, context).float()
+
+    def sample(self, obs: Tensor, *, deterministic: bool = False, head: Any = None) -> Tensor:
+        """Normalised chunks [n, H, A] under raw observations [n, n_obs, O]. head: as `predictor` takes it."""
         start = self.start.expand(obs.shape[0], -1, -1)
         x = start if deterministic else torch.randn_like(start)
-        return self.process.sample(self.predictor(obs), x, _noise(deterministic))
+        return self.process.sample(self.predictor(obs, head), x, _noise(deterministic))
 
     def resample(self, obs: Tensor, guess: Tensor, *, deterministic: bool = False) -> Tensor:
         """The same from guesses [n, H, A] close to the data, through a few last levels."""

@@ -113,6 +113,7 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
         "d4rl_mujoco",
         "finetune_mujoco",
         "h2o_gaps",
+        "expo_mujoco",
         "rlpd_mujoco",
         "ogbench_singletask",
         "rollouts_mujoco",

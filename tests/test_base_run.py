@@ -1,0 +1,120 @@
+"""EXPO from the run folder of a cloned policy: whose weights begin, what the configuration takes, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ctrlrl import EXPO, Flow
+from ctrlrl.compose import train_config, typed
+from ctrlrl.data.episodes import Episodes, Facts
+from ctrlrl.loops import training_loop
+from ctrlrl.runs import load_run, start
+from ctrlrl.train.checkpoint import read_folder
+
+SINGLE = ["algo.horizon=1", "algo.n_obs_steps=1", "algo.n_action_steps=1"]
+DATA = ["env=pendulum", "data=file", "data.path=x", "experiment=none"]
+SHORT = ["eval.every=0", "eval.episodes=1", "run.report=false", "log.progress=false", "threads=1"]
+EXPO_WORDS = ["algo=expo", *DATA, *SHORT, "total_steps=60", "n_envs=3", "algo.learning_starts=30", "algo.utd=0.1"]
+
+
+def episodes(n_obs: int = 3) -> Episodes:
+    random = np.random.default_rng(0)
+    return Episodes(
+        obs=random.standard_normal((40, n_obs)).astype(np.float32),
+        action=random.uniform(-0.5, 0.5, (40, 1)).astype(np.float32),
+        reward=random.standard_normal(40).astype(np.float32),
+        terminated=np.zeros(40, dtype=bool),
+        ends=np.array([20, 40]),
+        final_obs=random.standard_normal((2, n_obs)).astype(np.float32),
+        has_final=np.ones(2, dtype=bool),
+        usable=np.ones(40, dtype=bool),
+        extras={},
+        episode_extras={},
+        facts=Facts("rollouts", "made by a test"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _small_data(monkeypatch):
+    monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+
+
+def run(words: list[str]) -> Path:
+    trainer, folder = start(train_config(words), words)
+    trainer.train()
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    words = ["algo=flow", *DATA, *SHORT, *SINGLE, "gradient_steps=50", "algo.hidden=[8,8]", "algo.sampling_steps=2"]
+    return run([*words, f"run.dir={tmp_path / 'base'}"])
+
+
+def test_the_run_begins_with_the_bases_weights_and_normalisers(base):
+    loop: Any = training_loop(typed(train_config([*EXPO_WORDS, f"algo.base={base}", "algo.hidden=[8,8]"])))
+    found, nets = read_folder(base / "checkpoints" / "last").model, loop.learner.nets
+    for part, prefix in ((nets.policy.base, "policy."), (nets.base, "online.")):
+        state = part.state_dict()
+        assert state
+        for name, value in state.items():
+            assert torch.equal(value, found[prefix + name]), name
+    assert not torch.equal(nets.policy.base.action_normalizer.scale, torch.ones(1))
+    assert loop.skilled, "no random start"
+    _, clone = load_run(base)
+    nets.policy.n_edits, nets.policy.n_samples = 0, 1
+    obs = torch.randn(5, 3)
+    assert torch.equal(loop.learner.act(obs, deterministic=True).action, clone.act(obs, deterministic=True).action)
+
+
+def test_the_form_is_the_bases_in_the_folder_too_and_the_sampler_may_be_another(base, tmp_path):
+    words = [*EXPO_WORDS, f"algo.base={base}", "algo.base_sampling_steps=3", "algo.hidden=[16]"]
+    folder = run([*words, f"run.dir={tmp_path / 'x'}"])
+    cfg, learner = load_run(folder)
+    assert (cfg.algo.base_kind, cfg.algo.base_hidden, cfg.algo.base_head) == ("flow", [8, 8], "mlp")
+    assert (cfg.algo.base_sampler, cfg.algo.base_sampling_steps) == ("euler", 3)
+    assert learner.act(torch.randn(4, 3)).action.shape == (4, 1)
+
+
+def test_a_base_that_does_not_fit_is_refused_by_name(base, tmp_path):
+    words = ["algo=flow", *DATA, *SHORT, "gradient_steps=50", "algo.hidden=[8,8]", "algo.horizon=4"]
+    chunks = run([*words, "algo.n_action_steps=2", f"run.dir={tmp_path / 'chunks'}"])
+    with pytest.raises(ValueError, match=r"algo\.base=.*chunks has algo\.horizon=4 algo\.n_obs_steps=2 algo\.n_action"):
+        train_config([*EXPO_WORDS, f"algo.base={chunks}"])
+    with pytest.raises(ValueError, match=r"nowhere/config\.yaml: no such file"):
+        train_config([*EXPO_WORDS, "algo.base=nowhere"])
+    other = [word for word in EXPO_WORDS if "data" not in word and "env=" not in word] + ["env=pointmass"]
+    with pytest.raises(ValueError, match=r"algo\.base=.*base was trained on an environment with obs_dim=3, this one"):
+        training_loop(typed(train_config([*other, f"algo.base={base}", "experiment=none"])))
+    with pytest.raises(ValueError, match=r"algo\.base=.*its weights do not fit algo\.base_"):
+        training_loop(typed(train_config([*EXPO_WORDS, f"algo.base={base}", "algo.base_hidden=[9,9]"])))
+
+
+def test_in_python_the_base_is_a_model():
+    single = {"horizon": 1, "n_obs_steps": 1, "n_action_steps": 1}
+    clone = Flow("MlpPolicy", "Pendulum-v1", episodes(), hidden=[8, 8], seed=0, **single).learn(20)
+    small = {"hidden": [8, 8], "batch_size": 8, "learning_starts": 10, "seed": 0, "n_samples": 2, "n_edits": 2}
+    model = EXPO("MlpPolicy", "Pendulum-v1", base=clone, dataset=episodes(), gradient_steps=1, **small)
+    assert model.cfg.base_kind == "flow"
+    for name, value in model.learner.nets.policy.base.state_dict().items():
+        assert torch.equal(value, clone.learner.model_state()[f"policy.{name}"]), name
+    kept = model.learner.nets.policy.base.obs_normalizer.scale.clone()
+    model.learn(14)
+    assert model._n_updates == 4
+    assert torch.equal(model.learner.nets.policy.base.obs_normalizer.scale, kept)
+    action, _ = model.predict(np.zeros(3, dtype=np.float32))
+    assert action.shape == (1,)
+    with pytest.raises(TypeError, match="EXPO: base must be a Diffusion or a Flow, got str"):
+        EXPO("MlpPolicy", "Pendulum-v1", base="runs/x")
+
+
+def test_a_saved_model_is_the_same_when_loaded(tmp_path):
+    small = {"hidden": [8, 8], "base_head": "mlp", "batch_size": 8, "learning_starts": 10, "seed": 0}
+    model = EXPO("MlpPolicy", "Pendulum-v1", dataset=episodes(), gradient_steps=1, **small).learn(12)
+    model.save(tmp_path / "x")
+    again = EXPO.load(tmp_path / "x")
+    obs = np.ones((4, 3), dtype=np.float32)
+    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], again.predict(obs, deterministic=True)[0])
