@@ -23,6 +23,7 @@ USAGE = """ctrlrl <verb> [key=value ...]
   eval     run=runs/x episodes=20 seed=100 video=out.mp4                           evaluate a run's policy
            run=runs/x picture=paths.png deterministic=false                        sampled actions; paths in the plane
            run=runs/x algo.sampler=ddim algo.sampling_steps=5                      settings other than in training
+           compose=[runs/a,runs/b] compose.weight=search                           several runs as one policy (GPC)
   report   runs/a runs/b out=report.html                                           curves and tables; out=table.md
   export   run=runs/x format=onnx out=policy.onnx checkpoint=best                  the policy in one file, checked
   data     info|check|convert|collect PATH out=FILE                                data sets; ctrlrl data --help
@@ -114,6 +115,11 @@ def sweep(words: list[str]) -> int:
 
 
 def evaluate(words: list[str]) -> int:
+    if any(word.startswith(("compose=", "compose.")) for word in words):
+        from ctrlrl import composing
+
+        print(composing.summary(composing.evaluate_composed(words)))
+        return 0
     from ctrlrl import compose, runs
 
     changes = [word for word in words if word.startswith("algo.")]

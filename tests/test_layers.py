@@ -34,6 +34,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"}
     | {"sources", "provenance", "seeds", "shares", "tasks", "judging", "loops"},
     "runs": GROUND | {"core", "train", "report", "build", "tasks", "judging", "loops", "compose", "provenance"},
+    "composing": {"algos", "compose", "config", "core", "judging", "report", "runs", "tasks", "train"},
     "shares": {"config", "core"},
     "deploy": {"core", "envs", "build", "tasks", "judging", "loops", "provenance", "runs"},
     "sweep": {"compose", "registry", "report", "train"},
@@ -50,6 +51,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
         "judging",
         "loops",
         "compose",
+        "composing",
         "config",
         "registry",
         "runs",

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from ctrlrl.functional.checks import same_shape
+from ctrlrl.functional.predictions import ends
+from ctrlrl.functional.samplers import clipped, posterior_mean
+from ctrlrl.functional.schedules import Schedule
 
 Model = Callable[[Tensor, Any], Tensor]  # (x, level) -> prediction
 TINY = 1e-12
@@ -39,6 +42,15 @@ def convex(models: Sequence[Model], weights: Sequence[float]) -> Model:
     if any(w < 0.0 for w in weights) or abs(math.fsum(weights) - 1.0) > 1e-6:
         raise ValueError(f"convex weights must be at least 0 and add up to 1, got {list(weights)}")
     return combined(models, weights)
+
+
+def row_weights(weights: Tensor, covers: Tensor) -> Tensor:
+    """Weights [M] of models that speak of some rows only, covers [M, H] bool, to weights [M, H] that add up to 1.
+
+    A row of which one model alone speaks is that model's. GPC, appendix on unequal horizons.
+    """
+    found = weights.unsqueeze(1) * covers
+    return found / found.sum(0)
 
 
 def guided(unconditional: Model, conditional: Sequence[Model], weights: Sequence[float]) -> Model:
@@ -107,6 +119,32 @@ def and_weights_flow(noises: Tensor, divergences: Tensor, sigma: float) -> Tenso
     """
     gap = _gaps(noises)
     return _around_equal(gap, _dot(gap, noises[:-1]) - sigma * (divergences[:-1] - divergences[-1]))
+
+
+def superposed_ddpm(
+    models: Sequence[Model],
+    x: Tensor,
+    schedule: Schedule,
+    weigh: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+    *,
+    kind: str = "noise",
+    clip: float | None = 1.0,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> tuple[Tensor, Tensor]:
+    """Ancestral sampling of all levels with forward variances: samples [B, ...] and the log densities tracked [M, B].
+
+    models: (x, k) -> a prediction of this kind. weigh: (posterior means [M, B, ...], log densities so far [M, B], the
+    step's noise, beta_k) -> weights [M, B]. The last step adds no noise. clip: bound of the data predicted.
+    """
+    log_density = torch.zeros(len(models), x.shape[0], dtype=x.dtype, device=x.device)
+    for k in reversed(range(len(schedule.beta))):
+        data = [clipped(ends(kind, model(x, k), x, *schedule.scales(k))[0], clip) for model in models]
+        means = torch.stack([posterior_mean(x, found, schedule, k) for found in data])
+        beta = schedule.beta[k]
+        z = noise(x) if k > 0 else torch.zeros_like(x)
+        x = superposed(means, weigh(means, log_density, z, beta)) + math.sqrt(beta) * z
+        log_density = log_density + log_density_change(x, means, beta)
+    return x, log_density
 
 
 def hutchinson(field: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:

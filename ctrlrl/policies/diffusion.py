@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctrlrl.functional.paths import sample_path
 from ctrlrl.functional.predictions import noisy, prediction
 from ctrlrl.functional.samplers import ddim, ddpm, euler, midpoint, uniform_times
-from ctrlrl.functional.schedules import cosine_schedule, leading_levels, trailing_levels
+from ctrlrl.functional.schedules import cosine_schedule, leading_levels, level_at, trailing_levels
 from ctrlrl.nn.normalize import MinMaxNormalizer
 from ctrlrl.policies.receding import Memory, advance
 from ctrlrl.types import PolicyOutput, Window
@@ -27,6 +27,7 @@ Noise = Callable[[Tensor], Tensor]
 class DiffusionProcess(nn.Module):
     """K levels of a squared cosine, 0 the cleanest; the network is told the number of the level."""
 
+    path = "preserving"
     alpha: Tensor  # [K]
     sigma: Tensor  # [K]
 
@@ -40,6 +41,13 @@ class DiffusionProcess(nn.Module):
         alpha, sigma = self.schedule.tables()
         self.register_buffer("alpha", alpha, persistent=False)
         self.register_buffer("sigma", sigma, persistent=False)
+
+    def scales(self, level: float) -> tuple[float, float]:
+        """alpha and sigma where the network is told `level`: x = alpha data + sigma noise."""
+        return self.schedule.scales(int(level))
+
+    def level_at(self, alpha: float, sigma: float) -> float:
+        return level_at(self.schedule, alpha, sigma)
 
     def lesson(self, data: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy chunks [n, H, A], their levels [n], and what the network shall say. uniform: [n] in [0, 1)."""
@@ -61,11 +69,19 @@ class DiffusionProcess(nn.Module):
 class FlowProcess(nn.Module):
     """A straight path from noise at time 0 to data at 1; the network is told the time, and says data - noise."""
 
+    path, prediction = "straight", "velocity"
+
     def __init__(self, sampler: str, n_steps: int, warm: Sequence[float]):
         """warm: the times at which a shifted former sample goes on from; () = samples begin at noise."""
         super().__init__()
         self.solve = midpoint if sampler == "midpoint" else euler
         self.times, self.warm = uniform_times(n_steps), tuple(warm)
+
+    def scales(self, level: float) -> tuple[float, float]:
+        return level, 1.0 - level
+
+    def level_at(self, alpha: float, sigma: float) -> float:
+        return alpha / (alpha + sigma)
 
     def lesson(self, data: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, velocity = sample_path(data, noise, uniform.view(-1, 1, 1))
@@ -84,19 +100,36 @@ class ChunkPolicy(nn.Module):
 
     head: (noisy chunk [n, H, A], level [n] or a number, condition [n, n_obs * O]) -> [n, H, A].
     start: the noise that all deterministic samples begin at; drawn once, saved with the weights.
+    columns: the numbers of an observation that it sees, None = all; none at all make an unconditional policy.
     """
 
     start: Tensor
+    columns: Tensor | None
 
-    def __init__(self, obs_dim: int, action_dim: int, head: Any, process: Any, window: Window):
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        head: Any,
+        process: Any,
+        window: Window,
+        columns: Sequence[int] | None = None,
+    ):
         super().__init__()
-        self.window, self.process, self.head = window, process, head
-        self.obs_normalizer, self.action_normalizer = MinMaxNormalizer(obs_dim), MinMaxNormalizer(action_dim)
+        self.obs_dim, self.window, self.process, self.head = obs_dim, window, process, head
+        seen = None if columns is None else torch.tensor(columns, dtype=torch.int64)
+        self.register_buffer("columns", seen, persistent=False)
+        self.obs_normalizer = MinMaxNormalizer(obs_dim if columns is None else len(columns))
+        self.action_normalizer = MinMaxNormalizer(action_dim)
         self.register_buffer("start", torch.randn(window.horizon, action_dim))
 
+    def seen(self, obs: Tensor) -> Tensor:
+        """Observations [..., O] -> what it sees of them [..., number of columns]."""
+        return obs if self.columns is None else obs.index_select(-1, self.columns)
+
     def condition(self, obs: Tensor) -> Tensor:
-        """Raw observations [n, n_obs, O], oldest first -> [n, n_obs * O]."""
-        return self.obs_normalizer(obs).flatten(1)
+        """Raw observations [n, n_obs, O], oldest first -> [n, n_obs * number of columns]."""
+        return self.obs_normalizer(self.seen(obs)).flatten(1)
 
     def predictor(self, obs: Tensor) -> Predict:
         """What the network says under these observations [n, n_obs, O]; their part of it is computed once."""
@@ -107,11 +140,11 @@ class ChunkPolicy(nn.Module):
         """Normalised chunks [n, H, A] under raw observations [n, n_obs, O]."""
         start = self.start.expand(len(obs), -1, -1)
         x = start if deterministic else torch.randn_like(start)
-        return self.process.sample(self.predictor(obs), x, _noise(deterministic))
+        return self.process.sample(self.predictor(obs), x, noise_maker(deterministic))
 
     def resample(self, obs: Tensor, guess: Tensor, *, deterministic: bool = False) -> Tensor:
         """The same from guesses [n, H, A] close to the data, through a few last levels."""
-        return self.process.resume(self.predictor(obs), guess, _noise(deterministic))
+        return self.process.resume(self.predictor(obs), guess, noise_maker(deterministic))
 
     def act_in_episode(
         self, obs: Tensor, memory: Memory | None, begins: Tensor | None, *, deterministic: bool = False
@@ -130,5 +163,5 @@ class ChunkPolicy(nn.Module):
         return self.act_in_episode(obs, None, None, deterministic=deterministic)[0]
 
 
-def _noise(deterministic: bool) -> Noise:
+def noise_maker(deterministic: bool) -> Noise:
     return torch.zeros_like if deterministic else torch.randn_like
