@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,10 @@ def weights_png(result: dict[str, Any]) -> bytes:
         ax.scatter([1.0, 0.0], alone, color=LIGHT.text, marker="D", s=34, zorder=3, label="parents, fresh seeds")
         best = result["weights"][0], result["composed"][name]
         ax.scatter(*best, color=LIGHT.series[1], marker="D", s=40, zorder=4, label="composed, fresh seeds")
-        ax.set_xlabel(f"weight of {result['parents'][0]}; the rest is {result['parents'][1]}'s")
+        first, second = (Path(run).name for run in result["parents"])
+        ax.set_xlabel(f"weight of {first}; the rest to 1 is that of {second}")
         ax.set_ylabel("success" if told else "return")
         ax.grid(axis="y")
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        ax.legend(loc="best")
 
     return picture(draw, LIGHT, _SIZE, transparent=False)
