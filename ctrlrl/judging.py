@@ -44,7 +44,7 @@ class Acting:
         """The next observations are the first of an episode: where `begun` [B] bool says so, or everywhere."""
         if begun is None or bool(begun.all()):
             self.memory = self._begun = None
-        else:
+        elif bool(begun.any()):
             self._begun = begun
 
 

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
-from ctrlrl.core.update import GradStep, Target
+from ctrlrl.core.update import GradStep, Target, together
 from ctrlrl.functional.averaging import ema_decay
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.learning_rate import warmup_cosine
 from ctrlrl.functional.masked import batch_mean
-from ctrlrl.nn.heads import MLPHead
+from ctrlrl.nn.heads import MLPHead, ResidualHead
 from ctrlrl.nn.normalize import Identity
+from ctrlrl.nn.transformer import TransformerHead, without_decay
 from ctrlrl.nn.unet1d import UNet1D
 from ctrlrl.policies.diffusion import ChunkPolicy, DiffusionProcess, FlowProcess
 from ctrlrl.types import EnvSpec, Metrics, PolicyOutput, Transition, Window
 
-HEADS = ("mlp", "unet")
+HEADS = ("mlp", "residual", "unet", "transformer")
 
 
 @dataclass
@@ -37,9 +38,12 @@ class ChunkConfig:
     n_action_steps: int = 8  # actions executed, from the present one on, before the next prediction
     obs_columns: list[int] | None = None  # numbers of an observation that the policy sees; null = all, [] = none
     action_range: str = "data"  # what becomes [-1, 1]: the data's range, or "box", one for all data sets (to compose)
-    head: str = "mlp"  # mlp | unet
-    hidden: list[int] = field(default_factory=lambda: [512, 512, 512])  # widths of its layers, or of its resolutions
-    embed_dim: int = 64  # of the level
+    head: str = "mlp"  # mlp | residual | unet | transformer
+    # widths of the layers, of the U-Net's resolutions, of the blocks (one width) of residual and transformer
+    hidden: list[int] = field(default_factory=lambda: [512, 512, 512])
+    embed_dim: int = 64  # of the level, mlp and unet
+    n_heads: int = 4  # transformer
+    dropout: float = 0.0  # residual and transformer
     learning_rate: float = 3e-4
     warmup_steps: int = 500  # updates over which the learning rate rises; it then falls in half a cosine
     weight_decay: float = 1e-6
@@ -72,7 +76,9 @@ class ChunkConfig:
             raise ValueError(f"{where}.head must be one of {', '.join(HEADS)}, got {self.head!r}")
         in_range(where, low=0.0, high=float("inf"), open_ends=True, learning_rate=self.learning_rate)
         in_range(where, low=0.0, high=float("inf"), weight_decay=self.weight_decay, ema_power=self.ema_power)
-        in_range(where, low=0.0, high=1.0, ema_max=self.ema_max)
+        in_range(where, low=0.0, high=1.0, ema_max=self.ema_max, dropout=self.dropout)
+        if self.head in ("residual", "transformer") and len(set(self.hidden)) != 1:
+            raise ValueError(f"{where}.hidden: the blocks of head={self.head} have one width, got {self.hidden}")
         if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
             raise ValueError(f"{where}.betas must be two numbers in [0, 1), got {self.betas}")
 
@@ -166,6 +172,18 @@ class GenerativeBCLearner(OffPolicyLearner):
         sizes = (cfg.horizon, spec.action_dim, cfg.n_obs_steps * n_seen)
         if cfg.head == "unet":
             return UNet1D(*sizes, widths=cfg.hidden, embed_dim=cfg.embed_dim, code=self.code)
+        if cfg.head == "transformer":
+            return TransformerHead(
+                *sizes,
+                n_obs_steps=cfg.n_obs_steps,
+                width=cfg.hidden[0],
+                n_layers=len(cfg.hidden),
+                n_heads=cfg.n_heads,
+                dropout=cfg.dropout,
+                code=self.code,
+            )
+        if cfg.head == "residual":
+            return ResidualHead(*sizes, width=cfg.hidden[0], n_blocks=len(cfg.hidden), dropout=cfg.dropout)
         return MLPHead(*sizes, hidden=cfg.hidden, embed_dim=cfg.embed_dim, code=self.code)
 
     @property
@@ -174,11 +192,14 @@ class GenerativeBCLearner(OffPolicyLearner):
 
     def optimizers(self) -> dict[str, GradStep]:
         cfg = self.cfg
-        rates = {"learning_rate": cfg.learning_rate, "weight_decay": cfg.weight_decay, "betas": tuple(cfg.betas)}
-        return {"policy": GradStep(self.nets.online.parameters(), **rates)}
+        settings = {"learning_rate": cfg.learning_rate, "betas": tuple(cfg.betas)}
+        decayed, spared = _groups(self.nets.online)
+        decay = GradStep(decayed, weight_decay=cfg.weight_decay, **settings)
+        return {"policy": decay, "spared": GradStep(spared, **settings)}
 
     def followers(self) -> dict[str, Target]:
-        return {"policy": Target(self.nets.policy.head, self.opt["policy"])}
+        groups = zip(self.opt, _groups(self.nets.policy.head), strict=True)
+        return {name: Target(copies, self.opt[name]) for name, copies in groups}
 
     def prefit(self, data: Transition) -> None:
         """Once something is learned, the weights are in the normalisers' units: new data must fit into them."""
@@ -193,7 +214,8 @@ class GenerativeBCLearner(OffPolicyLearner):
     def set_progress(self, done: float) -> None:
         total = self.n_updates / done if done else float("inf")
         share = warmup_cosine(self.n_updates, warmup=self.cfg.warmup_steps, total=total)
-        self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate * share)
+        for step in self.opt.values():
+            step.learning_rate.fill_(self.cfg.learning_rate * share)
 
     def update(self, batch: Transition) -> Metrics:
         step = torch.tensor(float(self.n_updates), dtype=torch.float64)  # the host's own count: nothing is read
@@ -207,8 +229,9 @@ class GenerativeBCLearner(OffPolicyLearner):
         noise, uniform = self.random.randn_like(chunk), self.random.rand_like(chunk[:, 0, 0])
         x, level, target = policy.process.lesson(chunk, noise, uniform)
         loss = self.loss(x, level, target, condition)
-        self.opt["policy"](loss)
-        self.targets["policy"].move(self.follow)
+        together(loss, list(self.opt.values()))
+        for average in self.targets.values():
+            average.move(self.follow)
         return detached(loss_policy=loss)
 
     def loss(self, x: Tensor, level: Tensor, target: Tensor, condition: Tensor) -> Tensor:
@@ -245,3 +268,10 @@ class FlowLearner(GenerativeBCLearner):
 
     def _process(self) -> nn.Module:
         return FlowProcess(self.cfg.sampler, self.cfg.sampling_steps, self.cfg.warm_start)
+
+
+def _groups(head: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters with weight decay and those without."""
+    spared = set(without_decay(head))
+    named = list(head.named_parameters())
+    return [p for name, p in named if name not in spared], [p for name, p in named if name in spared]

@@ -110,8 +110,10 @@ def together(loss: Tensor, steps: Sequence[GradStep]) -> None:
 class Target:
     """A copy of the network that `step` trains, which follows it: target <- tau * online + (1 - tau) * target."""
 
-    def __init__(self, copy: nn.Module, step: GradStep):
-        params = list(copy.requires_grad_(False).parameters())
+    def __init__(self, copy: nn.Module | Iterable[nn.Parameter], step: GradStep):
+        params = list(copy.parameters() if isinstance(copy, nn.Module) else copy)
+        for p in params:
+            p.requires_grad_(False)
         if [p.shape for p in params] != [p.shape for p in step.params]:
             raise ValueError("a target follows a gradient step over exactly the network that it copies")
         self.flat, self.online = flatten_(params), step.flat

@@ -13,6 +13,7 @@ from ctrlrl import build, judging, tasks
 from ctrlrl.face.environments import Connection, connect, env_config, tells_episodes
 from ctrlrl.face.watch import LaneInfos
 from ctrlrl.train.evaluate import forked_rng
+from ctrlrl.types import begins
 
 
 def evaluate_policy(
@@ -109,12 +110,12 @@ def _run(
         rows, rewards = step.obs, step.reward.cpu().numpy()
         dones = (step.terminated | step.truncated).cpu().numpy().copy()
         sums = current + np.stack((rewards, np.ones(n_envs)))
-        infos = infos_of(step, dones)
+        infos, begun = infos_of(step, dones), begins(step).cpu().numpy()
         for i in range(n_envs):
             if episode_counts[i] >= episode_count_targets[i]:
                 continue
             reward, done, info = rewards[i], dones[i], infos[i]
-            episode_starts[i] = done
+            episode_starts[i] = begun[i]
             if callback is not None:
                 callback(locals(), globals())
             if done and ("episode" in info or not is_monitor_wrapped):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ctrlrl.algos.generative_bc import DiffusionConfig, FlowConfig
+from ctrlrl.algos.generative_bc import HEADS, DiffusionConfig, FlowConfig
 from ctrlrl.functional.learning_rate import warmup_cosine
 from ctrlrl.loops import make_learner
 from ctrlrl.types import EnvSpec, Transition, Window
@@ -35,6 +35,7 @@ def windows(window: Window, n: int = 32) -> Transition:
 
 
 def vector(module: torch.nn.Module) -> torch.Tensor:
+    """All parameters."""
     return torch.cat([p.detach().flatten() for p in module.parameters()]).double()
 
 
@@ -149,10 +150,26 @@ def test_sampler_and_steps_are_settings_of_the_same_weights(algo, words):
 
 
 @both
-@pytest.mark.parametrize("head", ["mlp", "unet"])
+@pytest.mark.parametrize("head", HEADS)
 def test_every_head_learns_a_step(algo, head):
-    learner = learner_of(algo, head=head, hidden=[8, 16])
+    learner = learner_of(algo, head=head, hidden=[8, 8], n_heads=2, dropout=0.1)
     learner.prefit(rows())
     losses = [float(learner.update(windows(learner.cfg.window))["loss/policy"]) for _ in range(3)]
     assert all(0.0 < loss < 10.0 for loss in losses)
     assert learner.act(torch.randn(4, 3)).action.shape == (4, 2)
+
+
+def test_weight_decay_shrinks_weights_and_spares_biases():
+    learner = learner_of("flow", weight_decay=1.0, learning_rate=0.1)
+    learner.prefit(rows())
+    before = {k: p.detach().clone() for k, p in learner.nets.online.named_parameters()}
+    for step in learner.opt.values():
+        step.apply(torch.zeros_like(step.flat))
+    for name, p in learner.nets.online.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] * (0.9 if p.ndim > 1 else 1.0), msg=name)
+
+
+@both
+def test_one_width_is_asked_of_blocks_that_add_up(algo):
+    with pytest.raises(ValueError, match=r"head=transformer have one width, got \[32, 64\]"):
+        CONFIGS[algo](head="transformer", hidden=[32, 64])

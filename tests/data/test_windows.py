@@ -37,7 +37,9 @@ def test_ten_rows_give_the_nine_windows_of_the_specification():
     assert rows == by_hand(10, Window(2, 4, 2))
 
 
-@pytest.mark.parametrize("window", [Window(2, 16, 8), Window(1, 1, 1), Window(3, 5, 1), Window(2, 4, 3), Window(4, 4, 1)])
+@pytest.mark.parametrize(
+    "window", [Window(2, 16, 8), Window(1, 1, 1), Window(3, 5, 1), Window(2, 4, 3), Window(4, 4, 1)]
+)
 def test_no_window_crosses_an_end_and_all_there_are_come_once(window):
     lengths = (1, 20, 3, 2, 16, 9, 7)
     windows = Windows(numbered(*lengths), window)

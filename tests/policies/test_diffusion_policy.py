@@ -89,7 +89,10 @@ PROCESSES = [
 ]
 
 
-def policy(process, window: Window = Window(2, 4, 2)) -> ChunkPolicy:
+WINDOW = Window(2, 4, 2)
+
+
+def policy(process, window: Window = WINDOW) -> ChunkPolicy:
     torch.manual_seed(0)
     return ChunkPolicy(3, 2, PointMass(CHUNK, process), process, window).eval()
 
@@ -124,7 +127,7 @@ def test_deterministic_samples_begin_at_the_saved_noise_whatever_the_batch():
             return torch.zeros_like(x)
 
     process = FlowProcess("euler", 3, ())
-    made = ChunkPolicy(3, 2, Lazy(CHUNK, process), process, Window(2, 4, 2))
+    made = ChunkPolicy(3, 2, Lazy(CHUNK, process), process, WINDOW)
     wanted = made.state_dict()["start"].clamp(-1, 1).expand(5, -1, -1)
     assert torch.equal(made.sample(torch.randn(5, 2, 3), deterministic=True), wanted)
     assert not torch.equal(made.sample(torch.randn(5, 2, 3)), wanted)

@@ -19,7 +19,9 @@ def plan_of(window: Window):
     def plan(seen: Tensor) -> Tensor:
         weights = torch.arange(1.0, window.n_obs + 1)
         told = (seen * weights.view(-1, 1)).sum((1, 2))
-        return torch.stack((told.unsqueeze(1) + torch.arange(window.horizon), -told.unsqueeze(1).expand(-1, window.horizon)), -1)
+        return torch.stack(
+            (told.unsqueeze(1) + torch.arange(window.horizon), -told.unsqueeze(1).expand(-1, window.horizon)), -1
+        )
 
     return plan
 
@@ -58,7 +60,9 @@ def episodes(share: float) -> tuple[Tensor, Tensor]:
     return torch.randint(0, 100, (STEPS, LANES, 3)).float(), begins
 
 
-@pytest.mark.parametrize("window", [Window(2, 16, 8), Window(1, 1, 1), Window(3, 5, 3), Window(1, 4, 4), Window(4, 8, 1)])
+@pytest.mark.parametrize(
+    "window", [Window(2, 16, 8), Window(1, 1, 1), Window(3, 5, 3), Window(1, 4, 4), Window(4, 8, 1)]
+)
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
 def test_each_environment_acts_as_if_it_were_alone(window, share):
     obs, begins = episodes(share)
