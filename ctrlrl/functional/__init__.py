@@ -13,7 +13,9 @@ from ctrlrl.functional.composition import (
     log_density_change,
     mixing_error,
     or_weights,
+    row_weights,
     superposed,
+    superposed_ddpm,
 )
 from ctrlrl.functional.conservative import calibrated, conservative_gap
 from ctrlrl.functional.coverage import goal_reached, goal_shares, share_entropy
@@ -82,6 +84,7 @@ from ctrlrl.functional.schedules import (
     exponential_levels,
     karras_levels,
     leading_levels,
+    level_at,
     linear_levels,
     schedule_of,
     trailing_levels,
@@ -150,6 +153,7 @@ __all__ = [
     "karras_levels",
     "lambda_returns",
     "leading_levels",
+    "level_at",
     "linear_levels",
     "linear_recurrence",
     "log_density_change",
@@ -174,6 +178,7 @@ __all__ = [
     "quantile_huber",
     "reversed_time",
     "routed_advantage",
+    "row_weights",
     "sample_path",
     "schedule_of",
     "share_entropy",
@@ -184,6 +189,7 @@ __all__ = [
     "squared_distance",
     "standardize",
     "superposed",
+    "superposed_ddpm",
     "tanh_gaussian_log_prob",
     "tanh_gaussian_sample",
     "td_target",

@@ -27,7 +27,7 @@ from ctrlrl.functional.composition import (
     superposed_ddpm,
 )
 from ctrlrl.functional.predictions import ends, on_path, prediction
-from ctrlrl.functional.samplers import ddim
+from ctrlrl.functional.samplers import clipped, ddim
 from ctrlrl.policies.composable import Parent, can_be_tracked, covers, is_diffusion, one_window, same_task, weights_fit
 from ctrlrl.policies.diffusion import ChunkPolicy, noise_maker
 from ctrlrl.policies.receding import Memory, advance
@@ -176,16 +176,21 @@ class ComposedPolicy(nn.Module):
         return lambda means, log_density, z, beta: or_weights(log_density, bias=prior)
 
     def _exact_and(self, obs: Tensor, x: Tensor, fixed: Tensor | None) -> Tensor:
-        """fixed: the probe of all steps; None: a new one for each."""
+        """fixed: the probe of all steps; None: a new one for each.
+
+        The noise is what the clipped data leave of x: early weights are large, and unclipped noise would stay so.
+        """
         process, models = self.host.process, self._models(obs, "noise")
 
         def predict(x: Tensor, k: int) -> Tensor:
             probe = torch.randn_like(x).sign() if fixed is None else fixed
             found = [hutchinson(partial(_at, model, k), x, probe) for model in models]
             noises, slopes = (torch.stack(part) for part in zip(*found, strict=True))
-            return superposed(noises, and_weights_flow(noises, slopes, process.scales(k)[1]))
+            alpha, sigma = process.scales(k)
+            noise = superposed(noises, and_weights_flow(noises, slopes, sigma, least=1e-4))
+            return clipped(ends("noise", noise, x, alpha, sigma)[0], 1.0)
 
-        return ddim(predict, x, process.levels, process.schedule)
+        return ddim(predict, x, process.levels, process.schedule, kind="data")
 
 
 def translated(predict: Model, process: Any, host: Any, kind: str) -> Model:

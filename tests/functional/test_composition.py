@@ -17,7 +17,9 @@ from ctrlrl.functional.composition import (
     log_density_change,
     mixing_error,
     or_weights,
+    row_weights,
     superposed,
+    superposed_ddpm,
 )
 from ctrlrl.functional.predictions import ends, prediction
 from ctrlrl.functional.samplers import ddim, ddim_step, ddpm, posterior_mean, posterior_std
@@ -163,6 +165,13 @@ def test_impossible_weights_are_refused():
         combined([model], [0.0])
 
 
+def test_rows_that_some_models_leave_out_are_the_others():
+    covers = torch.tensor([[True, True, True, False], [False, True, True, False], [False, False, True, True]])
+    found = row_weights(torch.tensor([0.2, 0.3, 0.5]), covers)
+    wanted = torch.tensor([[1.0, 0.4, 0.2, 0.0], [0.0, 0.6, 0.3, 0.0], [0.0, 0.0, 0.5, 1.0]])
+    torch.testing.assert_close(found, wanted)
+
+
 # Prop. 4.1 ------------------------------------------------------------------------------------------------------------
 
 
@@ -200,13 +209,7 @@ def test_the_mixing_error_has_the_propositions_terms_in_the_mean():
 def superpose(rule, parents, x, schedule=SCHEDULE):
     """Ancestral sampling with forward variance; rule(means, log_density, z, beta) -> weights [M, B]."""
     models = [gaussian(m, s, schedule, "data") for m, s in parents]
-    log_density = torch.zeros(len(parents), x.shape[0], dtype=x.dtype)
-    for k in reversed(range(len(schedule.beta))):
-        means = torch.stack([posterior_mean(x, model(x, k), schedule, k) for model in models])
-        beta, z = schedule.beta[k], torch.randn_like(x)
-        x = superposed(means, rule(means, log_density, z, beta)) + math.sqrt(beta) * z
-        log_density = log_density + log_density_change(x, means, beta)
-    return x, log_density
+    return superposed_ddpm(models, x, schedule, rule, kind="data", clip=None)
 
 
 def log_normal(x, m, s):
