@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ctrlrl.algos.gpc import GPCConfig, GPCLearner, Score, best
-from ctrlrl.compose import command
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.judging import judged
 from ctrlrl.runs import film, load_run
+from ctrlrl.settings import command
 from ctrlrl.tasks import env_device, make_env
 from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.evaluate import Evaluation, evaluate
