@@ -40,7 +40,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "sweep": {"settings", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"},
-    "face": GROUND | {"envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
+    "face": GROUND | {"algos", "envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
     "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
     | {"core", "data", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},

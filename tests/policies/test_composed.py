@@ -152,7 +152,7 @@ def test_a_flow_beside_a_diffusion_follows_the_diffusions_sampler():
 
 SCALE, WIDE, NARROW = 0.2, math.sqrt(1.01), 0.1  # the goals' unit in normalised actions, and the experts' deviations
 # Success of weight w in the limit of exact integration: with exploding variance the composed flow is linear, so that a
-# coordinate's sample is c g + prod s_i^w_i z with c = w int s / (s_1^2 + s^2) prod (s_i^2 / (s_i^2 + s^2))^(w_i / 2) ds,
+# coordinate's sample is c g + prod s_i^w_i z, c = w int s / (s_1^2 + s^2) prod (s_i^2 / (s_i^2 + s^2))^(w_i / 2) ds,
 # and both coordinates' errors are Gaussian. The specification's 400 steps overshoot it by up to .037, at one half.
 EXACT = {0.0: 0.222, 0.1: 0.287, 0.3: 0.443, 0.5: 0.523, 0.6: 0.502, 0.8: 0.365, 1.0: 0.222}
 PRINTED = {0.0: 0.22, 0.1: 0.29, 0.3: 0.46, 0.5: 0.56, 0.6: 0.53, 0.8: 0.38, 1.0: 0.22}
@@ -368,7 +368,7 @@ def test_other_ranges_of_actions_are_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"action number 1 begins at -1 in a, at -0.5 in b.*algo.action_range=box"):
         composed(a, b, weights=[1.0, 0.0])
     a.action_normalizer.fit(torch.tensor([[-1.0, -0.5], [1.0, 0.8]]))
-    with pytest.raises(ValueError, match="action number 1 ends at 0.8 in a, at 1 in b"):
+    with pytest.raises(ValueError, match=r"action number 1 ends at 0.8 in a, at 1 in b"):
         composed(a, b)
 
 
@@ -380,17 +380,17 @@ def test_a_chunk_shorter_than_what_is_executed_is_refused_with_both_numbers():
 
 def test_modes_take_only_what_they_can_compose():
     unlike = plain(Window(1, 2, 1))
-    with pytest.raises(ValueError, match="compose.mode=or takes parents of one horizon, got 1 in a, 2 in b"):
+    with pytest.raises(ValueError, match=r"compose.mode=or takes parents of one horizon, got 1 in a, 2 in b"):
         composed(plain(), unlike, mode="or")
     with pytest.raises(ValueError, match="one n_obs_steps, got 1 in a, 2 in b"):
         composed(plain(), plain(Window(2, 1, 1)), mode="and")
     with pytest.raises(ValueError, match="a and b are flows"):
         composed(plain(process=flow()), plain(process=flow()), mode="and")
-    with pytest.raises(ValueError, match="takes compose.base"):
+    with pytest.raises(ValueError, match=r"takes compose.base"):
         composed(plain(), plain(), mode="product")
     with pytest.raises(ValueError, match="other modes take none"):
         composed(plain(), plain(), base=Parent("c", plain()))
-    with pytest.raises(ValueError, match="compose.exact is for compose.mode=and, got or"):
+    with pytest.raises(ValueError, match=r"compose.exact is for compose.mode=and, got or"):
         composed(plain(), plain(), mode="or", exact=True)
     with pytest.raises(ValueError, match="finds its own weights"):
         composed(plain(), plain(), mode="and", weights=[0.4, 0.6])
