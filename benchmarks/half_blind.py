@@ -63,7 +63,7 @@ def demonstrations(path: Path, n: int = 20_000, seed: int = 0) -> None:
 
 
 def train(data: Path, out: Path, columns: list[int], *words: str, algo: str = "diffusion", steps: int = 4000) -> None:
-    _call(
+    call(
         "train",
         f"algo={algo}",
         f"algo.obs_columns={columns}",
@@ -86,7 +86,7 @@ def train(data: Path, out: Path, columns: list[int], *words: str, algo: str = "d
     )
 
 
-def _call(*words: str) -> None:
+def call(*words: str) -> None:
     try:
         ctrlrl(list(words))
     except SystemExit as done:
@@ -101,7 +101,7 @@ def main(folder: Path, words: list[str]) -> None:
     for name, column in (("sees_1", 0), ("sees_2", 1)):
         train(data, folder / name, [column])
     pair = f"compose=[{folder}/sees_1,{folder}/sees_2]"
-    _call("eval", pair, "compose.weight=search", "compose.episodes=1000", "episodes=1000", *words)
+    call("eval", pair, "compose.weight=search", "compose.episodes=1000", "episodes=1000", *words)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ class ChunkConfig:
         columns = self.obs_columns
         if columns is not None and (len(set(columns)) < len(columns) or min(columns, default=0) < 0):
             raise ValueError(f"{where}.obs_columns must be different numbers from 0 on, got {columns}")
+        if columns == [] and self.head == "transformer":
+            raise ValueError(f"{where}.head=transformer needs something to see, and obs_columns is []; use head=mlp")
         if self.action_range not in ("data", "box"):
             raise ValueError(f"{where}.action_range must be data or box, got {self.action_range!r}")
         if self.head not in HEADS:

@@ -33,9 +33,9 @@ def weights_fit(
     if exact and mode != "and":
         raise ValueError(f"compose.exact is for compose.mode=and, got {mode}")
     if mode != "product" and (min(weights) < 0.0 or abs(sum(weights) - 1.0) > 1e-6):
-        raise ValueError(f"compose: weights must be at least 0 and add up to 1, got {list(weights)}")
+        raise ValueError(f"compose: weights must be at least 0 and add up to 1, got {_numbers(weights)}")
     if mode == "and" and max(weights) - min(weights) > 1e-6:
-        raise ValueError(f"compose.mode=and finds its own weights, got {list(weights)}; leave compose.weight out")
+        raise ValueError(f"compose.mode=and finds its own weights, got {_numbers(weights)}; leave compose.weight out")
 
 
 def same_task(parents: Sequence[Parent]) -> None:
@@ -94,3 +94,7 @@ def covers(parents: Sequence[Parent], n_actions: int) -> None:
                 f"compose.n_action_steps={n_actions} is more than the {horizon - n_obs + 1} actions of a chunk of "
                 f"{parent.name} from the present one on"
             )
+
+
+def _numbers(weights: Sequence[float]) -> str:
+    return ", ".join(f"{w:g}" for w in weights)
