@@ -1,4 +1,4 @@
-"""What a user types to compose runs: the search and its files, fresh seeds, settings of the runs, and what is refused."""
+"""What a user types to compose runs: the search and its files, fresh seeds, settings of the runs, what is refused."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_a_policy_sees_its_columns_alone(kind, columns):
 
 
 def test_columns_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="algo.obs_columns has 3; observations have 3 numbers, from 0 on"):
+    with pytest.raises(ValueError, match=r"algo.obs_columns has 3; observations have 3 numbers, from 0 on"):
         parent(obs_columns=[0, 3])
     for columns in ([1, 1], [-1]):
         with pytest.raises(ValueError, match="obs_columns must be different numbers from 0 on"):
