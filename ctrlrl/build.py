@@ -62,7 +62,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
         "checkpoint_steps": cfg.checkpoint.every_steps,
         "keep": cfg.checkpoint.keep,
         "keep_buffer": cfg.checkpoint.buffer,
-        "spec": env_spec(cfg, device) if loop.env is None else loop.env.spec,
+        "spec": getattr(loop, "spec", None) or (env_spec(cfg, device) if loop.env is None else loop.env.spec),
         "device": device,
         "facts": facts(whole, device, data) | {"notices": told, "score_range": span} | together,
         "progress": cfg.log.progress,
@@ -76,7 +76,9 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
             OthersFolder(folder, clock=loop.clock)
             if ranks.index
             else RunFolder(folder, tensorboard=cfg.log.tensorboard, clock=loop.clock),
-            evaluate=evaluator(loop.learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed),
+            evaluate=evaluator(
+                loop.learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed, unseen=getattr(loop, "unseen", None)
+            ),
             **options,
         )
     )
@@ -92,7 +94,7 @@ def _stacked_trainer(cfg: TrainConfig, loop: Any, folder: Path, options: dict[st
     with torch.random.fork_rng():
         mirror: Any = make_learner(cfg.algo, options["spec"]._replace(device=device))  # in turn each of the seeds
     mirror.set_dtype(cfg.dtype)
-    run = evaluator(mirror, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed)
+    run = evaluator(mirror, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed, unseen=loop.unseen)
 
     def single(place: int) -> tuple[Learner, dict[str, Tensor]]:
         extract(learner, place, mirror)

@@ -16,8 +16,10 @@ from ctrlrl.build import Spaces, widest_layer
 from ctrlrl.config import EnvConfig
 from ctrlrl.core.process import set_threads
 from ctrlrl.data.collect import collect
+from ctrlrl.data.demonstrations import demonstrations
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.scores import reference
+from ctrlrl.envs import metaworld
 from ctrlrl.judging import acting
 from ctrlrl.policies.published import PublishedPolicy
 from ctrlrl.provenance import versions
@@ -29,6 +31,7 @@ from ctrlrl.types import EnvSpec
 
 _EPISODES_A_LANE = 10  # at least so many time limits fit into a lane, so that few rows belong to cut episodes
 _MOST_LANES = {"torch": 1024}  # by default; other backends 64
+_STEPS = 100_000
 
 
 @dataclass
@@ -38,9 +41,12 @@ class CollectOptions:
     overwrite: bool = False
     run: str | None = None  # a run folder: its policy on its environment
     checkpoint: str = "last"  # or best
-    policy: str | None = None  # random, a weights .npz (docs/data.md), or a model's .zip
+    policy: str | None = None  # random, expert (Meta-World's own), a weights .npz (docs/data.md), or a model's .zip
     env: str | None = None  # a name of `ctrlrl train --help` or a Gymnasium id
-    steps: int = 100_000  # rows of the data set
+    steps: int | None = None  # rows of the data set; null = 100,000, or those of `episodes`
+    episodes: int | None = None  # whole episodes instead
+    successful: bool = False  # of these, only what the environment calls a success
+    first_steps: int | None = None  # of each episode only so many: a demonstration ends where its task is done
     noise: Any = 0.0  # levels, dealt out to the environments: 0.0,0.1
     seed: int = 0
     n_envs: int | None = None  # null = as many as still give whole episodes
@@ -54,11 +60,13 @@ class CollectOptions:
             raise ValueError("collect needs a policy: run=FOLDER, or env=NAME policy=random or policy=FILE")
         if self.policy is not None and self.env is None:
             raise ValueError(f"policy={self.policy} needs an environment, e.g. env=hopper-v4")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.episodes is not None and self.steps is not None:
+            raise ValueError("steps and episodes both give the data set's size; leave one out")
+        if self.successful and self.episodes is None:
+            raise ValueError("successful=true picks whole episodes; say how many, e.g. episodes=50")
         if not 0 <= self.seed < 2**62:
             raise ValueError(f"seed must lie in 0 ... 2**62 - 1, got {self.seed}")
-        for name in ("n_envs", "threads"):
+        for name in ("steps", "episodes", "first_steps", "n_envs", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {value}")
 
@@ -88,24 +96,41 @@ def collect_data(options: CollectOptions) -> Episodes:
     env_id = env_cfg.id or GYMNASIUM_IDS.get(env_cfg.name, env_cfg.name)
     low, high = reference(env_id) or (None, None)
     facts = Facts("rollouts", options.out, env_id, versions=versions(), ref_min=low, ref_max=high)
-    n_envs = options.n_envs or _lanes(options.steps, spec.episode_length, len(levels), backend_of(env_cfg))
+    limit, wanted = spec.episode_length, options.episodes
+    if wanted is None:
+        steps = options.steps or _STEPS
+        n_envs = options.n_envs or _lanes(steps, limit, len(levels), backend_of(env_cfg))
+    elif limit == 0:
+        raise ValueError(f"episodes={wanted}: env={name} has no time limit; give steps instead")
+    else:
+        n_envs = options.n_envs or -(-min(wanted, 64) // len(levels)) * len(levels)
+        steps = n_envs * limit
     env = make_env(env_cfg, n_envs, seed=options.seed, stagger=False)
+
+    def roll(seed: int) -> Episodes:
+        return collect(
+            behavior.act,
+            env,
+            facts,
+            steps=steps,
+            seed=seed,
+            noise=levels,
+            sample=behavior.sample,
+            on_step=_Ticker(progress),
+        )
+
     try:
-        with Progress(f"{behavior.name} {name}", options.steps, enabled=options.progress) as progress:
-            episodes = collect(
-                behavior.act,
-                env,
-                facts,
-                steps=options.steps,
-                seed=options.seed,
-                noise=levels,
-                sample=behavior.sample,
-                on_step=_Ticker(progress),
-            )
+        with Progress(f"{behavior.name} {name}", steps, enabled=options.progress) as progress:
+            if wanted is None:
+                episodes = roll(options.seed)
+            else:
+                episodes = demonstrations(
+                    roll, episodes=wanted, n_envs=n_envs, seed=options.seed, successful=options.successful
+                )
     finally:
         env.close()
     episodes.episode_extras["episode_policy"] = np.full(episodes.n_episodes, behavior.name)
-    return episodes
+    return episodes if options.first_steps is None else episodes.first_steps(options.first_steps)
 
 
 def _task(options: CollectOptions) -> tuple[EnvConfig, EnvSpec, _Behavior]:
@@ -171,9 +196,13 @@ def _lanes(steps: int, limit: int, levels: int, backend: str) -> int:
 def _behavior(name: str, spec: EnvSpec, env: str) -> _Behavior:
     if name == "random":
         return _Behavior("random", _random(spec), None, 0)
+    if name == "expert":
+        if not env.startswith(metaworld.PREFIX):
+            raise ValueError(f"policy=expert: only the tasks of Meta-World bring one, env={env} does not")
+        return _Behavior("expert", metaworld.expert(env), None, 0)
     path = Path(name)
     if not path.is_file():
-        raise ValueError(f"policy={path}: no such file; give random, a weights .npz or a model's .zip")
+        raise ValueError(f"policy={path}: no such file; give random, expert, a weights .npz or a model's .zip")
     if path.suffix == ".zip":
         from ctrlrl.api import load
 

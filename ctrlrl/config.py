@@ -18,7 +18,10 @@ def _seed(key: str, value: int) -> None:
 
 @dataclass
 class EnvConfig:
-    """One environment. `name` is a group option (`env=hopper`); `gym` takes any Gymnasium id (`env=gym env.id=...`)."""
+    """One environment. `name` is a group option (`env=hopper`); `gym` takes any Gymnasium id (`env=gym env.id=...`).
+
+    `none`: learn from a data set without one; what observations and actions are like, it tells.
+    """
 
     name: str = ""
     id: str | None = None  # Gymnasium id, for env=gym or env.backend=gymnasium
@@ -83,10 +86,14 @@ class DataConfig:
     return_range: bool = False  # scale rewards by 1000 / (largest - smallest episode return) besides (IQL)
     clip_actions: float | None = None  # into +-this
     best_fraction: float = 1.0  # only the episodes with the highest returns; 0.1 makes bc 10%BC
+    group: str | None = None  # only episodes whose episode_group fits one of these patterns: main,other/*
+    holdout: float = 0.0  # share of the episodes that is kept from learning, to tell the error on them
 
     def __post_init__(self) -> None:
         if not 0.0 < self.best_fraction <= 1.0:
             raise ValueError(f"data.best_fraction must lie in (0, 1], got {self.best_fraction}")
+        if not 0.0 <= self.holdout < 1.0:
+            raise ValueError(f"data.holdout must lie in [0, 1), got {self.holdout}")
         if self.clip_actions is not None and not 0.0 < self.clip_actions <= 1.0:
             raise ValueError(f"data.clip_actions must lie in (0, 1] or be null, got {self.clip_actions}")
         if not math.isfinite(self.reward_scale) or not math.isfinite(self.reward_shift):

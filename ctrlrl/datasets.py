@@ -28,7 +28,8 @@ from ctrlrl.train.disk import naming, remove, sync_folder, write_atomic
 USAGE = """ctrlrl data info     PATH|id [reference=PATH] [ref_min=R ref_max=R] [out=card.json|card.png]
 ctrlrl data check    PATH|id
 ctrlrl data convert  PATH|id out=FILE|FOLDER [format=rollouts|d4rl|ogbench|minari] [overwrite=true]
-ctrlrl data collect  run=runs/x | env=hopper-v4 policy=random|FILE  steps=100_000 noise=0.0,0.1 seed=0 out=FILE"""
+ctrlrl data collect  run=runs/x | env=hopper-v4 policy=random|FILE  steps=100_000 noise=0.0,0.1 seed=0 out=FILE
+ctrlrl data collect  env=Meta-World/push-v3 policy=expert episodes=50 successful=true [first_steps=200]  out=FILE"""
 Answer = tuple[str, int]  # what is printed, exit code
 
 

@@ -15,6 +15,7 @@ from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
 from ctrlrl.tasks import backend_of, device_of, env_device, make_env, make_sim
 from ctrlrl.train.evaluate import Evaluation, evaluate
+from ctrlrl.train.held_out import Rows, held_out_means
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import VecEnv
 
@@ -61,17 +62,33 @@ def judged(learner: Learner, deterministic: bool | None = None) -> Acting:
     return acting(learner, deterministic=not learner.stochastic_eval if deterministic is None else deterministic)
 
 
-def evaluator(learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int) -> Callable[[], Evaluation]:
-    """A function that evaluates the policy on fresh episodes of the training task."""
+def evaluator(
+    learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int, unseen: Rows | None = None
+) -> Callable[[], Evaluation]:
+    """A function that evaluates the policy on fresh episodes of the training task.
+
+    unseen: rows that it did not learn from, on which its error is told besides; all that there is with env=none.
+    """
     device = env_device(cfg)
     env: VecEnv | None = None
 
     def run() -> Evaluation:
         nonlocal env
+        if cfg.env.name == "none":
+            return Evaluation.nothing() if unseen is None else _with_error(Evaluation.nothing(), unseen)
         if env is None:
             # a seed, because an environment without one would take it from the generator that training uses
             env = make_env(cfg.env, min(episodes, 64), seed=seed, device=device, stagger=False)
-        return evaluate(judged(learner, cfg.eval.deterministic), env, episodes=episodes, seed=seed)
+        found = evaluate(judged(learner, cfg.eval.deterministic), env, episodes=episodes, seed=seed)
+        return found if unseen is None else _with_error(found, unseen)
+
+    def _with_error(found: Evaluation, rows: Rows) -> Evaluation:
+        asked = cfg.eval.deterministic
+        judge: Any = learner
+        means = held_out_means(
+            judge, rows, deterministic=not learner.stochastic_eval if asked is None else asked, seed=seed
+        )
+        return found._replace(**{f"held_out_{name}": mean for name, mean in means.items()})
 
     return run
 

@@ -14,11 +14,12 @@ from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
 from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.data.episodes import Episodes
+from ctrlrl.data.split import held_out
 from ctrlrl.data.table import Dataset, Mixture, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together
-from ctrlrl.sources import cache_folder, dataset, read_data, same_robot, same_task
+from ctrlrl.sources import cache_folder, dataset, read_data, same_robot, same_task, spec_of
 from ctrlrl.tasks import backend_of, device_of, env_extras, env_spec, is_staggered, make_env
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
@@ -110,6 +111,8 @@ def on_policy_loop(
 def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ranks = ALONE) -> Loop:
     """Over a data set, over an environment's replayed steps, or over the first and then both."""
     steps = cfg.env_steps(kind)
+    if steps > 0 and cfg.data.holdout > 0.0:
+        raise ValueError("data.holdout is for learning from a data set alone; leave it out, or total_steps")
     if kind.offline and (steps == 0 or cfg.data.name == "none"):
         return offline_loop(cfg, read_data(cfg.data), device, ranks)
     refuse_unless_online(kind, cfg.algo.name)
@@ -137,19 +140,26 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
 
 
 def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ranks: Ranks = ALONE) -> OfflineLoop:
-    """Learner and loop over a data set; of the environment it reads the shapes alone."""
-    spec, env = env_spec(cfg, device), f"env={cfg.env.id or cfg.env.name}"
+    """Learner and loop over a data set; of the environment, where there is one, it reads the shapes alone."""
+    alone, env = cfg.env.name == "none", f"env={cfg.env.id or cfg.env.name}"
+    spec = spec_of(episodes, device) if alone else env_spec(cfg, device)
     refuse_discrete(lookup(ALGORITHMS, cfg.algo.name, "algorithm"), cfg.algo.name, spec)
     same_task(episodes, spec, env)
     same_robot(episodes.facts, cfg.env)
     torch.manual_seed(cfg.seed)
+    unseen = None
+    if cfg.data.holdout > 0.0:
+        episodes, apart = held_out(episodes, cfg.data.holdout)
+        unseen = dataset(cfg, apart, lookup(ALGORITHMS, cfg.algo.name, "algorithm"), device)
     if cfg.seeds > 1:
-        return stacked_loop(cfg, episodes, spec)
-    learner = make_learner(cfg.algo, spec)
-    learner.set_dtype(cfg.dtype)
-    learner.set_compile(resolve(cfg.compile, device, 0))
-    loop = loop_over(cfg, episodes, learner)
-    start_together(learner, cfg.seed, ranks)
+        loop = stacked_loop(cfg, episodes, spec)
+    else:
+        learner = make_learner(cfg.algo, spec)
+        learner.set_dtype(cfg.dtype)
+        learner.set_compile(resolve(cfg.compile, device, 0))
+        loop = loop_over(cfg, episodes, learner)
+        start_together(learner, cfg.seed, ranks)
+    loop.spec, loop.unseen = spec, unseen
     return loop
 
 

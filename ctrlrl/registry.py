@@ -72,7 +72,7 @@ GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and f
     **ROBOTS,
 }
 
-ENVIRONMENTS = (*SIMULATORS, *ROBOTS, "gym")
+ENVIRONMENTS = (*SIMULATORS, *ROBOTS, "gym", "none")
 
 
 def env_settings(name: str) -> type | None:

@@ -22,7 +22,7 @@ from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import backend_of, device_of, env_device, make_env
-from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec
+from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec, saved_spec
 from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.distributed import agree, join, part
 from ctrlrl.train.evaluate import evaluate
@@ -101,13 +101,17 @@ def load_run(folder: Path, checkpoint: str = "last", words: Sequence[str] = ()) 
         named = seed_folder(folder, cfg.seed)
         raise ValueError(f"{folder} holds {cfg.seeds} seeds trained together; name one of them: run={named}")
     set_threads(cfg.threads, widest_layer(cfg.algo), device_of(cfg))
-    env = make_env(cfg.env, 1, stagger=False, device=env_device(cfg))
-    learner = make_learner(cfg.algo, env.spec)
-    learner.set_dtype(cfg.dtype)
-    env.close()
     path = _checkpoint_folder(folder, checkpoint)
     found = read_folder(path)
-    same_spec(found.state, env.spec, str(path), lanes=False)
+    if cfg.env.name == "none":
+        spec = saved_spec(found.state, str(path), device_of(cfg))
+    else:
+        env = make_env(cfg.env, 1, stagger=False, device=env_device(cfg))
+        spec = env.spec
+        env.close()
+        same_spec(found.state, spec, str(path), lanes=False)
+    learner = make_learner(cfg.algo, spec)
+    learner.set_dtype(cfg.dtype)
     try:
         fit(found.model, learner.model_state())
         learner.load_model_state(found.model)
@@ -148,7 +152,7 @@ def evaluate_run(
     cfg, learner = load_run(folder, checkpoint, words)
     deterministic = cfg.eval.deterministic if deterministic is None else deterministic
     env = make_env(cfg.env, min(episodes, 64), stagger=False, device=env_device(cfg))
-    returns, lengths, success = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
+    returns, lengths, success, *_ = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
     tried = trials(learner, cfg, seed=seed, n=n_trials)
     if picture is not None:
@@ -235,7 +239,7 @@ def illustrate(folder: Path) -> list[str]:
     with torch.random.fork_rng():
         tried = trials(learner, cfg, seed=cfg.eval.seed)
         try:
-            if tried is None:
+            if tried is None and cfg.env.name != "none":
                 film(cfg, learner, folder / "video.mp4", seed=cfg.eval.seed)
         except RuntimeError as error:
             notes.append(str(error))

@@ -16,6 +16,7 @@ from ctrlrl.data.check import other_versions
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.load import find, load
 from ctrlrl.data.scores import reference
+from ctrlrl.data.split import mixed_rewards, of_groups
 from ctrlrl.data.table import Dataset, return_range
 from ctrlrl.data.windows import Windows
 from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS
@@ -32,27 +33,39 @@ def read_data(cfg: DataConfig) -> Episodes:
             "this algorithm learns from a data set: give data=file data.path=FILE, or data=d4rl data.id=ID"
         )
     if cfg.name == "file":
-        return load_data(str(cfg.path), data_id=cfg.id)
-    return _within_box(load(find(cfg.name, str(cfg.id)), data_id=cfg.id))
+        found = load_data(str(cfg.path), data_id=cfg.id, clip=cfg.clip_actions)
+    else:
+        found = _within_box(load(find(cfg.name, str(cfg.id)), data_id=cfg.id), cfg.clip_actions)
+    if cfg.group is not None:
+        found = of_groups(found, cfg.group)
+    line = mixed_rewards(found)
+    return found if line is None else _noticed(found, line)
 
 
-def load_data(path: str | os.PathLike[str], *, data_id: str | None = None) -> Episodes:
-    """The data set in a file or folder; a bare name that is no file here may be one that comes with ctrlrl."""
+def load_data(path: str | os.PathLike[str], *, data_id: str | None = None, clip: float | None = None) -> Episodes:
+    """The data set in a file or folder; a bare name that is no file here may be one that comes with ctrlrl.
+
+    clip: where its actions are going to be clipped.
+    """
     found = Path(path)
     packed = ASSETS / found.name
     source = packed if not found.exists() and found.parent == Path() and packed.exists() else found
-    return _within_box(load(source, data_id=data_id))
+    return _within_box(load(source, data_id=data_id), clip)
 
 
-def _within_box(episodes: Episodes) -> Episodes:
+def _noticed(episodes: Episodes, line: str) -> Episodes:
+    return replace(episodes, facts=replace(episodes.facts, notices=(*episodes.facts.notices, line)))
+
+
+def _within_box(episodes: Episodes, clip: float | None) -> Episodes:
     """With a notice where actions without known bounds leave [-1, 1]."""
     facts, largest = episodes.facts, 0.0
     if episodes.action.dtype.kind == "f" and not facts.action_low:
         largest = float(np.abs(episodes.action).max())
     if largest <= 1.0 + 1e-6:
         return episodes
-    line = f"actions reach {largest:.3g}, and [-1, 1] is what an environment takes; data.clip_actions=1 cuts them"
-    return replace(episodes, facts=replace(facts, notices=(*facts.notices, line)))
+    cut = "data.clip_actions=1 cuts them" if clip is None else f"they are clipped to +-{clip:g}"
+    return _noticed(episodes, f"actions reach {largest:.3g}, and [-1, 1] is what an environment takes; {cut}")
 
 
 def cache_folder(facts: Facts) -> Path | None:
@@ -81,18 +94,27 @@ def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device
 
 def same_task(episodes: Episodes, spec: EnvSpec, env: str) -> None:
     """ValueError where the data set's shapes are not the environment's."""
-    facts = episodes.facts
-    found = tuple(x.shape[1] if x.ndim == 2 else 0 for x in (episodes.obs, episodes.action))
+    facts, found = episodes.facts, _sizes(episodes)
     if found == (spec.obs_dim, spec.action_dim):
         return
-    for name, column in (("observations are images", episodes.obs), ("actions are discrete", episodes.action)):
-        if column.ndim != 2:
-            raise ValueError(f"{facts.path}: its {name}; offline algorithms take vectors of numbers")
     hint = f" The data set says {facts.env_id}: use {_as_words(facts.env_id)}." if facts.env_id else ""
     raise ValueError(
         f"{facts.path}: observations and actions have {found[0]} and {found[1]} numbers, those of {env} "
         f"{spec.obs_dim} and {spec.action_dim}.{hint}"
     )
+
+
+def spec_of(episodes: Episodes, device: torch.device) -> EnvSpec:
+    """Of the task that a data set tells of, for learning without its environment."""
+    obs_dim, action_dim = _sizes(episodes)
+    return EnvSpec(obs_dim, action_dim, 0, 1, n_envs=1, episode_length=0, device=device)
+
+
+def _sizes(episodes: Episodes) -> tuple[int, int]:
+    for name, column in (("observations are images", episodes.obs), ("actions are discrete", episodes.action)):
+        if column.ndim != 2:
+            raise ValueError(f"{episodes.facts.path}: its {name}; offline algorithms take vectors of numbers")
+    return episodes.obs.shape[1], episodes.action.shape[1]
 
 
 def same_robot(facts: Facts, env: EnvConfig) -> None:

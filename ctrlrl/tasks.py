@@ -34,6 +34,8 @@ def make_env(
     episode_length: steps until truncation on the torch, mujoco and mujoco_warp backends; None is the task's own limit.
     """
     device, backend = torch.device(device), backend_of(cfg)
+    if backend == "none":
+        raise ValueError("env=none: only learning from a data set goes without an environment; name one with env=...")
     stagger = cfg.stagger if stagger is None else stagger
     if cfg.timeout is not None and backend != "gymnasium":
         raise ValueError(f"env.timeout is for environments that Python code steps; env={cfg.name} runs on {backend}")
@@ -98,6 +100,8 @@ def backend_of(cfg: EnvConfig) -> str:
     """The backend that `auto` stands for; ValueError where the named one does not have the task."""
     if cfg.name == "gym" and not cfg.id:
         raise ValueError("env=gym needs a Gymnasium id, e.g. env.id=LunarLander-v3")
+    if cfg.name == "none":
+        return "none"
     has = {"torch": cfg.name in SIMULATORS, "mujoco": cfg.name in ROBOTS}
     has["mujoco_warp"] = has["mujoco"]
     has["gymnasium"] = has["envpool"] = cfg.id is not None or cfg.name in GYMNASIUM_IDS

@@ -43,7 +43,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "face": GROUND | {"algos", "envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
     "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
-    | {"core", "data", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},
+    | {"core", "data", "envs", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},
     "datasets": {"collect", "settings", "data", "registry", "report", "sources", "train"},
     "cli": {
         "build",

@@ -40,6 +40,11 @@ class BCLearner(OffPolicyLearner):
     def optimizers(self) -> dict[str, GradStep]:
         return {"policy": GradStep(self.nets.policy.parameters(), learning_rate=self.cfg.learning_rate)}
 
+    def held_out(self, batch: Transition, *, deterministic: bool) -> Metrics:
+        """The error is the loss."""
+        found = super().held_out(batch, deterministic=deterministic)
+        return found | {"loss": found["action_error"]}
+
     def step(self, batch: Transition, phase: int) -> Metrics:
         with self.precision():
             action = self.nets.policy(batch.obs)

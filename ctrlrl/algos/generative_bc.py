@@ -41,7 +41,7 @@ class ChunkConfig:
     head: str = "mlp"  # mlp | residual | unet | transformer
     # widths of the layers, of the U-Net's resolutions, of the blocks (one width) of residual and transformer
     hidden: list[int] = field(default_factory=lambda: [512, 512, 512])
-    embed_dim: int = 64  # of the level, mlp and unet
+    embed_dim: int = 16  # of the level, mlp and unet
     n_heads: int = 4  # transformer
     dropout: float = 0.0  # residual and transformer
     learning_rate: float = 3e-4
@@ -52,6 +52,8 @@ class ChunkConfig:
     ema_power: float = 0.75
     ema_max: float = 0.9999
     sampling_steps: int = 10
+    switches: list[int] = field(default_factory=list)  # numbers of the action that are open or shut: [3] for a gripper
+    switch_guess: float = 1.0  # where a warm start's guess has them, of their range's +-1
     stochastic_eval: bool = True  # fresh noise for every plan, as the authors; false: always the same noise
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class ChunkConfig:
         in_range(where, low=0.0, high=float("inf"), open_ends=True, learning_rate=self.learning_rate)
         in_range(where, low=0.0, high=float("inf"), weight_decay=self.weight_decay, ema_power=self.ema_power)
         in_range(where, low=0.0, high=1.0, ema_max=self.ema_max, dropout=self.dropout)
+        in_range(where, low=0.0, high=1.0, switch_guess=self.switch_guess)
         if self.head in ("residual", "transformer") and len(set(self.hidden)) != 1:
             raise ValueError(f"{where}.hidden: the blocks of head={self.head} have one width, got {self.hidden}")
         if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
@@ -160,7 +163,16 @@ class GenerativeBCLearner(OffPolicyLearner):
                 f"algo.obs_columns has {max(columns)}; observations have {spec.obs_dim} numbers, from 0 on"
             )
         head = self._head(spec)
-        policy = ChunkPolicy(spec.obs_dim, spec.action_dim, head, self._process(), cfg.window, columns)
+        policy = ChunkPolicy(
+            spec.obs_dim,
+            spec.action_dim,
+            head,
+            self._process(),
+            cfg.window,
+            columns=columns,
+            switches=cfg.switches,
+            switch_guess=cfg.switch_guess,
+        )
         nets = Nets(normalizer=Identity(), policy=policy, online=copy.deepcopy(head)).to(spec.device)
         self.follow = torch.zeros((), device=spec.device)  # how far the average moves in this update
         super().__init__(cfg, nets)
@@ -251,6 +263,20 @@ class GenerativeBCLearner(OffPolicyLearner):
             policy.eval()
         with self.precision():
             return policy.act_in_episode(obs, memory, begins, deterministic=deterministic)
+
+    @torch.no_grad()
+    def held_out(self, batch: Transition, *, deterministic: bool) -> Metrics:
+        """Of windows; the action is the present one, the first of a chunk that is executed. Weights are the average."""
+        policy, now = self.nets.policy, self.cfg.n_obs_steps - 1
+        policy.eval()
+        with self.precision():
+            action = policy.action_normalizer.inverse(policy.sample(batch.obs, deterministic=deterministic)[:, now])
+            chunk = policy.action_normalizer(batch.action)
+            noise, uniform = torch.randn_like(chunk), torch.rand_like(chunk[:, 0, 0])
+            x, level, target = policy.process.lesson(chunk, noise, uniform)
+            said = policy.head(x, level, policy.condition(batch.obs)).float()
+        error = action.clamp(-1.0, 1.0) - batch.action[:, now]
+        return {"action_error": error.square().mean(-1), "loss": (said - target).square().flatten(1).mean(1)}
 
 
 class DiffusionLearner(GenerativeBCLearner):

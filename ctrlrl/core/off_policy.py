@@ -123,6 +123,13 @@ class OffPolicyLearner(Learner):
         with self.precision():
             return policy.act(self.nets.normalizer(obs), deterministic=deterministic)
 
+    @torch.no_grad()
+    def held_out(self, batch: Transition, *, deterministic: bool) -> Metrics:
+        """Of rows that were not learned from: "action_error" [N], of the action that the policy takes there, its
+        squares averaged over the action's numbers; and "loss" [N], what `step` averages, where an algorithm has it."""
+        action = self.act(batch.obs, deterministic=deterministic).action
+        return {"action_error": (action - batch.action).square().mean(-1)}
+
     def update(self, batch: Transition) -> Metrics:
         phase = self.n_updates % self.period
         self.n_updates += 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,3 +74,67 @@ class Episodes:
         last = self.ends[self.has_final] - 1
         following[last] = self.final_obs[self.has_final]
         return following
+
+    def only(self, which: Array) -> Episodes:
+        """The episodes of these numbers [K], in their order."""
+        starts, lengths = self.starts()[which], self.lengths()[which]
+        ends = np.cumsum(lengths)
+        rows = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+        per_row = ("obs", "action", "reward", "terminated", "usable")
+        taken: dict[str, Any] = {name: getattr(self, name)[rows] for name in per_row}
+        return replace(
+            self,
+            **taken,
+            ends=ends,
+            final_obs=self.final_obs[which],
+            has_final=self.has_final[which],
+            extras={name: column[rows] for name, column in self.extras.items()},
+            episode_extras={name: column[which] for name, column in self.episode_extras.items()},
+        )
+
+    def first_steps(self, n: int) -> Episodes:
+        """Of every episode the first n rows at most; where it is cut, the row after them is its last observation."""
+        starts, lengths = self.starts(), np.minimum(self.lengths(), n)
+        ends = np.cumsum(lengths)
+        rows = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+        cut = lengths < self.lengths()
+        final_obs, has_final = self.final_obs.copy(), self.has_final | cut
+        extras, episode_extras = dict(self.extras), dict(self.episode_extras)
+        final_obs[cut] = self.obs[(starts + lengths)[cut]]
+        if "timeouts" in extras:
+            extras["timeouts"] = extras["timeouts"].copy()
+            extras["timeouts"][(starts + lengths - 1)[cut]] = True
+        if "episode_complete" in episode_extras:
+            episode_extras["episode_complete"] = episode_extras["episode_complete"] & ~cut
+        return replace(
+            self,
+            obs=self.obs[rows],
+            action=self.action[rows],
+            reward=self.reward[rows],
+            terminated=self.terminated[rows],
+            usable=self.usable[rows],
+            ends=ends,
+            final_obs=final_obs,
+            has_final=has_final,
+            extras={name: column[rows] for name, column in extras.items()},
+            episode_extras=episode_extras,
+        )
+
+
+def join(parts: Sequence[Episodes]) -> Episodes:
+    """One after another; facts, and the columns that there are, are those of the first."""
+    first = parts[0]
+    shift = np.cumsum([0, *(part.n_rows for part in parts[:-1])])
+    columns = ("obs", "action", "reward", "terminated", "final_obs", "has_final", "usable")
+
+    def joined(each: Sequence[dict[str, Array]]) -> dict[str, Array]:
+        return {name: np.concatenate([found[name] for found in each]) for name in each[0]}
+
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+    return replace(
+        first,
+        **arrays,
+        ends=np.concatenate([part.ends + at for part, at in zip(parts, shift, strict=True)]),
+        extras=joined([part.extras for part in parts]),
+        episode_extras=joined([part.episode_extras for part in parts]),
+    )

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
+from ctrlrl.envs import metaworld
 from ctrlrl.envs.gate import SUCCESS_KEYS, Gate
 from ctrlrl.envs.spec import Array
 from ctrlrl.envs.sync_lanes import SyncLanes
@@ -180,7 +181,8 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
         raise ValueError("render_mode and env_kwargs are for an environment given by its id; set them where it is made")
     if isinstance(env, str):
         try:
-            _register(env)
+            if env not in gym.registry or not env_kwargs:
+                register(env)
             return SyncLanes([lambda: gym.make(env, render_mode=render_mode, **env_kwargs)] * n_envs, **own)
         except (gym.error.Error, ImportError) as error:
             said = " ".join(str(error).split())
@@ -201,9 +203,11 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
     raise TypeError(f"env must be an id, gym.Env, gym.vector.VectorEnv or a function, got {type(env).__name__}")
 
 
-def _register(gym_id: str) -> None:
+def register(gym_id: str) -> None:
     """Import the package that an id comes from, where the id tells and Gymnasium does not know it."""
-    if gym_id not in gym.registry and gym_id.startswith(ROBOTICS):
+    if gym_id.startswith(metaworld.PREFIX):
+        metaworld.register(gym_id)
+    elif gym_id not in gym.registry and gym_id.startswith(ROBOTICS):
         try:
             import_module("gymnasium_robotics")
         except ImportError:

@@ -2,6 +2,7 @@
 
 from ctrlrl.functional.averaging import ema_decay
 from ctrlrl.functional.composition import (
+    and_along_flow,
     and_weights,
     and_weights_flow,
     best_weight,
@@ -12,10 +13,11 @@ from ctrlrl.functional.composition import (
     hutchinson,
     log_density_change,
     mixing_error,
+    or_rule,
     or_weights,
     row_weights,
+    superpose,
     superposed,
-    superposed_ddpm,
 )
 from ctrlrl.functional.conservative import calibrated, conservative_gap
 from ctrlrl.functional.coverage import goal_reached, goal_shares, share_entropy
@@ -40,6 +42,7 @@ from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standa
 from ctrlrl.functional.paths import brownian_residual, path_point, predicted_noise, sample_path, velocity_log_ratio
 from ctrlrl.functional.post_decision import post_decision_advantage
 from ctrlrl.functional.predictions import (
+    edm_denoised,
     edm_scales,
     edm_target,
     ends,
@@ -66,9 +69,12 @@ from ctrlrl.functional.samplers import (
     ddim,
     ddim_step,
     ddpm,
+    ddpm_step,
     edm_ancestral,
+    edm_ancestral_step,
     edm_ddim,
     edm_heun,
+    edm_heun_step,
     edm_step,
     euler,
     midpoint,
@@ -98,6 +104,7 @@ __all__ = [
     "adapt_learning_rate",
     "advantage_gate",
     "ancestral_deviations",
+    "and_along_flow",
     "and_weights",
     "and_weights_flow",
     "approx_kl",
@@ -121,12 +128,16 @@ __all__ = [
     "ddim",
     "ddim_step",
     "ddpm",
+    "ddpm_step",
     "discounted_returns",
     "discounted_sums",
     "divergence",
     "edm_ancestral",
+    "edm_ancestral_step",
     "edm_ddim",
+    "edm_denoised",
     "edm_heun",
+    "edm_heun_step",
     "edm_scales",
     "edm_step",
     "edm_target",
@@ -166,6 +177,7 @@ __all__ = [
     "next_valid",
     "noisy",
     "on_path",
+    "or_rule",
     "or_weights",
     "path_point",
     "post_decision_advantage",
@@ -188,8 +200,8 @@ __all__ = [
     "soft_quantile_loss",
     "squared_distance",
     "standardize",
+    "superpose",
     "superposed",
-    "superposed_ddpm",
     "tanh_gaussian_log_prob",
     "tanh_gaussian_sample",
     "td_target",

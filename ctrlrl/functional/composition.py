@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ctrlrl.functional.checks import same_shape
 from ctrlrl.functional.predictions import ends
-from ctrlrl.functional.samplers import clipped, posterior_mean
+from ctrlrl.functional.samplers import Noise, PredictStep, clipped, posterior_mean
 from ctrlrl.functional.schedules import Schedule
 
 Model = Callable[[Tensor, Any], Tensor]  # (x, level) -> prediction
+Rule = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (means, log density, noise, beta) -> weights
 TINY = 1e-12
 
 
@@ -80,6 +81,33 @@ def best_weight(a: Tensor, b: Tensor) -> Tensor:
 # Superposition: weights that are new at every step --------------------------------------------------------------------
 
 
+def superpose(
+    models: Sequence[PredictStep],
+    rule: Rule,
+    x: Tensor,
+    levels: Sequence[int],
+    schedule: Schedule,
+    *,
+    kind: str = "noise",
+    clip: float | None = 1.0,
+    noise: Noise = torch.randn_like,
+) -> tuple[Tensor, Tensor]:
+    """Ancestral sampling from x [B, ...] under weights that a rule gives anew at every level.
+
+    rule: such as `or_rule` or `and_weights`. Also returned: what the steps added to each model's log density [M, B], up
+    to a common term. The noise has the forward variance, at level 0 too, where it is smallest: the log densities, and
+    AND's weights, are only right for that one. kind, clip: as `ddpm` has them.
+    """
+    log_density = x.new_zeros(len(models), x.shape[0])
+    for k in levels:
+        scales, beta, z = schedule.scales(k), schedule.beta[k], noise(x)
+        data = [clipped(ends(kind, model(x, k), x, *scales)[0], clip) for model in models]
+        means = torch.stack([posterior_mean(x, d, schedule, k) for d in data])
+        x = superposed(means, rule(means, log_density, z, beta)) + math.sqrt(beta) * z
+        log_density = log_density + log_density_change(x, means, beta)
+    return x, log_density
+
+
 def superposed(means: Tensor, weights: Tensor) -> Tensor:
     """sum_i weights[i] means[i]: [M, B, ...] and [M, B] -> [B, ...]."""
     return (means * _beside(weights, means)).sum(0)
@@ -99,6 +127,11 @@ def or_weights(log_density: Tensor, *, temperature: float = 1.0, bias: Tensor | 
     return torch.softmax(temperature * log_density + bias, 0)
 
 
+def or_rule(means: Tensor, log_density: Tensor, noise: Tensor, beta: float) -> Tensor:
+    """`or_weights` of the log densities so far, for `superpose`."""
+    return or_weights(log_density)
+
+
 def and_weights(means: Tensor, log_density: Tensor, noise: Tensor, beta: float) -> Tensor:
     """Weights, of sum 1, after whose step with this noise all models have one log density: [M, B].
 
@@ -111,6 +144,34 @@ def and_weights(means: Tensor, log_density: Tensor, noise: Tensor, beta: float) 
     return _around_equal(gap, gain + 0.5 * _dot(gap, gap))
 
 
+def and_along_flow(
+    models: Sequence[PredictStep],
+    schedule: Schedule,
+    *,
+    kind: str = "noise",
+    probe: Noise | None = None,
+    least: float = TINY,
+) -> PredictStep:
+    """The noise prediction of all models' AND, for `ddim`: deterministic, and without the bias of `and_weights`.
+
+    probe: makes random vectors for `hutchinson`'s estimate, or None for exact divergences, a backward pass an element.
+    least: as `and_weights_flow` has it.
+    """
+
+    def predict(x: Tensor, k: int) -> Tensor:
+        alpha, sigma = schedule.scales(k)
+
+        def noise_of(model: PredictStep) -> Callable[[Tensor], Tensor]:
+            return lambda y: ends(kind, model(y, k), y, alpha, sigma)[1]
+
+        fields = [noise_of(model) for model in models]
+        found = [divergence(f, x) if probe is None else hutchinson(f, x, probe(x)) for f in fields]
+        noises, slopes = (torch.stack(part) for part in zip(*found, strict=True))
+        return superposed(noises, and_weights_flow(noises, slopes, sigma, least=least))
+
+    return predict
+
+
 def and_weights_flow(noises: Tensor, divergences: Tensor, sigma: float, *, least: float = TINY) -> Tensor:
     """Weights, of sum 1, under which all models' log densities change alike along the probability flow: [M, B].
 
@@ -121,32 +182,6 @@ def and_weights_flow(noises: Tensor, divergences: Tensor, sigma: float, *, least
     """
     gap = _gaps(noises)
     return _around_equal(gap, _dot(gap, noises[:-1]) - sigma * (divergences[:-1] - divergences[-1]), least)
-
-
-def superposed_ddpm(
-    models: Sequence[Model],
-    x: Tensor,
-    schedule: Schedule,
-    weigh: Callable[[Tensor, Tensor, Tensor, float], Tensor],
-    *,
-    kind: str = "noise",
-    clip: float | None = 1.0,
-    noise: Callable[[Tensor], Tensor] = torch.randn_like,
-) -> tuple[Tensor, Tensor]:
-    """Ancestral sampling of all levels with forward variances: samples [B, ...] and the log densities tracked [M, B].
-
-    models: (x, k) -> a prediction of this kind. weigh: (posterior means [M, B, ...], log densities so far [M, B], the
-    step's noise, beta_k) -> weights [M, B]. The last step adds no noise. clip: bound of the data predicted.
-    """
-    log_density = torch.zeros(len(models), x.shape[0], dtype=x.dtype, device=x.device)
-    for k in reversed(range(len(schedule.beta))):
-        data = [clipped(ends(kind, model(x, k), x, *schedule.scales(k))[0], clip) for model in models]
-        means = torch.stack([posterior_mean(x, found, schedule, k) for found in data])
-        beta = schedule.beta[k]
-        z = noise(x) if k > 0 else torch.zeros_like(x)
-        x = superposed(means, weigh(means, log_density, z, beta)) + math.sqrt(beta) * z
-        log_density = log_density + log_density_change(x, means, beta)
-    return x, log_density
 
 
 def hutchinson(field: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:

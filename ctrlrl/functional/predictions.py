@@ -95,16 +95,23 @@ def reversed_time(velocity: Callable[[Tensor, float], Tensor]) -> Callable[[Tens
 # EDM: arXiv:2206.00364, table 1, with BESO's level law, arXiv:2304.02532 and its code -------------------------------
 
 
-def edm_scales(sigma: Tensor, data_std: float) -> tuple[Tensor, Tensor, Tensor]:
+def edm_scales(sigma: Scale, data_std: float) -> tuple[Scale, Scale, Scale]:
     """c_skip, c_out and c_in, of the shape of sigma: the denoised x is c_skip x + c_out F(c_in x).
 
     They give F inputs and targets of unit variance at every sigma, if the data have standard deviation data_std.
     """
-    size = sigma.square() + data_std**2
-    return data_std**2 / size, sigma * data_std / size.sqrt(), size.rsqrt()
+    square = sigma**2 + data_std**2
+    size = square**0.5
+    return data_std**2 / square, sigma * data_std / size, 1.0 / size
 
 
-def edm_target(data: Tensor, x: Tensor, sigma: Tensor, data_std: float) -> Tensor:
+def edm_denoised(raw: Tensor, x: Tensor, sigma: Scale, data_std: float) -> Tensor:
+    """The data that F's answer `raw` at c_in x stands for: c_skip x + c_out raw; the shape of x."""
+    c_skip, c_out, _ = edm_scales(sigma, data_std)
+    return c_skip * x + c_out * raw
+
+
+def edm_target(data: Tensor, x: Tensor, sigma: Scale, data_std: float) -> Tensor:
     """What F is trained to say at x = data + sigma noise: (data - c_skip x) / c_out; the shape of data."""
     c_skip, c_out, _ = edm_scales(sigma, data_std)
     return (data - c_skip * x) / c_out

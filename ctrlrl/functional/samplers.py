@@ -68,6 +68,12 @@ def posterior_std(schedule: Schedule, k: int) -> float:
     return math.sqrt(schedule.beta[k] * (1.0 - schedule.kept(k - 1)) / (1.0 - schedule.kept(k)))
 
 
+def ddpm_step(x: Tensor, data: Tensor, schedule: Schedule, k: int, noise: Noise = torch.randn_like) -> Tensor:
+    """A draw of level k - 1 given x at level k and the data; the data themselves for k = 0. The shape of x."""
+    mean = posterior_mean(x, data, schedule, k)
+    return mean + posterior_std(schedule, k) * noise(x) if k > 0 else mean
+
+
 def ddpm(
     predict: PredictStep,
     x: Tensor,
@@ -86,9 +92,7 @@ def ddpm(
     """
     for k in levels:
         data, _ = ends(kind, predict(x, k), x, *schedule.scales(k))
-        x = posterior_mean(x, clipped(data, clip), schedule, k)
-        if k > 0:
-            x = x + posterior_std(schedule, k) * noise(x)
+        x = ddpm_step(x, clipped(data, clip), schedule, k, noise)
     return x
 
 
@@ -132,16 +136,17 @@ def shifted(chunk: Tensor) -> Tensor:
     return torch.cat((chunk[:, 1:], chunk[:, -1:]), 1)
 
 
-# Exploding variance (EDM): x = data + sigma noise, predict(x, sigma) is the denoised x, levels fall to 0 --------------
+# Exploding variance (EDM): x = data + sigma noise, predict(x, sigma) is the denoised x, levels fall to 0. BESO's code
+# has all of these bound x, not the data predicted, after every step: `clip`. ------------------------------------------
 
 
-def edm_ddim(predict: Predict, x: Tensor, levels: Sequence[float]) -> Tensor:
+def edm_ddim(predict: Predict, x: Tensor, levels: Sequence[float], *, clip: float | None = None) -> Tensor:
     """Along the probability flow from deviation levels[0], where x is data + levels[0] noise; the shape of x.
 
     Euler's method in sigma takes the very same steps. Source: EDM, arXiv:2206.00364, algorithm 1 uncorrected; BESO.
     """
     for now, then in pairwise(levels):
-        x = edm_step(x, predict(x, now), now, then)
+        x = clipped(edm_step(x, predict(x, now), now, then), clip)
     return x
 
 
@@ -150,19 +155,23 @@ def edm_step(x: Tensor, data: Tensor, now: float, then: float) -> Tensor:
     return ddim_step(*ends("data", data, x, 1.0, now), 1.0, then)
 
 
-def edm_heun(predict: Predict, x: Tensor, levels: Sequence[float]) -> Tensor:
+def edm_heun(predict: Predict, x: Tensor, levels: Sequence[float], *, clip: float | None = None) -> Tensor:
     """Euler steps, each but the last corrected by the slope at its end: two evaluations, error O(step^2).
 
     Source: EDM, arXiv:2206.00364, algorithm 1.
     """
     for now, then in pairwise(levels):
-        slope = (x - predict(x, now)) / now
-        ahead = x + (then - now) * slope
-        if then > 0.0:
-            slope = 0.5 * (slope + (ahead - predict(ahead, then)) / then)
-            ahead = x + (then - now) * slope
-        x = ahead
+        x = clipped(edm_heun_step(predict, x, now, then), clip)
     return x
+
+
+def edm_heun_step(predict: Predict, x: Tensor, now: float, then: float) -> Tensor:
+    """One step of `edm_heun` from deviation `now` to `then`."""
+    slope = (x - predict(x, now)) / now
+    ahead = x + (then - now) * slope
+    if then == 0.0:
+        return ahead
+    return x + 0.5 * (then - now) * (slope + (ahead - predict(ahead, then)) / then)
 
 
 def ancestral_deviations(now: float, then: float, eta: float) -> tuple[float, float]:
@@ -182,12 +191,17 @@ def edm_ancestral(
 ) -> Tensor:
     """Euler steps that go too far down and add fresh noise back; eta = 0 is `edm_ddim`. The shape of x.
 
-    clip: bound of x after every step, as BESO's code has it. Source: k-diffusion; BESO, arXiv:2304.02532.
+    Source: k-diffusion; BESO, arXiv:2304.02532.
     """
     for now, then in pairwise(levels):
-        down, up = ancestral_deviations(now, then, eta)
-        x = edm_step(x, predict(x, now), now, down)
-        if down > 0.0:
-            x = x + up * noise(x)
-        x = clipped(x, clip)
+        x = clipped(edm_ancestral_step(x, predict(x, now), now, then, eta=eta, noise=noise), clip)
     return x
+
+
+def edm_ancestral_step(
+    x: Tensor, data: Tensor, now: float, then: float, *, eta: float = 1.0, noise: Noise = torch.randn_like
+) -> Tensor:
+    """One step of `edm_ancestral` from deviation `now` to `then`."""
+    down, up = ancestral_deviations(now, then, eta)
+    x = edm_step(x, data, now, down)
+    return x + up * noise(x) if down > 0.0 else x

@@ -49,6 +49,11 @@ def same_task(parents: Sequence[Parent]) -> None:
             if sizes[0] != sizes[1]:
                 raise ValueError(f"compose: {what} have {sizes[0]} numbers in {first.name}, {sizes[1]} in {other.name}")
         _same_range(first, other)
+        if first.policy.switches != other.policy.switches:
+            raise ValueError(
+                f"compose: algo.switches is {first.policy.switches} in {first.name}, {other.policy.switches} in "
+                f"{other.name}; the numbers of an action that are one of two must be the same"
+            )
 
 
 def _same_range(first: Parent, other: Parent) -> None:

@@ -5,8 +5,7 @@ There is one noisy chunk and one sampler; every parent says what it sees at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,16 +14,15 @@ from torch import Tensor, nn
 
 from ctrlrl.functional.composition import (
     Model,
+    Rule,
+    and_along_flow,
     and_weights,
-    and_weights_flow,
     combined,
     convex,
     guided,
-    hutchinson,
     or_weights,
     row_weights,
-    superposed,
-    superposed_ddpm,
+    superpose,
 )
 from ctrlrl.functional.predictions import ends, on_path, prediction
 from ctrlrl.functional.samplers import clipped, ddim
@@ -91,22 +89,19 @@ class ComposedPolicy(nn.Module):
         """The policy whose sampler runs."""
         return [*self.policies, self.base][self._host]
 
-    @property
-    def action_normalizer(self) -> Any:
-        return self.host.action_normalizer
-
     def sample(self, obs: Tensor, *, deterministic: bool = False) -> Tensor:
         """Normalised chunks [n, H, A] under raw observations [n, n_obs, O]."""
         if self._alone:
             return self.host.sample(obs, deterministic=deterministic)
-        start, noise = self.start.expand(len(obs), -1, -1), noise_maker(deterministic)
+        start, noise = self.start.expand(obs.shape[0], -1, -1), noise_maker(deterministic)
         x = start if deterministic else torch.randn_like(start)
         if self.mode in ("convex", "product"):
             return self.host.process.sample(self.predictor(obs), x, noise)
         if self.exact:
             return self._exact_and(obs, x, start.sign() if deterministic else None)
-        models = self._models(obs, "noise")
-        return superposed_ddpm(models, x, self.host.process.schedule, self._weigh(x), noise=noise)[0]
+        schedule = self.host.process.schedule
+        levels = range(len(schedule.beta) - 1, -1, -1)
+        return superpose(self._models(obs, "noise"), self._rule(x), x, levels, schedule, noise=noise)[0]
 
     def resample(self, obs: Tensor, guess: Tensor, *, deterministic: bool = False) -> Tensor:
         """The same from guesses [n, H, A] close to the data, through the host's few last levels."""
@@ -117,15 +112,18 @@ class ComposedPolicy(nn.Module):
     def act_in_episode(
         self, obs: Tensor, memory: Memory | None, begins: Tensor | None, *, deterministic: bool = False
     ) -> tuple[PolicyOutput, Memory]:
+        host = self.host
+
         def plan(seen: Tensor) -> Tensor:
-            return self.sample(seen, deterministic=deterministic)
+            return host.thrown(self.sample(seen, deterministic=deterministic), host.switch_guess)
 
         def follow(seen: Tensor, guess: Tensor) -> Tensor:
-            return self.resample(seen, guess, deterministic=deterministic)
+            return host.thrown(self.resample(seen, guess, deterministic=deterministic), host.switch_guess)
 
-        warm = self.host.process.warm and self.mode in ("convex", "product") and self.window.n_actions == 1
+        warm = host.process.warm and self.mode in ("convex", "product") and self.window.n_actions == 1
         action, memory = advance(memory, obs, begins, self.window, plan, follow if warm else None)
-        return PolicyOutput(self.action_normalizer.inverse(action).clamp(-1.0, 1.0), None, {}), memory
+        action = host.action_normalizer.inverse(host.thrown(action, 1.0)).clamp(-1.0, 1.0)
+        return PolicyOutput(action, None, {}), memory
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         """As at the first step of an episode: observations [n, O] to the first action of a new plan."""
@@ -169,7 +167,7 @@ class ComposedPolicy(nn.Module):
             return said
         return lambda x, level: F.pad(said(x[:, first : first + horizon], level), (0, 0, first, after))
 
-    def _weigh(self, x: Tensor) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    def _rule(self, x: Tensor) -> Rule:
         if self.mode == "and":
             return and_weights
         prior = torch.tensor(self.weights, dtype=x.dtype, device=x.device).log().unsqueeze(1)
@@ -180,17 +178,14 @@ class ComposedPolicy(nn.Module):
 
         The noise is what the clipped data leave of x: early weights are large, and unclipped noise would stay so.
         """
-        process, models = self.host.process, self._models(obs, "noise")
+        schedule, levels = self.host.process.schedule, self.host.process.levels
+        probe = _signs if fixed is None else lambda x: fixed
+        together = and_along_flow(self._models(obs, "noise"), schedule, probe=probe, least=1e-4)
 
         def predict(x: Tensor, k: int) -> Tensor:
-            probe = torch.randn_like(x).sign() if fixed is None else fixed
-            found = [hutchinson(partial(_at, model, k), x, probe) for model in models]
-            noises, slopes = (torch.stack(part) for part in zip(*found, strict=True))
-            alpha, sigma = process.scales(k)
-            noise = superposed(noises, and_weights_flow(noises, slopes, sigma, least=1e-4))
-            return clipped(ends("noise", noise, x, alpha, sigma)[0], 1.0)
+            return clipped(ends("noise", together(x, k), x, *schedule.scales(k))[0], 1.0)
 
-        return ddim(predict, x, process.levels, process.schedule, kind="data")
+        return ddim(predict, x, levels, schedule, kind="data")
 
 
 def translated(predict: Model, process: Any, host: Any, kind: str) -> Model:
@@ -225,8 +220,8 @@ def common_window(windows: Sequence[Window]) -> tuple[Window, list[int]]:
     return Window(n_obs, n_obs + ahead, n_actions), [n_obs - window.n_obs for window in windows]
 
 
-def _at(model: Model, k: int, x: Tensor) -> Tensor:
-    return model(x, k)
+def _signs(x: Tensor) -> Tensor:
+    return torch.randn_like(x).sign()
 
 
 def _times(model: Model, share: Tensor) -> Model:

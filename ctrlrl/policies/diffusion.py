@@ -101,6 +101,9 @@ class ChunkPolicy(nn.Module):
     head: (noisy chunk [n, H, A], level [n] or a number, condition [n, n_obs * O]) -> [n, H, A].
     start: the noise that all deterministic samples begin at; drawn once, saved with the weights.
     columns: the numbers of an observation that it sees, None = all; none at all make an unconditional policy.
+    switches: numbers of the action that are one of two, as a gripper is. They are executed at an end of their range; in
+    the plan that a warm start goes on from they are kept at +-`switch_guess`, because a shifted jump is a bad guess
+    (RTI-DP's "clip", arXiv:2508.05396 and its code).
     """
 
     start: Tensor
@@ -113,10 +116,16 @@ class ChunkPolicy(nn.Module):
         head: Any,
         process: Any,
         window: Window,
+        *,
         columns: Sequence[int] | None = None,
+        switches: Sequence[int] = (),
+        switch_guess: float = 1.0,
     ):
         super().__init__()
         self.obs_dim, self.window, self.process, self.head = obs_dim, window, process, head
+        self.switches, self.switch_guess = list(switches), switch_guess
+        if self.switches and not 0 <= min(self.switches) <= max(self.switches) < action_dim:
+            raise ValueError(f"switches={self.switches}: an action has the numbers 0 ... {action_dim - 1}")
         seen = None if columns is None else torch.tensor(columns, dtype=torch.int64)
         self.register_buffer("columns", seen, persistent=False)
         self.obs_normalizer = MinMaxNormalizer(obs_dim if columns is None else len(columns))
@@ -138,7 +147,7 @@ class ChunkPolicy(nn.Module):
 
     def sample(self, obs: Tensor, *, deterministic: bool = False) -> Tensor:
         """Normalised chunks [n, H, A] under raw observations [n, n_obs, O]."""
-        start = self.start.expand(len(obs), -1, -1)
+        start = self.start.expand(obs.shape[0], -1, -1)
         x = start if deterministic else torch.randn_like(start)
         return self.process.sample(self.predictor(obs), x, noise_maker(deterministic))
 
@@ -150,13 +159,22 @@ class ChunkPolicy(nn.Module):
         self, obs: Tensor, memory: Memory | None, begins: Tensor | None, *, deterministic: bool = False
     ) -> tuple[PolicyOutput, Memory]:
         def plan(seen: Tensor) -> Tensor:
-            return self.sample(seen, deterministic=deterministic)
+            return self.thrown(self.sample(seen, deterministic=deterministic), self.switch_guess)
 
         def follow(seen: Tensor, guess: Tensor) -> Tensor:
-            return self.resample(seen, guess, deterministic=deterministic)
+            return self.thrown(self.resample(seen, guess, deterministic=deterministic), self.switch_guess)
 
         action, memory = advance(memory, obs, begins, self.window, plan, follow if self.process.warm else None)
-        return PolicyOutput(self.action_normalizer.inverse(action).clamp(-1.0, 1.0), None, {}), memory
+        action = self.action_normalizer.inverse(self.thrown(action, 1.0)).clamp(-1.0, 1.0)
+        return PolicyOutput(action, None, {}), memory
+
+    def thrown(self, x: Tensor, size: float) -> Tensor:
+        """Normalised actions [..., A] with their switches at +-size."""
+        if not self.switches:
+            return x
+        x = x.clone()
+        x[..., self.switches] = torch.where(x[..., self.switches] > 0.0, size, -size)
+        return x
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         """As at the first step of an episode: observations [n, O] to the first action of a new plan."""

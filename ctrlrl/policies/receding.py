@@ -38,7 +38,7 @@ def advance(
     n_obs, _, n_actions = window
     if memory is None:
         seen = obs.unsqueeze(1).expand(-1, n_obs, -1)
-        return _act(Memory(seen, plan(seen), torch.zeros(len(obs), dtype=torch.int64, device=obs.device), 0), n_obs)
+        return _act(Memory(seen, plan(seen), torch.zeros(obs.shape[0], dtype=torch.int64, device=obs.device), 0), n_obs)
     if len(memory.obs) != len(obs):
         raise ValueError(f"the policy's state is of {len(memory.obs)} environments, got {len(obs)} observations")
     seen = torch.cat((memory.obs[:, 1:], obs.unsqueeze(1)), 1)

@@ -83,6 +83,7 @@ def _facts(run: Run) -> str:
         ("Last score", number(r.get("normalized_score"), 1), "0-100"),
         ("Best score", number(r.get("best_normalized_score"), 1), ""),
         ("Success", NONE if success is None else f"{100 * success:.0f} %", ""),
+        ("Held-out action error", number(r.get("held_out_action_error"), 4), ""),
         ("Gradient steps" if offline else "Environment steps",
          number(r.get("gradient_steps" if offline else "env_steps")), ""),
         ("Wall time", duration(r.get("wall_seconds")), f"training {duration(r.get('train_seconds'))}"),

@@ -124,6 +124,7 @@ def _row(r: Result) -> dict[str, str]:
         "last score": number(r.get("normalized_score"), 1),
         "best score": number(r.get("best_normalized_score"), 1),
         "success": NONE if success is None else f"{100 * success:.0f} %",
+        "held-out error": number(r.get("held_out_action_error"), 4),
         "wall time": duration(r.get("wall_seconds")),
         "steps/s": number(r.get("updates_per_second" if offline else "steps_per_second"), 0),
         "published": _published(r) or NONE,

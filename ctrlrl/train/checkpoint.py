@@ -31,6 +31,7 @@ from ctrlrl.types import EnvSpec
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 STATE_LIMIT = 2**24  # bytes of state.json
+_LONGEST = 2**20  # numbers in an observation or action that a checkpoint may ask for
 _MEND = "Use another: of a run, evaluate checkpoint=best, or copy it here to resume."
 
 
@@ -258,6 +259,17 @@ def same_spec(state: dict[str, Any], spec: EnvSpec, where: str, *, lanes: bool) 
             raise ValueError(
                 f"{where} was trained on an environment with {name}={was!r:.80}, this one has {name}={value!r:.80}."
             )
+
+
+def saved_spec(state: dict[str, Any], where: str, device: torch.device) -> EnvSpec:
+    """Of the task that a run without an environment learned: vectors seen and done, as long as the checkpoint says."""
+    spec = table(state, "spec")
+    obs_dim, action_dim = (number(spec, name, integer=True) for name in ("obs_dim", "action_dim"))
+    if not (1 <= obs_dim <= _LONGEST and 1 <= action_dim <= _LONGEST):
+        raise ValueError(
+            f"{where}/state.json: obs_dim and action_dim must lie in 1 ... {_LONGEST}, got {obs_dim} and {action_dim}"
+        )
+    return EnvSpec(obs_dim, action_dim, 0, 1, n_envs=1, episode_length=0, device=device)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

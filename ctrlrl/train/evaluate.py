@@ -16,6 +16,13 @@ class Evaluation(NamedTuple):
     returns: Tensor  # [episodes] float64, undiscounted
     lengths: Tensor  # [episodes] int64
     success: Tensor | None  # [episodes] 0 or 1, where the environment reports it
+    held_out_action_error: Tensor | None = None  # 0-dim, mean square over rows that were held out from learning
+    held_out_loss: Tensor | None = None  # 0-dim, what training lowers, there
+
+    @classmethod
+    def nothing(cls) -> Evaluation:
+        """Of no episode."""
+        return cls(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64), None)
 
 
 @contextmanager

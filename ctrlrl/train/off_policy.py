@@ -10,7 +10,8 @@ from torch import Tensor
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.data.episodes import Facts
-from ctrlrl.types import Metrics, Source
+from ctrlrl.train.held_out import Rows
+from ctrlrl.types import EnvSpec, Metrics, Source
 
 CHUNK = 50  # updates between two looks at the losses, so also between two log rows or checkpoints
 
@@ -59,6 +60,8 @@ class OfflineLoop:
         self.gradient_steps = 0
         self.env_steps = 0
         self.env: Any = None
+        self.spec: EnvSpec | None = None  # of the task, where the loop was made for one
+        self.unseen: Rows | None = None  # what was held out from the source
 
     @property
     def done(self) -> bool:

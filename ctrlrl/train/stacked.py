@@ -13,7 +13,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.train.checkpoint import number, write_folder
 from ctrlrl.train.evaluate import Evaluation
 from ctrlrl.train.log import RunFolder
-from ctrlrl.train.trainer import Loop, Trainer
+from ctrlrl.train.trainer import Loop, Trainer, exceeds, merit, summary
 
 
 class StackedTrainer(Trainer):
@@ -82,14 +82,12 @@ class StackedTrainer(Trainer):
         self.evaluation = self.evaluate()
         rows = [self._eval_row(self._of(place)) for place in range(len(self.seeds))]  # type: ignore[arg-type]
         for place, row in enumerate(rows):
-            before = self.best[place]
-            if before is None or row["eval/return_mean"] > before:
-                self.best[place] = row["eval/return_mean"]
+            if exceeds(merit(row), self.best[place]):
+                self.best[place] = merit(row)
                 self._save_seed(place, "best")
             self._save_seed(place, "last")
         self.write_result(status)
-        means = "  ".join(f"{row['eval/return_mean']:.1f}" for row in rows)
-        self.progress.evaluation(f"{self.steps:>12,} steps  evaluation returns {means}")
+        self.progress.evaluation(f"{self.steps:>12,} steps  evaluation {'  '.join(map(summary, rows))}")
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _finish(self) -> None:
@@ -124,10 +122,6 @@ def seed_folder(folder: Path, seed: int) -> Path:
 
 
 def _joined(each: Sequence[Evaluation]) -> Evaluation:
-    """[S, episodes] of everything."""
-    success = [e.success for e in each if e.success is not None]
-    return Evaluation(
-        torch.stack([e.returns for e in each]),
-        torch.stack([e.lengths for e in each]),
-        torch.stack(success) if len(success) == len(each) else None,
-    )
+    """[S, episodes] of everything, [S] of what is one number; None where a seed has none."""
+    columns = [None if any(x is None for x in column) else torch.stack(column) for column in zip(*each, strict=True)]
+    return Evaluation(*columns)  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ class Trainer:
         self.train_seconds = 0.0  # collecting and learning alone
         self.checkpoint_seconds = 0.0
         self.wall_before = 0.0  # of the sessions before a resume
-        self.best: Any = None  # the best evaluation's mean return
+        self.best: Any = None  # the best evaluation's merit, its mean return where there is an environment
         self.evaluation: Evaluation | None = None
         self.next_eval = eval_every
         self._started = time.perf_counter()
@@ -193,17 +193,19 @@ class Trainer:
     def _evaluate(self, status: str) -> dict[str, Any]:
         self.evaluation = self.ranks.of_first(self.evaluate)
         row = self._eval_row(self.evaluation)
-        mean, spread = row["eval/return_mean"], row["eval/return_std"]
-        if self.best is None or mean > self.best:
-            self.best = mean
+        if exceeds(merit(row), self.best):
+            self.best = merit(row)
             self.save("best")
         self.write_result(status)
-        self.progress.evaluation(f"{self.steps:>12,} steps  evaluation return {mean:.1f} ± {spread:.1f}")
+        self.progress.evaluation(f"{self.steps:>12,} steps  evaluation {summary(row)}")
         return row
 
     def _eval_row(self, evaluation: Evaluation) -> dict[str, float]:
+        row = {f"eval/{name}": value for name, value in _held_out(evaluation).items()}
         returns = evaluation.returns
-        row = {
+        if not returns.numel():
+            return row
+        row |= {
             "eval/return_mean": returns.mean().item(),
             "eval/return_std": returns.std(unbiased=False).item(),
             "eval/length_mean": evaluation.lengths.double().mean().item(),
@@ -230,8 +232,9 @@ class Trainer:
         }
 
     def _outcome(self, last: Evaluation | None, best: float | None) -> dict[str, Any]:
-        returns = last.returns if last is not None else None
+        returns = last.returns if last is not None and last.returns.numel() else None
         success = last.success if last is not None else None
+        best = None if returns is None else best
         return {
             "final_return_mean": None if returns is None else returns.mean().item(),
             "final_return_std": None if returns is None else returns.std(unbiased=False).item(),
@@ -240,6 +243,7 @@ class Trainer:
             "success_rate": None if success is None else success.nanmean().item(),
             "normalized_score": None if returns is None else self.score(returns.mean().item()),
             "best_normalized_score": None if best is None else self.score(best),
+            **({} if last is None else _held_out(last)),
         }
 
     def save(self, name: str) -> None:
@@ -378,6 +382,32 @@ class Trainer:
         changed = [f"{n} {was[n]} is now {now.get(n, 'missing')}" for n in EXACT if n in was and was[n] != now.get(n)]
         if changed:
             self.progress.note(f"{', '.join(changed)}: the run goes on, but not bit for bit as it would have")
+
+
+def merit(row: dict[str, float]) -> float | None:
+    """By what evaluations are compared: the return, else the error on what was held out; None without either."""
+    if "eval/return_mean" in row:
+        return row["eval/return_mean"]
+    return -row["eval/held_out_action_error"] if "eval/held_out_action_error" in row else None
+
+
+def exceeds(value: float | None, best: float | None) -> bool:
+    return value is not None and (best is None or value > best)
+
+
+def summary(row: dict[str, float]) -> str:
+    parts = []
+    if "eval/return_mean" in row:
+        parts.append(f"return {row['eval/return_mean']:.1f} ± {row['eval/return_std']:.1f}")
+    if "eval/held_out_action_error" in row:
+        parts.append(f"held-out action error {row['eval/held_out_action_error']:.4g}")
+    return ", ".join(parts) or "of nothing: give an environment, or data.holdout"
+
+
+def _held_out(evaluation: Evaluation) -> dict[str, float]:
+    """held_out_action_error and held_out_loss, where there are any; of several seeds the mean."""
+    named = {k: v for k, v in evaluation._asdict().items() if k.startswith("held_out_")}
+    return {name: value.mean().item() for name, value in named.items() if value is not None}
 
 
 def _plain(metrics: Metrics) -> dict[str, Any]:

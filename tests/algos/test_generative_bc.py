@@ -9,6 +9,7 @@ import torch
 from ctrlrl.algos.generative_bc import HEADS, DiffusionConfig, FlowConfig
 from ctrlrl.functional.learning_rate import warmup_cosine
 from ctrlrl.loops import make_learner
+from ctrlrl.settings import train_config, typed
 from ctrlrl.types import EnvSpec, Transition, Window
 
 SPEC = EnvSpec(3, 2, 0, 1, 1, 200, torch.device("cpu"))
@@ -173,3 +174,47 @@ def test_weight_decay_shrinks_weights_and_spares_biases():
 def test_one_width_is_asked_of_blocks_that_add_up(algo):
     with pytest.raises(ValueError, match=r"head=transformer have one width, got \[32, 64\]"):
         CONFIGS[algo](head="transformer", hidden=[32, 64])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@both
+def test_compiled_updates_are_the_eager_ones(algo):
+    found, weights = [], []
+    for mode in ("eager", "compile"):
+        learner = learner_of(algo)
+        learner.prefit(rows())
+        learner.set_compile(mode)
+        torch.manual_seed(1)
+        found.append([float(learner.update(windows(learner.cfg.window))["loss/policy"]) for _ in range(3)])
+        weights.append(vector(learner.nets.policy.head))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+
+
+TRANSFORMER = {"head": "transformer", "betas": [0.9, 0.95], "warmup_steps": 1000, "learning_rate": 1e-4}
+PUBLISHED = {  # Diffusion Policy, arXiv:2303.04137, the configurations of its code
+    "unet_lowdim": {"horizon": 16, "n_obs_steps": 2, "n_action_steps": 8, "head": "unet", "hidden": [256, 512, 1024]}
+    | {"embed_dim": 256, "betas": [0.95, 0.999], "weight_decay": 1e-6, "warmup_steps": 500, "learning_rate": 1e-4},
+    "transformer_blockpush": {"horizon": 5, "n_obs_steps": 3, "n_action_steps": 1, "hidden": 8 * [256]}
+    | {"dropout": 0.3, "weight_decay": 1e-3, **TRANSFORMER},
+    "transformer_pusht": {"horizon": 16, "n_obs_steps": 2, "n_action_steps": 8, "hidden": 8 * [256]}
+    | {"dropout": 0.01, "weight_decay": 1e-1, **TRANSFORMER},
+    "transformer_kitchen": {"horizon": 16, "n_obs_steps": 4, "n_action_steps": 8, "hidden": 8 * [768]}
+    | {"dropout": 0.1, "weight_decay": 1e-3, **TRANSFORMER},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_holds_the_published_setting(name):
+    words = [f"experiment=diffusion/{name}", "env=pendulum", "data=file", "data.path=x"]
+    algo = typed(train_config(words)).algo
+    shared = {"n_levels": 100, "prediction": "noise", "sampler": "ddpm", "batch_size": 256, "n_heads": 4}
+    expected = {**shared, **PUBLISHED[name]}
+    assert {key: getattr(algo, key) for key in expected} == expected
+
+
+@both
+def test_the_small_u_net_is_a_preset_of_both(algo):
+    words = [f"experiment={algo}/unet_small", "env=pendulum", "data=file", "data.path=x"]
+    assert typed(train_config(words)).algo.hidden == [32, 64, 128]

@@ -1,6 +1,7 @@
 """Diffusion samplers against Gaussians, whose noise predictions are known (sections 0.2, 3, 4.2, 7, 13 of the spec)."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ctrlrl.functional.samplers import (
     edm_ancestral,
     edm_ddim,
     edm_heun,
+    edm_heun_step,
     edm_step,
     euler,
     posterior_mean,
@@ -241,7 +243,7 @@ def test_the_ancestral_sampler_without_noise_is_ddim_and_with_it_samples_the_gau
 
 
 def test_the_ancestral_sampler_takes_the_printed_steps_with_the_noise_it_is_given():
-    levels, x, z = [1.0, 0.5, 0.1, 0.0], doubles(5), doubles(2, 5)
+    levels, x, z = [1.0, 0.5, 0.1, 0.0], 3.0 * doubles(5), doubles(2, 5)
     D, draws = denoiser(0.2, 0.3), iter(z)
     found = edm_ancestral(D, x, levels, noise=lambda x: next(draws), clip=0.4)
     for now, then, i in ((1.0, 0.5, 0), (0.5, 0.1, 1)):
@@ -249,6 +251,18 @@ def test_the_ancestral_sampler_takes_the_printed_steps_with_the_noise_it_is_give
         down = math.sqrt(then**2 - up**2)
         x = (x + (x - D(x, now)) / now * (down - now) + up * z[i]).clamp(-0.4, 0.4)
     torch.testing.assert_close(found, D(x, 0.1).clamp(-0.4, 0.4), rtol=0, atol=1e-12)
+
+
+def test_edm_samplers_bound_x_after_every_step():
+    levels, start = [5.0, 1.0, 0.5, 0.0], 5.0 * doubles(9)
+    D = denoiser(3.0, 0.5)
+    by_ddim = by_heun = start
+    for now, then in pairwise(levels):
+        by_ddim = edm_step(by_ddim, D(by_ddim, now), now, then).clamp(-0.4, 0.4)
+        by_heun = edm_heun_step(D, by_heun, now, then).clamp(-0.4, 0.4)
+    assert torch.equal(edm_ddim(D, start, levels, clip=0.4), by_ddim)
+    assert torch.equal(edm_heun(D, start, levels, clip=0.4), by_heun)
+    assert torch.equal(edm_ancestral(D, start, levels, eta=0.0, clip=0.4), by_ddim)
 
 
 # Warm starts ----------------------------------------------------------------------------------------------------------

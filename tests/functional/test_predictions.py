@@ -7,6 +7,7 @@ import torch
 
 from ctrlrl.functional.predictions import (
     PREDICTIONS,
+    edm_denoised,
     edm_scales,
     edm_target,
     ends,
@@ -123,6 +124,7 @@ def test_edms_scales_have_their_printed_values():
     printed = [[0.990099, 0.5, 0.2], [0.0497519, 0.3535534, 0.4472136], [1.9900744, 1.4142136, 0.8944272]]
     found = torch.stack(edm_scales(sigma, 0.5))
     torch.testing.assert_close(found, torch.tensor(printed, dtype=torch.float64), rtol=0, atol=5e-7)
+    assert edm_scales(0.05, 0.5) == pytest.approx([row[0] for row in printed], abs=5e-7), "a number for all rows"
 
 
 def test_edms_inputs_and_targets_have_unit_variance_at_every_level():
@@ -137,8 +139,8 @@ def test_edms_inputs_and_targets_have_unit_variance_at_every_level():
 def test_the_denoised_x_of_edms_target_is_the_data():
     data, noise, sigma = doubles(5, 4, 2), doubles(5, 4, 2), torch.rand(5, 1, 1).double() + 0.1
     x = data + sigma * noise
-    c_skip, c_out, _ = edm_scales(sigma, 0.5)
-    torch.testing.assert_close(c_skip * x + c_out * edm_target(data, x, sigma, 0.5), data, rtol=0, atol=1e-12)
+    found = edm_denoised(edm_target(data, x, sigma, 0.5), x, sigma, 0.5)
+    torch.testing.assert_close(found, data, rtol=0, atol=1e-12)
 
 
 def test_training_deviations_follow_the_truncated_log_logistic_law():

@@ -22,8 +22,9 @@ def trained(tmp_path_factory):
         half_blind.demonstrations(folder / "goals.npz")
         for algo in ("diffusion", "flow"):
             for column in (0, 1):
-                words = ("log.progress=false", f"run.dir={folder}/{algo}{column}")
-                half_blind.train(folder / "goals.npz", folder / algo, [column], *words, algo=algo, steps=2500)
+                out = folder / f"{algo}{column}"
+                words = ("log.progress=false",)
+                half_blind.train(folder / "goals.npz", out, [column], *words, algo=algo, steps=2500)
         yield folder, half_blind.call
 
 

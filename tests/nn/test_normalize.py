@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctrlrl.nn.normalize import ObsNormalizer, RewardScaler, RunningMoments
+from ctrlrl.nn.normalize import MinMaxNormalizer, ObsNormalizer, RewardScaler, RunningMoments
 
 
 def test_merged_moments_equal_numpy_over_the_concatenation():
@@ -64,3 +64,20 @@ def test_the_reward_scaler_divides_by_the_deviation_and_keeps_the_mean():
     scaler.merge(torch.tensor([8.0, 12.0]).repeat(50_000))  # deviation 2, mean 10
     assert torch.allclose(scaler(torch.tensor([0.0, 3.0, -2.0])), torch.tensor([0.0, 1.5, -1.0]), atol=1e-3)
     assert torch.equal(scaler(torch.tensor([1e9, -1e9])), torch.tensor([10.0, -10.0]))
+
+
+def test_the_range_of_the_data_becomes_the_unit_box_and_what_hardly_varies_is_moved_to_zero():
+    low, high = torch.tensor([-3.0, 0.0, 5.0, 7.0]), torch.tensor([1.0, 1e-3, 5.0 + 5e-5, 7.0])
+    x = low + (high - low) * torch.rand(500, 4)
+    x[:2] = torch.stack((low, high))
+    made = MinMaxNormalizer(4)
+    assert torch.equal(made(x), x), "identity until it has seen data"
+    made.fit(x)
+    unit = made(x)
+    torch.testing.assert_close(unit[0], torch.tensor([-1.0, -1.0, -2.5e-5, 0.0]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(unit[1], torch.tensor([1.0, 1.0, 2.5e-5, 0.0]), rtol=0, atol=1e-5)
+    assert made.scale[2:].tolist() == [1.0, 1.0]
+    torch.testing.assert_close(made.inverse(unit), x)
+    made.refuse_outside(x, "these")
+    with pytest.raises(ValueError, match="these: number 0 reaches -4, below the -3 at which"):
+        made.refuse_outside(x - torch.tensor([1.0, 0, 0, 0]), "these")

@@ -61,7 +61,7 @@ class Broken(nn.Module):
 
 
 def policy(process, head, window: Window = Window(1, 4, 2), *, obs_dim: int = 2, columns=None) -> ChunkPolicy:  # noqa: B008
-    return ChunkPolicy(obs_dim, 2, head, process, window, columns).eval()
+    return ChunkPolicy(obs_dim, 2, head, process, window, columns=columns).eval()
 
 
 def gaussian(process, mean, std, window: Window = Window(1, 4, 2)) -> ChunkPolicy:  # noqa: B008

@@ -155,3 +155,15 @@ def test_the_chunk_of_a_point_mass_is_the_fixed_point_of_warm_starts(process):
         out, memory = made.act_in_episode(torch.randn(6, 3), memory, None)
         torch.testing.assert_close(out.action, CHUNK[-1].expand(6, -1), rtol=0, atol=2e-5)
     assert calls == pytest.approx([*calls[:10], *(list(process.warm) * 3)]), "a full sample once, then the short list"
+
+
+def test_a_switch_is_executed_at_an_end_of_its_range_and_kept_small_in_the_guess():
+    process = FlowProcess("midpoint", 5, (0.9,))
+    made = ChunkPolicy(3, 2, PointMass(CHUNK, process), process, Window(2, 4, 1), switches=[1], switch_guess=0.1).eval()
+    made.action_normalizer.fit(torch.tensor([[0.0, -0.5], [1.0, 0.5]]))
+    out, memory = made.act_in_episode(torch.randn(6, 3), None, None)
+    assert torch.equal(out.action[:, 1], torch.full((6,), 0.5)), "row 1 of the chunk has 0.3 there"
+    torch.testing.assert_close(memory.plan[..., 1], torch.tensor([-0.1, 0.1, -0.1, -0.1]).expand(6, -1))
+    torch.testing.assert_close(memory.plan[..., 0], CHUNK[:, 0].expand(6, -1), rtol=0, atol=2e-5)
+    with pytest.raises(ValueError, match=r"switches=\[2\]: an action has the numbers 0 ... 1"):
+        ChunkPolicy(3, 2, PointMass(CHUNK, process), process, Window(2, 4, 1), switches=[2])

@@ -115,6 +115,7 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
         "rollouts_mujoco",
         "scaling",
         "lotsizing",
+        "metaworld",
     }
     presets = settings.presets()
     for name in plans():

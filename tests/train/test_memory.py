@@ -61,6 +61,12 @@ class Clocks:
     def close(self) -> None:
         pass
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass
+
 
 def assert_in_step(env: Clocks) -> None:
     """The policy's own count is the environment's wherever its action was executed."""
@@ -157,3 +163,23 @@ def test_a_watched_evaluation_keeps_the_state_too():
     )
     assert sorted(watched[0]) == pytest.approx(sorted(plain[0]), rel=1e-4)
     assert seen[:10:2] == [1, 2, 3, 4, 1]
+
+
+class CountingModel:
+    """`Counting` with Stable-Baselines3's `predict`."""
+
+    def predict(self, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> tuple[Any, Any]:
+        steps = np.where(episode_start, 0.0, 0.0 if state is None else state + 1)
+        return (steps / 100.0).astype(np.float32)[:, None], steps
+
+
+@pytest.mark.parametrize("next_step", [False, True])
+def test_evaluate_policy_tells_any_recurrent_model_where_episodes_begin(next_step):
+    env = Clocks(4, next_step=next_step)
+    evaluate_policy(CountingModel(), env, 12, warn=False)
+    quota, ended = 3, torch.zeros(4)
+    for clock, action, mask in env.acted:
+        still = mask & (ended < quota)  # of the others Stable-Baselines3's rule tells no more
+        torch.testing.assert_close(action[still], clock[still] / 100.0)
+        ended += (clock + 1 == env.length) & mask
+    assert bool((ended >= quota).all())
