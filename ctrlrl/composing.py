@@ -78,6 +78,8 @@ def composed_run(options: Options, words: Sequence[str] = ()) -> tuple[TrainConf
     for name, (cfg, _) in zip(named, loaded, strict=True):
         if (cfg.env.name, cfg.env.id) != (first.env.name, first.env.id):
             raise ValueError(f"compose: {named[0]} is of {_env(first)}, {name} of {_env(cfg)}")
+    if first.env.name == "none":
+        raise ValueError(f"compose: {named[0]} was trained with env=none, and there is nothing to evaluate it in")
     learners = [(name, learner) for name, (_, learner) in zip(named, loaded, strict=True)]
     base = None if compose.base is None else learners.pop()
     return first, GPCLearner(compose, learners, base)
