@@ -32,6 +32,8 @@ def weights_fit(
         raise ValueError("compose.mode=product takes compose.base, an unconditional policy; other modes take none")
     if exact and mode != "and":
         raise ValueError(f"compose.exact is for compose.mode=and, got {mode}")
+    if not any(weights):
+        raise ValueError(f"compose: at least one weight must differ from 0, got {_numbers(weights)}")
     if mode != "product" and (min(weights) < 0.0 or abs(sum(weights) - 1.0) > 1e-6):
         raise ValueError(f"compose: weights must be at least 0 and add up to 1, got {_numbers(weights)}")
     if mode == "and" and max(weights) - min(weights) > 1e-6:

@@ -31,8 +31,6 @@ from ctrlrl.policies.diffusion import ChunkPolicy, noise_maker
 from ctrlrl.policies.receding import Memory, advance
 from ctrlrl.types import PolicyOutput, Window
 
-MODES = ("convex", "product", "or", "and")
-
 
 class ComposedPolicy(nn.Module):
     """mode: what the parents' predictions become.
@@ -120,7 +118,8 @@ class ComposedPolicy(nn.Module):
         def follow(seen: Tensor, guess: Tensor) -> Tensor:
             return host.thrown(self.resample(seen, guess, deterministic=deterministic), host.switch_guess)
 
-        warm = host.process.warm and self.mode in ("convex", "product") and self.window.n_actions == 1
+        guessed = self._alone or self.mode in ("convex", "product")
+        warm = host.process.warm and guessed and self.window.n_actions == 1
         action, memory = advance(memory, obs, begins, self.window, plan, follow if warm else None)
         action = host.action_normalizer.inverse(host.thrown(action, 1.0)).clamp(-1.0, 1.0)
         return PolicyOutput(action, None, {}), memory
@@ -202,7 +201,7 @@ def translated(predict: Model, process: Any, host: Any, kind: str) -> Model:
         own_x, own_alpha, own_sigma = (x, alpha, sigma) if here else on_path(process.path, x, alpha, sigma)
         own_level = level if here else process.level_at(own_alpha, own_sigma)
         spoken = predict(own_x, own_level)
-        if kind == process.prediction:
+        if kind == process.prediction and process.path == host.path:
             return spoken
         return prediction(kind, *ends(process.prediction, spoken, own_x, own_alpha, own_sigma), alpha, sigma)
 

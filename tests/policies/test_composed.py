@@ -402,5 +402,7 @@ def test_modes_take_only_what_they_can_compose():
 def test_weights_that_are_not_convex_are_refused(weights):
     with pytest.raises(ValueError, match="at least 0 and add up to 1"):
         composed(plain(), plain(), weights=weights)
+    with pytest.raises(ValueError, match="at least one weight must differ from 0"):
+        composed(plain(), plain(), weights=[0.0, 0.0], mode="product", base=Parent("c", plain()))
     with pytest.raises(ValueError, match="2 policies need as many weights, got 1"):
         composed(plain(), plain(), weights=[1.0])
