@@ -101,7 +101,7 @@ def table() -> str:
         "| task | parents | first | second | weight of the first | composed | gain |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in [json.loads(line) for line in RESULTS.read_text().splitlines()]:
+    for row in map(json.loads, RESULTS.read_text().splitlines() if RESULTS.exists() else ()):
         first, second = row["parents"]
         gain = row["composed"] - max(first, second)
         lines.append(
