@@ -83,7 +83,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion", {"sampler": "ddpm"}),
     ("diffusion", {"sampler": "ddim", "sampling_steps": 20, "spacing": "leading"}),
     ("diffusion", {"sampler": "ddim", "sampling_steps": 20, "spacing": "trailing"}),
-    ("flow", {"sampler": "euler", "sampling_steps": 10}),
+    ("flow", {"sampler": "euler", "sampling_steps": 20}),
     ("flow", {"sampler": "midpoint", "sampling_steps": 10}),
 ]
 
