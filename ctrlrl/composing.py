@@ -20,7 +20,7 @@ from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import Progress
 
-LANES = 64  # environments stepped together at most
+LANES = 64  # environments stepped together at most, of one seed each
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Options:
         if self.episodes < 1:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
         search = self.compose
-        if search.searches and abs(self.seed - search.seed) < LANES + max(self.episodes, search.episodes):
+        if search.searches and abs(self.seed - search.seed) < LANES:
             raise ValueError(
                 f"compose.seed={search.seed} and seed={self.seed} begin the same episodes: the best of several weights "
                 "is judged on fresh ones. Choose seeds farther apart."
@@ -118,9 +118,7 @@ def evaluate_composed(words: Sequence[str], *, progress: bool = True) -> dict[st
     write_atomic(compose.out / "compose.json", json.dumps(result, indent=2).encode())
     if searched is not None and len(compose.runs) == 2:
         _draw(result, compose.out / "weights.png")
-    if options.video is not None:
-        film(cfg, learner, Path(options.video), seed=options.seed)
-    return result
+    return result | {"notes": _filmed(cfg, learner, options)}
 
 
 def _search(cfg: TrainConfig, learner: GPCLearner, options: Options, progress: bool) -> dict[str, Any]:
@@ -176,6 +174,16 @@ def _draw(result: dict[str, Any], out: Path) -> None:
     out.write_bytes(weights_png(result))
 
 
+def _filmed(cfg: TrainConfig, learner: Learner, options: Options) -> list[str]:
+    """A line where there is no video although it was asked for: nothing else is lost."""
+    try:
+        if options.video is not None:
+            film(cfg, learner, Path(options.video), seed=options.seed)
+    except RuntimeError as error:
+        return [str(error)]
+    return []
+
+
 def summary(result: dict[str, Any]) -> str:
     """What the command prints: one line for the composed policy and for each parent."""
     rows = [(f"composed, weights {_numbers(result['weights'])}", result["composed"])]
@@ -185,7 +193,7 @@ def summary(result: dict[str, Any]) -> str:
     head = f"{result['env']}, {result['episodes']} episodes from seed {result['seed']} on"
     if result["search"] is not None:
         head += f"; weights found by {result['search']['budget']}"
-    return "\n".join([head, *told])
+    return "\n".join([head, *told, *result["notes"]])
 
 
 def _text(score: Score) -> str:
