@@ -89,6 +89,10 @@ def test_other_modes_and_other_settings_of_the_runs(runs, tmp_path):
     into = (f"compose.dir={tmp_path}", "episodes=2")
     assert call("eval", pair(runs), "compose.mode=product", f"compose.base={runs}/free", *into) == 0
     assert read(tmp_path)["weights"] == [1.0, 1.0]
+    search = ("compose.weight=search", "compose.grid=[0.5,1]", "compose.episodes=2")
+    assert call("eval", pair(runs), "compose.mode=product", f"compose.base={runs}/free", *search, *into) == 0
+    assert read(tmp_path)["search"]["weights"] == [[0.5, 0.5], [1.0, 1.0]]
+    assert (tmp_path / "weights.png").exists()
     for words in (("compose.mode=or", "compose.weight=0.3"), ("compose.mode=and", "compose.exact=true")):
         assert call("eval", pair(runs), *words, *into) == 0
     returns = []

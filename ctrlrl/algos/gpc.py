@@ -63,10 +63,10 @@ class GPCConfig:
     def tried(self, n: int) -> list[list[float]]:
         """All weights of n policies that a search tries: grid values for all but the last, which is the rest to 1.
 
-        In products, whose weights are free, one value of the grid for all of them.
+        In products, whose weights are free, one value of the grid for all of them; 0 would be the base alone.
         """
         if self.mode == "product":
-            return [[w] * n for w in self.grid]
+            return [[w] * n for w in self.grid if w != 0.0]
         found = []
         for first in itertools.product(self.grid, repeat=n - 1):
             rest = 1.0 - math.fsum(first)

@@ -33,11 +33,16 @@ def weights_png(result: dict[str, Any]) -> bytes:
             ax.set_ylim(-0.03, 1.03)
         ax.plot(x, y, color=LIGHT.series[0], marker="o", ms=4, label="search")
         alone = [parent[name] for parent in result["alone"]]
-        ax.scatter([1.0, 0.0], alone, color=LIGHT.text, marker="D", s=34, zorder=3, label="parents, fresh seeds")
+        first, second = (Path(run).name for run in result["parents"])
+        if result["settings"]["mode"] == "product":
+            for run, line, height in zip((first, second), ("--", ":"), alone, strict=True):
+                ax.axhline(height, color=LIGHT.text, lw=1.2, ls=line, label=f"{run}, fresh seeds")
+            ax.set_xlabel(f"weight of {first} and of {second}")
+        else:
+            ax.scatter([1.0, 0.0], alone, color=LIGHT.text, marker="D", s=34, zorder=3, label="parents, fresh seeds")
+            ax.set_xlabel(f"weight of {first}; the rest to 1 is that of {second}")
         best = result["weights"][0], result["composed"][name]
         ax.scatter(*best, color=LIGHT.series[1], marker="D", s=40, zorder=4, label="composed, fresh seeds")
-        first, second = (Path(run).name for run in result["parents"])
-        ax.set_xlabel(f"weight of {first}; the rest to 1 is that of {second}")
         ax.set_ylabel("success" if told else "return")
         ax.grid(axis="y")
         ax.legend(loc="best")

@@ -48,6 +48,7 @@ def test_a_search_tries_the_tenths_of_two_and_the_simplex_of_three():
 
 
 def test_products_are_searched_over_one_common_weight():
+    assert GPCConfig(mode="product", weight="search").tried(2)[0] == [0.1, 0.1], "0 is the base alone"
     assert GPCConfig(mode="product", weight="search", grid=[0.5, 1.5]).tried(2) == [[0.5, 0.5], [1.5, 1.5]]
 
 
