@@ -116,9 +116,7 @@ def evaluate_composed(words: Sequence[str], *, progress: bool = True) -> dict[st
     }
     compose.out.mkdir(parents=True, exist_ok=True)
     write_atomic(compose.out / "compose.json", json.dumps(result, indent=2).encode())
-    if searched is not None and len(compose.runs) == 2:
-        _draw(result, compose.out / "weights.png")
-    return result | {"notes": _filmed(cfg, learner, options)}
+    return result | {"notes": [*_drawn(result, compose.out / "weights.png"), *_filmed(cfg, learner, options)]}
 
 
 def _search(cfg: TrainConfig, learner: GPCLearner, options: Options, progress: bool) -> dict[str, Any]:
@@ -168,14 +166,20 @@ def _facts(score: Score, found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _draw(result: dict[str, Any], out: Path) -> None:
+def _drawn(result: dict[str, Any], out: Path) -> list[str]:
+    """The curve of a search of two; a line where it could not be drawn: nothing else is lost."""
     from ctrlrl.report.weights_picture import weights_png
 
-    out.write_bytes(weights_png(result))
+    try:
+        if result["search"] is not None and len(result["parents"]) == 2:
+            out.write_bytes(weights_png(result))
+    except ImportError as error:
+        return [str(error)]
+    return []
 
 
 def _filmed(cfg: TrainConfig, learner: Learner, options: Options) -> list[str]:
-    """A line where there is no video although it was asked for: nothing else is lost."""
+    """A line where there is no video although it was asked for."""
     try:
         if options.video is not None:
             film(cfg, learner, Path(options.video), seed=options.seed)
