@@ -197,7 +197,9 @@ def test_models_that_do_not_compose_are_refused(models):
     other = ctrlrl.Flow("MlpPolicy", "MountainCarContinuous-v0", seed=0, hidden=[8])
     with pytest.raises(ValueError, match="observations have 3 numbers in model 0, 2 in model 1"):
         ctrlrl.compose([models[0], other])
-    with pytest.raises(ValueError, match="model 1 is of algo=bc, which makes no chunks"):
+    with pytest.raises(ValueError, match="model 1 is of algo=bc, which is no policy of chunks"):
         ctrlrl.compose([models[0], ctrlrl.BC("MlpPolicy", "Pendulum-v1", seed=0)])
+    with pytest.raises(ValueError, match="model 1 is of algo=gpc"):
+        ctrlrl.compose([models[0], ctrlrl.compose(models)])
     with pytest.raises(TypeError, match="model 1 is a int, wanted a trained ctrlrl model"):
         ctrlrl.compose([models[0], 3])

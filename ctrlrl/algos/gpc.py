@@ -139,5 +139,6 @@ class GPCLearner(Learner):
 def _parent(name: str, learner: Learner) -> Parent:
     policy = learner.nets.policy if isinstance(learner, OffPolicyLearner) else None
     if not isinstance(policy, ChunkPolicy):
-        raise ValueError(f"compose: {name} is of algo={learner.cfg.name}, which makes no chunks; diffusion and flow do")
+        algo = getattr(learner.cfg, "name", "gpc")
+        raise ValueError(f"compose: {name} is of algo={algo}, which is no policy of chunks; diffusion and flow are")
     return Parent(name, policy)

@@ -104,7 +104,7 @@ def test_a_composed_learner_acts_as_its_parent_of_weight_one_and_can_be_weighed_
 
 
 def test_only_chunk_policies_compose_and_at_least_two():
-    with pytest.raises(ValueError, match="x is of algo=bc, which makes no chunks; diffusion and flow do"):
+    with pytest.raises(ValueError, match="x is of algo=bc, which is no policy of chunks; diffusion and flow are"):
         GPCLearner(GPCConfig(), [("a", parent()), ("x", make_learner(BCConfig(), SPEC))])
     with pytest.raises(ValueError, match="at least 2 policies, got 1"):
         GPCLearner(GPCConfig(weight=[1.0]), [("a", parent())])
