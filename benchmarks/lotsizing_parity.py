@@ -20,10 +20,10 @@ import torch
 from lotsizing_peer import UPDATE, make_theirs
 from torch import Tensor, nn
 
-from ctrlrl.compose import train_config, typed
 from ctrlrl.envs.inventory import HORIZON, LotSizing
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.loops import make_learner
+from ctrlrl.settings import train_config, typed
 from ctrlrl.types import Rollout
 
 SIZE = "15x5"

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from ctrlrl.bench.rows import append, compare, identity, line, rate
-from ctrlrl.compose import train_config, typed
 from ctrlrl.envs.inventory import (
     HOLDING_COST,
     HORIZON,
@@ -37,6 +36,7 @@ from ctrlrl.envs.inventory import (
 )
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.loops import make_learner, on_policy_loop
+from ctrlrl.settings import train_config, typed
 
 NAME = "leokan92/pdppo"
 UPDATE, KEPT, EPOCHS = 400, 5, 40

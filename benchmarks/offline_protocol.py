@@ -17,9 +17,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from ctrlrl import compose
 from ctrlrl.bench.offline_peers import Columns, Peer
 from ctrlrl.loops import training_loop
+from ctrlrl.settings import train_config, typed
 from ctrlrl.train.off_policy import CHUNK
 
 QUARTERS = (12_500, 25_000, 37_500, 50_000)
@@ -138,7 +138,7 @@ class OursSide:
         words = [f"algo={algo}", "data=file", f"data.path={path}", f"env={env_id.lower()}", f"seed={seed}"]
         words += ["experiment=none", "device=cpu", f"dtype={dtype}", f"gradient_steps={POINTS[algo][-1]}", *OURS[algo]]
         words += [f"algo.{WORDS.get(name, name)}={str(value).lower()}" for name, value in own.items()]
-        self.loop: Any = training_loop(compose.typed(compose.train_config(words)))
+        self.loop: Any = training_loop(typed(train_config(words)))
         self.algo, self.learner, self.recent = algo, self.loop.learner, deque(maxlen=2 * AVERAGED // CHUNK)
 
     def advance(self, n: int) -> dict[str, float]:

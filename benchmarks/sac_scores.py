@@ -20,7 +20,7 @@ import torch
 from ctrlrl.bench.ours import ToScore
 from ctrlrl.bench.replay_peers import sb3_score
 from ctrlrl.bench.rows import append, identity
-from ctrlrl.compose import train_config, typed
+from ctrlrl.settings import train_config, typed
 
 RESULTS = Path(__file__).parent / "results" / "sac_scores.jsonl"
 ENVS = ("halfcheetah", "hopper", "walker2d")

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctrlrl.compose import train_config, typed
 from ctrlrl.loops import training_loop
 from ctrlrl.provenance import facts
 from ctrlrl.report.stats import welch
+from ctrlrl.settings import train_config, typed
 from ctrlrl.tasks import device_of
 from ctrlrl.train.rollout import EpisodeSums, EpisodeTracker
 from ctrlrl.types import Rollout

@@ -41,6 +41,7 @@ _MODELS = (
 _NAMES = {
     **dict.fromkeys(_MODELS, "ctrlrl.api"),
     "load": "ctrlrl.api",
+    "compose": "ctrlrl.api",
     "evaluate_policy": "ctrlrl.api",
     "make_env": "ctrlrl.api",
     "make_vec_env": "ctrlrl.api",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Self
 
 from ctrlrl.face.agent import Agent
+from ctrlrl.face.composed import Composed
 from ctrlrl.face.environments import make_env, make_vec_env
 from ctrlrl.face.evaluation import evaluate_policy
 from ctrlrl.face.hybrid import HybridAgent
@@ -42,6 +45,7 @@ __all__ = [
     "Flow",
     "PolicyFlow",
     "ReBRAC",
+    "compose",
     "configure",
     "evaluate_policy",
     "load",
@@ -322,9 +326,29 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
 CLASSES = {kind.algo: kind for kind in _KINDS}
 
 
-def load(path: File, env: Any = None, device: str = "auto", **changes: Any) -> Agent | OfflineAgent:
+def compose(
+    models: Sequence[Any],
+    weights: Sequence[float] | None = None,
+    *,
+    mode: str = "convex",
+    base: Any = None,
+    exact: bool = False,
+    n_action_steps: int | None = None,
+) -> Composed:
+    """Trained diffusion and flow policies as one, without training: GPC, arXiv:2510.01068; see `Composed`.
+
+    models, base: models, or files that `load` reads.
+    """
+    opened = [load(model) if isinstance(model, (str, PathLike)) else model for model in models]
+    free = load(base) if isinstance(base, (str, PathLike)) else base
+    return Composed(opened, weights, mode=mode, base=free, exact=exact, n_action_steps=n_action_steps)
+
+
+def load(path: File, env: Any = None, device: str = "auto", **changes: Any) -> Any:
     """A saved model of whatever algorithm made it; arguments as those of its class's `load`."""
     algo = read(path).state["algo"]
+    if algo == Composed.algo:
+        return Composed.load(path, lambda file: load(file, device=device))
     if algo not in CLASSES:
         raise ValueError(f"{path}: {unknown('algorithm', algo, CLASSES)}")
     return CLASSES[algo].load(path, env=env, device=device, **changes)

@@ -23,6 +23,7 @@ USAGE = """ctrlrl <verb> [key=value ...]
   eval     run=runs/x episodes=20 seed=100 video=out.mp4                           evaluate a run's policy
            run=runs/x picture=paths.png deterministic=false                        sampled actions; paths in the plane
            run=runs/x algo.sampler=ddim algo.sampling_steps=5                      settings other than in training
+           compose=[runs/a,runs/b] compose.weight=search                           several runs as one policy (GPC)
   report   runs/a runs/b out=report.html                                           curves and tables; out=table.md
   export   run=runs/x format=onnx out=policy.onnx checkpoint=best                  the policy in one file, checked
   data     info|check|convert|collect PATH out=FILE                                data sets; ctrlrl data --help
@@ -64,14 +65,14 @@ class ExportOptions:
 
 
 def train(words: list[str]) -> int:
-    from ctrlrl import compose, registry
+    from ctrlrl import registry, settings
 
     if "--help" in words or "-h" in words:
         print(USAGE)
         print(f"\nalgorithms (algo=):    {' '.join(registry.ALGORITHMS)}")
         print(f"environments (env=):   {' '.join(registry.ENVIRONMENTS)}")
         print(f"data sources (data=):  {' '.join(registry.DATA)}")
-        print(f"presets (experiment=): {' '.join(compose.presets())}")
+        print(f"presets (experiment=): {' '.join(settings.presets())}")
         return 0
     if "--cfg" in words:
         at = words.index("--cfg")
@@ -84,7 +85,7 @@ def train(words: list[str]) -> int:
         folder = Path(resumed)
         trainer = runs.resume(folder, [w for w in words if not w.startswith("run.resume=")])
     else:
-        trainer, folder = runs.start(compose.train_config(words), words)
+        trainer, folder = runs.start(settings.train_config(words), words)
     try:
         result = trainer.train()
     except (ValueError, TypeError) as error:  # what was typed was right: the run failed
@@ -94,7 +95,7 @@ def train(words: list[str]) -> int:
         print(_summary(result, folder))
         if interrupted:
             print(f"interrupted; go on with: ctrlrl train run.resume={folder}", file=sys.stderr)
-        elif compose.typed(compose.load_config(folder / "config.yaml")).run.report:
+        elif settings.typed(settings.load_config(folder / "config.yaml")).run.report:
             for note in runs.illustrate(folder):
                 print(note, file=sys.stderr)
     trainer.ranks.leave()
@@ -114,10 +115,15 @@ def sweep(words: list[str]) -> int:
 
 
 def evaluate(words: list[str]) -> int:
-    from ctrlrl import compose, runs
+    if any(word.startswith(("compose=", "compose.")) for word in words):
+        from ctrlrl import composing
+
+        print(composing.summary(composing.evaluate_composed(words)))
+        return 0
+    from ctrlrl import runs, settings
 
     changes = [word for word in words if word.startswith("algo.")]
-    options = compose.command(EvalOptions, [word for word in words if word not in changes])
+    options = settings.command(EvalOptions, [word for word in words if word not in changes])
     if not options.run:
         raise ValueError("eval needs run=FOLDER, e.g. ctrlrl eval run=runs/x")
     folder = Path(options.run)
@@ -143,11 +149,11 @@ def evaluate(words: list[str]) -> int:
 
 
 def report(words: list[str]) -> int:
-    from ctrlrl import compose
+    from ctrlrl import settings
     from ctrlrl.report.markdown import write_report
 
     folders = [Path(w) for w in words if "=" not in w]
-    options = compose.command(ReportOptions, [w for w in words if "=" in w])
+    options = settings.command(ReportOptions, [w for w in words if "=" in w])
     if not folders:
         raise ValueError(
             "report needs run folders, a sweep folder or result rows, e.g. ctrlrl report runs/a out=report.html"
@@ -158,10 +164,10 @@ def report(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
-    from ctrlrl import compose
+    from ctrlrl import settings
     from ctrlrl.deploy import export_run
 
-    options = compose.command(ExportOptions, words)
+    options = settings.command(ExportOptions, words)
     if not options.run:
         raise ValueError("export needs run=FOLDER, e.g. ctrlrl export run=runs/x out=policy.onnx")
     print(export_run(Path(options.run), Path(options.out), options.format, options.checkpoint))
@@ -242,10 +248,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _print_config(words: list[str]) -> int:
     from omegaconf import OmegaConf
 
-    from ctrlrl import compose
+    from ctrlrl import settings
 
-    raw = compose.train_config(words)
-    compose.typed(raw)
+    raw = settings.train_config(words)
+    settings.typed(raw)
     print(OmegaConf.to_yaml(raw), end="")
     return 0
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctrlrl import compose
+from ctrlrl import settings
 from ctrlrl.collect import CollectOptions, collect_data
 from ctrlrl.data.card import card_text, data_card
 from ctrlrl.data.check import check
@@ -64,7 +64,7 @@ def run(words: Sequence[str]) -> Answer:
 
 def info(words: list[str]) -> Answer:
     name, rest = _source("info", words)
-    options = compose.command(InfoOptions, rest)
+    options = settings.command(InfoOptions, rest)
     out = None if options.out is None else Path(options.out)
     if out is not None and out.suffix not in (".json", ".png"):
         raise ValueError(f"out={out}: a card is written as .json or, with pictures, as .png")
@@ -88,7 +88,7 @@ def info(words: list[str]) -> Answer:
 def examine(words: list[str]) -> Answer:
     """Exit code 1 where there is a defect: the file can be read, but should not be learned from as it is."""
     name, rest = _source("check", words)
-    compose.command(CheckOptions, rest)
+    settings.command(CheckOptions, rest)
     episodes = read(name)
     found = check(episodes, _stored_next(episodes))
     n_defects = sum(f.defect for f in found)
@@ -100,7 +100,7 @@ def examine(words: list[str]) -> Answer:
 
 def convert(words: list[str]) -> Answer:
     name, rest = _source("convert", words)
-    options = compose.command(ConvertOptions, rest)
+    options = settings.command(ConvertOptions, rest)
     if not options.out:
         raise ValueError("convert needs out=FILE or out=FOLDER, e.g. ctrlrl data convert a.npz out=a.hdf5")
     layout = layout_of(Path(options.out), options.format)
@@ -109,7 +109,7 @@ def convert(words: list[str]) -> Answer:
 
 
 def collect(words: list[str]) -> Answer:
-    options = compose.command(CollectOptions, words)
+    options = settings.command(CollectOptions, words)
     out = Path(options.out)
     layout = layout_of(out, options.format)
     _free(out, options.overwrite)

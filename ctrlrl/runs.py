@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ctrlrl.build import build, read_data, run_folder, widest_layer
-from ctrlrl.compose import load_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
@@ -21,6 +20,7 @@ from ctrlrl.judging import Gaps, gaps, judged, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
+from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env
 from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec, saved_spec
 from ctrlrl.train.disk import write_atomic

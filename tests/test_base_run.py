@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ctrlrl import EXPO, Flow
-from ctrlrl.compose import train_config, typed
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.loops import training_loop
 from ctrlrl.runs import load_run, start
+from ctrlrl.settings import train_config, typed
 from ctrlrl.train.checkpoint import read_folder
 
 SINGLE = ["algo.horizon=1", "algo.n_obs_steps=1", "algo.n_action_steps=1"]

@@ -94,13 +94,13 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def test_config_yaml_and_overrides_reproduce_the_run_bit_for_bit(ctrlrl, tmp_path):
-    from ctrlrl import compose, runs
+    from ctrlrl import runs, settings
 
     ctrlrl("train", *TINY, "run.dir=a", "seed=5")
     typed_again = (tmp_path / "a" / "overrides.txt").read_text().split()
     ctrlrl("train", *typed_again, "run.dir=b")
     assert same_weights(tmp_path / "a", tmp_path / "b")
-    raw = compose.load_config(tmp_path / "a" / "config.yaml", ["run.dir=c"])
+    raw = settings.load_config(tmp_path / "a" / "config.yaml", ["run.dir=c"])
     runs.start(raw, [])[0].train()
     assert same_weights(tmp_path / "a", tmp_path / "c")
     saved = [OmegaConf.to_container(OmegaConf.load(tmp_path / n / "config.yaml")) for n in "ac"]
@@ -211,10 +211,10 @@ def test_a_preset_is_taken_for_its_pair_and_typed_values_win(ctrlrl):
 
 
 def test_every_preset_composes_and_passes_its_checks():
-    from ctrlrl import compose
+    from ctrlrl import settings
 
-    for name in compose.presets():
-        compose.typed(compose.train_config([f"experiment={name}"]))
+    for name in settings.presets():
+        settings.typed(settings.train_config([f"experiment={name}"]))
 
 
 @pytest.mark.parametrize(
@@ -225,10 +225,10 @@ def test_every_preset_composes_and_passes_its_checks():
     ],
 )
 def test_the_other_clock_is_refused(words, wanted):
-    from ctrlrl import compose
+    from ctrlrl import settings
 
     with pytest.raises(ValueError, match=wanted):
-        compose.train_config(words)
+        settings.train_config(words)
 
 
 # what a user mistypes ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("matplotlib")
-from ctrlrl import compose, runs
+from ctrlrl import runs, settings
 from ctrlrl.cli import main
 from ctrlrl.tasks import make_sim
 
@@ -138,5 +138,5 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(words, said, capsys, t
 
 
 def test_a_maze_is_typed_as_rows():
-    cfg = compose.typed(compose.train_config(["algo=ppo", "env=pointmaze", "env.maze=11111/1r0g1/11111"]))
+    cfg = settings.typed(settings.train_config(["algo=ppo", "env=pointmaze", "env.maze=11111/1r0g1/11111"]))
     assert make_sim(cfg.env).goals.tolist() == [[1.0, 0.0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctrlrl.compose import train_config, typed
+from ctrlrl.settings import train_config, typed
 from ctrlrl.sweep.cells import cells_of
 from ctrlrl.sweep.plan import read_plan
 

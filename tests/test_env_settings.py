@@ -5,11 +5,11 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from ctrlrl.compose import load_config, train_config, typed
 from ctrlrl.config import EnvConfig, env_config_with
 from ctrlrl.face.environments import make_env
 from ctrlrl.registry import env_settings
 from ctrlrl.runs import evaluate_run, load_run, start
+from ctrlrl.settings import load_config, train_config, typed
 
 TINY = ["algo=ppo", "experiment=none", "env=lotsizing", "n_envs=2", "total_steps=40", "algo.n_steps=20", "device=cpu"]
 TINY += ["algo.n_minibatches=1", "algo.n_epochs=1", "algo.hidden=[4]", "eval.episodes=1", "log.progress=false"]

@@ -2,14 +2,14 @@
 
 import pytest
 
-from ctrlrl import compose
+from ctrlrl import settings
 from ctrlrl.config import TrainConfig
 
 RECIPE, GROWING, SQRT = "scaling/recipe", "scaling/growing_minibatch", "scaling/growing_minibatch_sqrt_lr"
 
 
 def preset(name: str, *words: str) -> TrainConfig:
-    return compose.typed(compose.train_config([f"experiment={name}", *words]))
+    return settings.typed(settings.train_config([f"experiment={name}", *words]))
 
 
 def inner_loop(cfg: TrainConfig) -> tuple[int, float]:
@@ -47,7 +47,7 @@ def test_the_rule_holds_what_the_recipe_needs():
 def test_a_typed_length_wins_over_the_presets_and_two_are_refused():
     assert preset(RECIPE, "iterations=3").total_steps == 3 * 64 * 16
     assert preset(RECIPE, "total_steps=5000").total_steps == 5000
-    raw = compose.train_config([f"experiment={RECIPE}"])
+    raw = settings.train_config([f"experiment={RECIPE}"])
     assert (raw.total_steps, raw.iterations) == (40 * 64 * 16, None), "config.yaml says it in steps"
     with pytest.raises(ValueError, match="iterations and total_steps"):
         preset(RECIPE, "iterations=3", "total_steps=5000")
@@ -71,4 +71,4 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_allocated(words, s
 
 def test_iterations_of_an_algorithm_without_rollouts_are_refused():
     with pytest.raises(ValueError, match="iterations counts rollouts, and algo=bc"):
-        compose.train_config(["algo=bc", "data=file", "data.path=x.npz", "iterations=4"])
+        settings.train_config(["algo=bc", "data=file", "data.path=x.npz", "iterations=4"])

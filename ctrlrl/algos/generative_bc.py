@@ -36,6 +36,8 @@ class ChunkConfig:
     horizon: int = 16  # actions predicted together
     n_obs_steps: int = 2  # observations seen; the first action predicted belongs to the oldest
     n_action_steps: int = 8  # actions executed, from the present one on, before the next prediction
+    obs_columns: list[int] | None = None  # numbers of an observation that the policy sees; null = all, [] = none
+    action_range: str = "data"  # what becomes [-1, 1]: the data's range, or "box", one for all data sets (to compose)
     head: str = "mlp"  # mlp | residual | unet | transformer
     # widths of the layers, of the U-Net's resolutions, of the blocks (one width) of residual and transformer
     hidden: list[int] = field(default_factory=lambda: [512, 512, 512])
@@ -67,6 +69,13 @@ class ChunkConfig:
                 f"{where}.horizon={self.horizon} is shorter than the {executed} rows up to the last executed action "
                 "(n_obs_steps - 1 + n_action_steps). Raise horizon, or lower n_action_steps."
             )
+        columns = self.obs_columns
+        if columns is not None and (len(set(columns)) < len(columns) or min(columns, default=0) < 0):
+            raise ValueError(f"{where}.obs_columns must be different numbers from 0 on, got {columns}")
+        if columns == [] and self.head == "transformer":
+            raise ValueError(f"{where}.head=transformer needs something to see, and obs_columns is []; use head=mlp")
+        if self.action_range not in ("data", "box"):
+            raise ValueError(f"{where}.action_range must be data or box, got {self.action_range!r}")
         if self.head not in HEADS:
             raise ValueError(f"{where}.head must be one of {', '.join(HEADS)}, got {self.head!r}")
         in_range(where, low=0.0, high=float("inf"), open_ends=True, learning_rate=self.learning_rate)
@@ -150,6 +159,11 @@ class GenerativeBCLearner(OffPolicyLearner):
 
     def __init__(self, cfg: Any, spec: EnvSpec):
         self.cfg = cfg
+        columns = cfg.obs_columns
+        if columns and max(columns) >= spec.obs_dim:
+            raise ValueError(
+                f"algo.obs_columns has {max(columns)}; observations have {spec.obs_dim} numbers, from 0 on"
+            )
         head = self._head(spec)
         policy = ChunkPolicy(
             spec.obs_dim,
@@ -157,6 +171,7 @@ class GenerativeBCLearner(OffPolicyLearner):
             head,
             self._process(),
             cfg.window,
+            columns=columns,
             switches=cfg.switches,
             switch_guess=cfg.switch_guess,
         )
@@ -169,7 +184,8 @@ class GenerativeBCLearner(OffPolicyLearner):
 
     def _head(self, spec: EnvSpec) -> nn.Module:
         cfg = self.cfg
-        sizes = (cfg.horizon, spec.action_dim, cfg.n_obs_steps * spec.obs_dim)
+        n_seen = spec.obs_dim if cfg.obs_columns is None else len(cfg.obs_columns)
+        sizes = (cfg.horizon, spec.action_dim, cfg.n_obs_steps * n_seen)
         if cfg.head == "unet":
             return UNet1D(*sizes, widths=cfg.hidden, embed_dim=cfg.embed_dim, code=self.code)
         if cfg.head == "transformer":
@@ -204,10 +220,11 @@ class GenerativeBCLearner(OffPolicyLearner):
     def prefit(self, data: Transition) -> None:
         """Once something is learned, the weights are in the normalisers' units: new data must fit into them."""
         policy = self.nets.policy
-        if self.n_updates:
+        if not self.n_updates:
+            policy.obs_normalizer.fit(policy.seen(data.obs))
+        if self.n_updates or self.cfg.action_range == "box":
             policy.action_normalizer.refuse_outside(data.action, "the data set's actions")
         else:
-            policy.obs_normalizer.fit(data.obs)
             policy.action_normalizer.fit(data.action)
 
     def set_progress(self, done: float) -> None:

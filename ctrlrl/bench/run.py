@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ctrlrl import compose
+from ctrlrl import settings
 from ctrlrl.bench import offline_ours, peers, replay_peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
@@ -60,7 +60,7 @@ def main(words: list[str]) -> int:
     own = [w for w in words[1:] if w.partition("=")[0] in OWN]
     sizes = [w for w in words[1:] if w.startswith("n_envs=")]
     rest = [w for w in words[1:] if w not in own and w not in sizes]
-    options = compose.command(BenchOptions, own)
+    options = settings.command(BenchOptions, own)
     if options.env_threads is not None:
         rest.append(f"env.threads={options.env_threads}")
     if not any(w.startswith("threads=") for w in rest):
@@ -68,7 +68,7 @@ def main(words: list[str]) -> int:
     counts = sizes[0].partition("=")[2].split(",") if sizes else [""]
     rows = []
     for count in counts:
-        cfg = compose.typed(compose.train_config(rest + ([f"n_envs={count}"] if count else [])))
+        cfg = settings.typed(settings.train_config(rest + ([f"n_envs={count}"] if count else [])))
         torch.set_num_threads(cfg.threads or 1)
         note(f"{kind} {cfg.env.name} n_envs={cfg.n_envs}" + (f" against {options.vs}" if options.vs else ""))
         rows.append(measure(kind, cfg, options))

@@ -45,6 +45,15 @@ def convex(models: Sequence[Model], weights: Sequence[float]) -> Model:
     return combined(models, weights)
 
 
+def row_weights(weights: Tensor, covers: Tensor) -> Tensor:
+    """Weights [M] of models that speak of some rows only, covers [M, H] bool, to weights [M, H] that add up to 1.
+
+    A row of which one model alone speaks is that model's. GPC, appendix on unequal horizons.
+    """
+    found = weights.unsqueeze(1) * covers
+    return found / found.sum(0)
+
+
 def guided(unconditional: Model, conditional: Sequence[Model], weights: Sequence[float]) -> Model:
     """prediction_0 + sum_i weight_i (prediction_i - prediction_0): the product form, GPC eq. 5.
 
@@ -136,11 +145,17 @@ def and_weights(means: Tensor, log_density: Tensor, noise: Tensor, beta: float) 
 
 
 def and_along_flow(
-    models: Sequence[PredictStep], schedule: Schedule, *, kind: str = "noise", probe: Noise | None = None
+    models: Sequence[PredictStep],
+    schedule: Schedule,
+    *,
+    kind: str = "noise",
+    probe: Noise | None = None,
+    least: float = TINY,
 ) -> PredictStep:
     """The noise prediction of all models' AND, for `ddim`: deterministic, and without the bias of `and_weights`.
 
     probe: makes random vectors for `hutchinson`'s estimate, or None for exact divergences, a backward pass an element.
+    least: as `and_weights_flow` has it.
     """
 
     def predict(x: Tensor, k: int) -> Tensor:
@@ -152,19 +167,21 @@ def and_along_flow(
         fields = [noise_of(model) for model in models]
         found = [divergence(f, x) if probe is None else hutchinson(f, x, probe(x)) for f in fields]
         noises, slopes = (torch.stack(part) for part in zip(*found, strict=True))
-        return superposed(noises, and_weights_flow(noises, slopes, sigma))
+        return superposed(noises, and_weights_flow(noises, slopes, sigma, least=least))
 
     return predict
 
 
-def and_weights_flow(noises: Tensor, divergences: Tensor, sigma: float) -> Tensor:
+def and_weights_flow(noises: Tensor, divergences: Tensor, sigma: float, *, least: float = TINY) -> Tensor:
     """Weights, of sum 1, under which all models' log densities change alike along the probability flow: [M, B].
 
     noises: the models' noise predictions at one x, [M, B, ...], -sigma times their scores. divergences: of the noise
-    predictions, [M, B] (`divergence`, `hutchinson`). sigma: the level's.
+    predictions, [M, B] (`divergence`, `hutchinson`). sigma: the level's. least: squared distance of two predictions
+    below which their weights fade to equal ones; 1e-4 for float32, whose divergences differ by their rounding at the
+    noisiest levels. The densities drift apart by about its root there.
     """
     gap = _gaps(noises)
-    return _around_equal(gap, _dot(gap, noises[:-1]) - sigma * (divergences[:-1] - divergences[-1]))
+    return _around_equal(gap, _dot(gap, noises[:-1]) - sigma * (divergences[:-1] - divergences[-1]), least)
 
 
 def hutchinson(field: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,16 +221,16 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(2).sum(-1)
 
 
-def _around_equal(gap: Tensor, wanted: Tensor) -> Tensor:
+def _around_equal(gap: Tensor, wanted: Tensor, least: float = TINY) -> Tensor:
     """Weights [M, B] with sum_j weight_j <gap_j, gap_i> = wanted_i [M - 1, B] and sum 1; equal for equal models."""
     n_models = gap.shape[0] + 1
     flat = gap.flatten(2).transpose(0, 1)
     gram = flat @ flat.transpose(1, 2)  # [B, M - 1, M - 1]
     lack = wanted.T - gram.sum(-1) / n_models
     if n_models == 2:
-        change = lack / gram[..., 0].clamp(min=TINY)
+        change = lack / gram[..., 0].clamp(min=least)
     else:
-        change = torch.linalg.solve(gram + TINY * torch.eye(n_models - 1, dtype=gap.dtype, device=gap.device), lack)
+        change = torch.linalg.solve(gram + least * torch.eye(n_models - 1, dtype=gap.dtype, device=gap.device), lack)
     first = change.T + 1.0 / n_models
     return torch.cat((first, 1.0 - first.sum(0, keepdim=True)))
 

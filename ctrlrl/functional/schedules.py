@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
@@ -56,6 +57,26 @@ def vp_schedule(n_levels: int, *, beta_min: float = 0.1, beta_max: float = 10.0)
     slope = 0.5 * (beta_max - beta_min)
     rates = [beta_min / n_levels + slope * (2 * i - 1) / n_levels**2 for i in range(1, n_levels + 1)]
     return schedule_of([-math.expm1(-rate) for rate in rates])
+
+
+def level_at(schedule: Schedule, alpha: float, sigma: float) -> float:
+    """The level of the same signal-to-noise ratio alpha / sigma: a whole number where the schedule has that ratio.
+
+    Between two levels it is linear in the logarithm of the ratio; outside of the schedule it is the first or the last.
+    """
+
+    def loudness(alpha: float, sigma: float) -> float:
+        return math.inf if alpha == 0.0 else -math.inf if sigma == 0.0 else math.log(sigma / alpha)
+
+    known = [loudness(*schedule.scales(k)) for k in range(len(schedule.beta))]
+    noise = loudness(alpha, sigma)
+    after = bisect_right(known, noise)
+    if after == 0:
+        return 0.0
+    if after == len(known) or known[after - 1] == noise:
+        return float(after - 1)
+    low, high = known[after - 1], known[after]
+    return after - 1 + (noise - low) / (high - low)
 
 
 def leading_levels(n_levels: int, n_steps: int) -> list[int]:

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from ctrlrl.functional.paths import sample_path
 from ctrlrl.functional.predictions import noisy, prediction
 from ctrlrl.functional.samplers import ddim, ddpm, euler, midpoint, uniform_times
-from ctrlrl.functional.schedules import Schedule, cosine_schedule, leading_levels, trailing_levels, vp_schedule
+from ctrlrl.functional.schedules import (
+    Schedule,
+    cosine_schedule,
+    leading_levels,
+    level_at,
+    trailing_levels,
+    vp_schedule,
+)
 from ctrlrl.nn.normalize import MinMaxNormalizer
 from ctrlrl.policies.receding import Memory, advance
 from ctrlrl.types import PolicyOutput, Window
@@ -28,6 +35,7 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {"cosine": cosine_schedule, "v
 class DiffusionProcess(nn.Module):
     """K levels of a schedule, 0 the cleanest; the network is told the number of the level."""
 
+    path = "preserving"
     alpha: Tensor  # [K]
     sigma: Tensor  # [K]
 
@@ -51,6 +59,13 @@ class DiffusionProcess(nn.Module):
         self.register_buffer("alpha", alpha, persistent=False)
         self.register_buffer("sigma", sigma, persistent=False)
 
+    def scales(self, level: float) -> tuple[float, float]:
+        """alpha and sigma where the network is told `level`: x = alpha data + sigma noise."""
+        return self.schedule.scales(int(level))
+
+    def level_at(self, alpha: float, sigma: float) -> float:
+        return level_at(self.schedule, alpha, sigma)
+
     def lesson(self, data: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy chunks [n, H, A], their levels [n], and what the network shall say. uniform: [n] in [0, 1)."""
         k = (uniform * self.n_levels).long()
@@ -71,11 +86,19 @@ class DiffusionProcess(nn.Module):
 class FlowProcess(nn.Module):
     """A straight path from noise at time 0 to data at 1; the network is told the time, and says data - noise."""
 
+    path, prediction = "straight", "velocity"
+
     def __init__(self, sampler: str, n_steps: int, warm: Sequence[float]):
         """warm: the times at which a shifted former sample goes on from; () = samples begin at noise."""
         super().__init__()
         self.solve = midpoint if sampler == "midpoint" else euler
         self.times, self.warm = uniform_times(n_steps), tuple(warm)
+
+    def scales(self, level: float) -> tuple[float, float]:
+        return level, 1.0 - level
+
+    def level_at(self, alpha: float, sigma: float) -> float:
+        return alpha / (alpha + sigma)
 
     def lesson(self, data: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, velocity = sample_path(data, noise, uniform.view(-1, 1, 1))
@@ -94,12 +117,14 @@ class ChunkPolicy(nn.Module):
 
     head: (noisy chunk [n, H, A], level [n] or a number, condition [n, n_obs * O]) -> [n, H, A].
     start: the noise that all deterministic samples begin at; drawn once, saved with the weights.
+    columns: the numbers of an observation that it sees, None = all; none at all make an unconditional policy.
     switches: numbers of the action that are one of two, as a gripper is. They are executed at an end of their range; in
     the plan that a warm start goes on from they are kept at +-`switch_guess`, because a shifted jump is a bad guess
     (RTI-DP's "clip", arXiv:2508.05396 and its code).
     """
 
     start: Tensor
+    columns: Tensor | None
 
     def __init__(
         self,
@@ -109,20 +134,28 @@ class ChunkPolicy(nn.Module):
         process: Any,
         window: Window,
         *,
+        columns: Sequence[int] | None = None,
         switches: Sequence[int] = (),
         switch_guess: float = 1.0,
     ):
         super().__init__()
-        self.window, self.process, self.head = window, process, head
+        self.obs_dim, self.window, self.process, self.head = obs_dim, window, process, head
         self.switches, self.switch_guess = list(switches), switch_guess
         if self.switches and not 0 <= min(self.switches) <= max(self.switches) < action_dim:
             raise ValueError(f"switches={self.switches}: an action has the numbers 0 ... {action_dim - 1}")
-        self.obs_normalizer, self.action_normalizer = MinMaxNormalizer(obs_dim), MinMaxNormalizer(action_dim)
+        seen = None if columns is None else torch.tensor(columns, dtype=torch.int64)
+        self.register_buffer("columns", seen, persistent=False)
+        self.obs_normalizer = MinMaxNormalizer(obs_dim if columns is None else len(columns))
+        self.action_normalizer = MinMaxNormalizer(action_dim)
         self.register_buffer("start", torch.randn(window.horizon, action_dim))
 
+    def seen(self, obs: Tensor) -> Tensor:
+        """Observations [..., O] -> what it sees of them [..., number of columns]."""
+        return obs if self.columns is None else obs.index_select(-1, self.columns)
+
     def condition(self, obs: Tensor) -> Tensor:
-        """Raw observations [n, n_obs, O], oldest first -> [n, n_obs * O]."""
-        return self.obs_normalizer(obs).flatten(1)
+        """Raw observations [n, n_obs, O], oldest first -> [n, n_obs * number of columns]."""
+        return self.obs_normalizer(self.seen(obs)).flatten(1)
 
     def predictor(self, obs: Tensor, head: Any = None) -> Predict:
         """What the network says under these observations [n, n_obs, O]; their part of it is computed once.
@@ -137,26 +170,26 @@ class ChunkPolicy(nn.Module):
         """Normalised chunks [n, H, A] under raw observations [n, n_obs, O]. head: as `predictor` takes it."""
         start = self.start.expand(obs.shape[0], -1, -1)
         x = start if deterministic else torch.randn_like(start)
-        return self.process.sample(self.predictor(obs, head), x, _noise(deterministic))
+        return self.process.sample(self.predictor(obs, head), x, noise_maker(deterministic))
 
     def resample(self, obs: Tensor, guess: Tensor, *, deterministic: bool = False) -> Tensor:
         """The same from guesses [n, H, A] close to the data, through a few last levels."""
-        return self.process.resume(self.predictor(obs), guess, _noise(deterministic))
+        return self.process.resume(self.predictor(obs), guess, noise_maker(deterministic))
 
     def act_in_episode(
         self, obs: Tensor, memory: Memory | None, begins: Tensor | None, *, deterministic: bool = False
     ) -> tuple[PolicyOutput, Memory]:
         def plan(seen: Tensor) -> Tensor:
-            return self._thrown(self.sample(seen, deterministic=deterministic), self.switch_guess)
+            return self.thrown(self.sample(seen, deterministic=deterministic), self.switch_guess)
 
         def follow(seen: Tensor, guess: Tensor) -> Tensor:
-            return self._thrown(self.resample(seen, guess, deterministic=deterministic), self.switch_guess)
+            return self.thrown(self.resample(seen, guess, deterministic=deterministic), self.switch_guess)
 
         action, memory = advance(memory, obs, begins, self.window, plan, follow if self.process.warm else None)
-        action = self.action_normalizer.inverse(self._thrown(action, 1.0)).clamp(-1.0, 1.0)
+        action = self.action_normalizer.inverse(self.thrown(action, 1.0)).clamp(-1.0, 1.0)
         return PolicyOutput(action, None, {}), memory
 
-    def _thrown(self, x: Tensor, size: float) -> Tensor:
+    def thrown(self, x: Tensor, size: float) -> Tensor:
         """Normalised actions [..., A] with their switches at +-size."""
         if not self.switches:
             return x
@@ -169,5 +202,5 @@ class ChunkPolicy(nn.Module):
         return self.act_in_episode(obs, None, None, deterministic=deterministic)[0]
 
 
-def _noise(deterministic: bool) -> Noise:
+def noise_maker(deterministic: bool) -> Noise:
     return torch.zeros_like if deterministic else torch.randn_like

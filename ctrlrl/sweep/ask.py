@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctrlrl import compose
+from ctrlrl import settings
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.sweep.cells import DATA, Cell, key_of
 from ctrlrl.sweep.plan import Plan, read_plan
@@ -76,8 +76,8 @@ def check(cells: Sequence[Cell], data_dir: str) -> dict[str, Totals]:
         same = frozenset(word for word in words if key_of(word) not in ("seed", *DATA))
         if same not in known:
             try:
-                raw = compose.train_config(words)
-                cfg = compose.typed(raw)
+                raw = settings.train_config(words)
+                cfg = settings.typed(raw)
             except ValueError as error:
                 raise ValueError(f"{cell.name}: {error}") from None
             steps, updates = cfg.env_steps(lookup(ALGORITHMS, cfg.algo.name, "algorithm")), cfg.gradient_steps

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ctrlrl.compose import command
 from ctrlrl.registry import unknown
+from ctrlrl.settings import command
 from ctrlrl.sweep.process import INTERRUPTED, CellRun, free, start
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ctrlrl.compose import CONFIG_DIR
 from ctrlrl.registry import unknown
+from ctrlrl.settings import CONFIG_DIR
 
 KEYS = ("note", "words", "axes", "tasks", "rules")
 

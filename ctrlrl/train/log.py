@@ -135,7 +135,7 @@ class Progress:
         self, title: str, total: int, *, enabled: bool, unit: str = "env_steps", console: Console | None = None
     ):
         self.title, self.total, self.enabled = title, total, enabled
-        self.unit = {"gradient_steps": "updates"}.get(unit, "steps")
+        self.unit = {"gradient_steps": "updates", "env_steps": "steps"}.get(unit, unit)
         self.console = console or Console(stderr=True)
         self._live = Live(console=self.console, transient=True, auto_refresh=False) if self._shows(enabled) else None
 

@@ -7,7 +7,7 @@ import torch
 from by_hand import freeze, made, moved, noise_rows, rows, weights, write
 
 from ctrlrl.algos.awac import AWACConfig, AWACLearner
-from ctrlrl.compose import train_config, typed
+from ctrlrl.settings import train_config, typed
 from ctrlrl.types import Transition
 
 

@@ -6,9 +6,9 @@ import torch
 from by_hand import made, rows, weights, write_actions
 
 from ctrlrl.algos.bc import BCConfig
-from ctrlrl.compose import train_config, typed
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset
+from ctrlrl.settings import train_config, typed
 
 
 def test_the_loss_is_the_mean_over_rows_and_dimensions():

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ctrlrl.algos.generative_bc import HEADS, DiffusionConfig, FlowConfig
-from ctrlrl.compose import train_config, typed
 from ctrlrl.functional.learning_rate import warmup_cosine
 from ctrlrl.loops import make_learner
+from ctrlrl.settings import train_config, typed
 from ctrlrl.types import EnvSpec, Transition, Window
 
 SPEC = EnvSpec(3, 2, 0, 1, 1, 200, torch.device("cpu"))

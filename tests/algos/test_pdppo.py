@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ctrlrl import PDPPO
 from ctrlrl.algos.pdppo import PDPPOConfig, PDPPOLearner
-from ctrlrl.compose import train_config, typed
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.envs.inventory import LotSizing
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.loops import make_learner, training_loop
+from ctrlrl.settings import train_config, typed
 from ctrlrl.sweep.cells import cells_of
 from ctrlrl.sweep.plan import read_plan
 from ctrlrl.tasks import make_env

@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from ctrlrl.algos.policyflow import PolicyFlowConfig
 from ctrlrl.algos.ppo import PPOConfig
-from ctrlrl.compose import CONFIG_DIR, train_config
 from ctrlrl.envs.multigoal import MultiGoal, MultiGoalConfig
 from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.settings import CONFIG_DIR, train_config
 from ctrlrl.sweep.cells import cells_of
 from ctrlrl.sweep.plan import read_plan
 

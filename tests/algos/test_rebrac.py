@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ctrlrl.algos.rebrac import ReBRACConfig
-from ctrlrl.compose import CONFIG_DIR, train_config, typed
+from ctrlrl.settings import CONFIG_DIR, train_config, typed
 
 PRESETS = CONFIG_DIR / "experiment" / "rebrac"
 NETS = ("policy", "critic", "target_policy", "target_critic")

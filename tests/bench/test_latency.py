@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ctrlrl import compose
+from ctrlrl import settings
 from ctrlrl.bench import peers
 from ctrlrl.bench.ours import agent
 from ctrlrl.cli import main
@@ -25,8 +25,8 @@ def test_the_row_says_how_many_times_faster_one_decision_is(capsys):
 
 
 def test_both_have_the_same_network():
-    cfg = compose.typed(
-        compose.train_config(["env=cartpole", "algo.hidden=[8,9]", "algo.vf_hidden=[7]", "algo.activation=elu"])
+    cfg = settings.typed(
+        settings.train_config(["env=cartpole", "algo.hidden=[8,9]", "algo.vf_hidden=[7]", "algo.activation=elu"])
     )
     ours = agent(cfg)
     peer = peers.sb3_deciding(ours, cfg.algo, ours.observation_space.sample(), 0.01)

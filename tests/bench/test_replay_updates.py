@@ -9,7 +9,7 @@ import torch
 
 from ctrlrl.bench.replay_peers import Replaying, SB3Replaying, sb3_model
 from ctrlrl.cli import main
-from ctrlrl.compose import train_config, typed
+from ctrlrl.settings import train_config, typed
 
 WORDS = ["env=hopper", "n_envs=1", "experiment=none", "algo.hidden=[16,16]", "algo.batch_size=32", "threads=1"]
 

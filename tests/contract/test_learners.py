@@ -9,12 +9,12 @@ import torch
 from omegaconf import OmegaConf
 
 from ctrlrl.build import build
-from ctrlrl.compose import load_config, typed
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.loops import make_learner, training_loop
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
+from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import make_env
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.rollout import Collector

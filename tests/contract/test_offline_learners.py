@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from ctrlrl.build import build
-from ctrlrl.compose import train_config, typed
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset, Pair
 from ctrlrl.loops import loop_over, make_learner
 from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.settings import train_config, typed
 from ctrlrl.sources import dataset
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import CHUNK

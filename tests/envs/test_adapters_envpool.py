@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ctrlrl.build import build
-from ctrlrl.compose import train_config, typed
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.adapters import adapt, kinds
 from ctrlrl.envs.envpool import EnvPoolEnv
+from ctrlrl.settings import train_config, typed
 from ctrlrl.tasks import as_vec_env, make_env
 from ctrlrl.types import VecEnv
 

@@ -10,10 +10,10 @@ from stand_ins import LIMIT, OBS, Ant, DirectRLEnv, LeggedRobot, Plant
 from ctrlrl import PPO, evaluate_policy, judging, loops
 from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.build import build
-from ctrlrl.compose import train_config, typed
 from ctrlrl.envs.adapters import adapt
 from ctrlrl.judging import acting
 from ctrlrl.loops import make_learner, on_policy_loop
+from ctrlrl.settings import train_config, typed
 from ctrlrl.train.evaluate import evaluate
 
 TASKS = {"isaac gym": Ant, "isaac lab": DirectRLEnv, "legged_gym": LeggedRobot}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ctrlrl.compose import train_config, typed
 from ctrlrl.loops import training_loop
+from ctrlrl.settings import train_config, typed
 
 pytest.importorskip("Box2D", reason="pip install 'ctrlrl[box2d]'")
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from ctrlrl.compose import train_config, typed
 from ctrlrl.config import env_config_with
 from ctrlrl.envs.dynamics import Dynamics, JointNoise
 from ctrlrl.envs.mujoco_cpu import MujocoPool
 from ctrlrl.envs.mujoco_engine import load_model
 from ctrlrl.registry import env_settings
 from ctrlrl.runs import evaluate_run, load_run, start
+from ctrlrl.settings import train_config, typed
 from ctrlrl.tasks import eval_env, make_env
 
 mujoco = pytest.importorskip("mujoco")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ctrlrl.algos.bpo import BPOConfig
 from ctrlrl.algos.ppo import PPOConfig
-from ctrlrl.compose import load_config, train_config, typed
 from ctrlrl.config import TrainConfig
+from ctrlrl.settings import load_config, train_config, typed
 from ctrlrl.train.checkpoint import FILES, Checkpoint, read_folder, read_zip, write_folder, write_zip
 
 hypothesis.configuration.set_hypothesis_home_dir(tempfile.mkdtemp(prefix="ctrlrl-hypothesis-"))  # not into the tree

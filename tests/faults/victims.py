@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch._dynamo  # by the first optimiser, which a child should not pay for
 
-from ctrlrl import cli, compose, runs  # noqa: F401 - a child must not pay for imports
+from ctrlrl import cli, runs, settings  # noqa: F401 - a child must not pay for imports
 from ctrlrl.algos.ppo import PPOConfig, PPOLearner  # noqa: F401
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig

@@ -19,6 +19,7 @@ from ctrlrl.functional.composition import (
     mixing_error,
     or_rule,
     or_weights,
+    row_weights,
     superpose,
     superposed,
 )
@@ -164,6 +165,13 @@ def test_impossible_weights_are_refused():
         combined([model, model], [1.0])
     with pytest.raises(ValueError, match="at least one weight"):
         combined([model], [0.0])
+
+
+def test_rows_that_some_models_leave_out_are_the_others():
+    covers = torch.tensor([[True, True, True, False], [False, True, True, False], [False, False, True, True]])
+    found = row_weights(torch.tensor([0.2, 0.3, 0.5]), covers)
+    wanted = torch.tensor([[1.0, 0.4, 0.2, 0.0], [0.0, 0.6, 0.3, 0.0], [0.0, 0.0, 0.5, 1.0]])
+    torch.testing.assert_close(found, wanted)
 
 
 # Prop. 4.1 ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from ctrlrl.functional.schedules import (
     exponential_levels,
     karras_levels,
     leading_levels,
+    level_at,
     linear_levels,
     schedule_of,
     trailing_levels,
@@ -81,3 +82,19 @@ def test_impossible_lists_are_refused():
         karras_levels(3, 1.0, 2.0)
     with pytest.raises(ValueError, match=r"betas in \(0, 1\)"):
         schedule_of([0.1, 1.0])
+
+
+@pytest.mark.parametrize("schedule", [cosine_schedule(100), vp_schedule(7)])
+def test_a_level_is_found_by_its_signal_to_noise_ratio(schedule):
+    for k in range(len(schedule.beta)):
+        alpha, sigma = schedule.scales(k)
+        assert level_at(schedule, alpha, sigma) == k
+        assert level_at(schedule, alpha / (alpha + sigma), sigma / (alpha + sigma)) == pytest.approx(k, abs=1e-6)
+    (a, s), (b, t) = schedule.scales(3), schedule.scales(4)
+    assert level_at(schedule, 1.0, math.sqrt(s / a * t / b)) == pytest.approx(3.5)
+
+
+def test_beyond_a_schedule_lie_its_first_and_its_last_level():
+    schedule = cosine_schedule(100)
+    assert level_at(schedule, 1.0, 0.0) == level_at(schedule, 1.0, 1e-6) == 0.0
+    assert level_at(schedule, 0.0, 1.0) == level_at(schedule, 1e-9, 1.0) == 99.0

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.compose import train_config, typed
 from ctrlrl.envs.classic import LQR
 from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.judging import acting
 from ctrlrl.loops import make_learner, on_policy_loop
 from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.settings import train_config, typed
 from ctrlrl.tasks import make_env
 from ctrlrl.train.evaluate import evaluate
 

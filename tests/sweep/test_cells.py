@@ -2,7 +2,7 @@
 
 import pytest
 
-from ctrlrl import compose, registry
+from ctrlrl import registry, settings
 from ctrlrl.sweep.ask import check, read_options
 from ctrlrl.sweep.cells import DATA, cells_of, choices, key_of, merged
 from ctrlrl.sweep.plan import Plan, Rule, plans, read_plan
@@ -121,7 +121,7 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
         "lotsizing",
         "metaworld",
     }
-    presets = compose.presets()
+    presets = settings.presets()
     for name in plans():
         for cell in rules_of(read_plan(name)):
             config = registry.lookup(registry.ALGORITHMS, cell.algo, "algorithm").config
@@ -199,11 +199,11 @@ def test_a_sweep_file_of_ones_own_is_read_and_a_damaged_one_is_named(tmp_path, t
 
 
 def test_sweep_files_are_no_presets():
-    assert not [name for name in compose.presets() if "sweep" in name]
+    assert not [name for name in settings.presets() if "sweep" in name]
 
 
 def test_a_cell_s_folder_is_one_that_a_run_takes():
     cells = cells_of(read_plan("scaling"), ["algo.clip_range=0.1,0.2", "seed=0"])
     assert len(cells) == 24
     for cell in cells[:3]:
-        assert compose.train_config([*cell.words, f"run.dir={cell.name}"]).run.dir == cell.name
+        assert settings.train_config([*cell.words, f"run.dir={cell.name}"]).run.dir == cell.name

@@ -7,10 +7,10 @@ import torch
 from test_online_loop import CountSim, data, episodes
 
 from ctrlrl.build import build
-from ctrlrl.compose import train_config, typed
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.loops import make_learner, online_loop
 from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.settings import train_config, typed
 
 
 def test_batches_of_a_hybrid_learner_are_half_data_and_half_simulator_kept_apart():

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ctrlrl.build import build
-from ctrlrl.compose import train_config, typed
 from ctrlrl.core.off_policy import OnlineConfig
 from ctrlrl.core.ranks import ALONE
 from ctrlrl.data.episodes import Episodes, Facts
@@ -17,6 +16,7 @@ from ctrlrl.data.table import Dataset, ReplayBuffer
 from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.loops import make_learner, online_loop
 from ctrlrl.registry import ALGORITHMS, lookup
+from ctrlrl.settings import train_config, typed
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.online import CHUNK
