@@ -1,11 +1,12 @@
 """GPC's table: two weaker parents a task, the weight that a search finds, and the composed policy on fresh seeds.
 
-python benchmarks/gpc.py DATA OUT [--tasks door hammer pen relocate] [--pairs few views] [--seeds 0]
+python benchmarks/gpc.py DATA OUT [--tasks door hammer pen relocate] [--pairs few kinds views] [--seeds 0]
 python benchmarks/gpc.py DATA OUT --table
 
 DATA holds <task>.npz (Meta-World: ctrlrl data collect env=Meta-World/<task> policy=expert episodes=50 successful=true
 first_steps=200 out=DATA/<task>.npz) or adroit_<task>-expert.npz. A task whose name ends in -v3 is Meta-World's.
-few:   a diffusion and a flow that learn from a few episodes each (--demos), none of them the same.
+few:   two diffusions that learn from a few episodes each (--demos), none of them the same.
+kinds: a diffusion and a flow, otherwise the same.
 views: two diffusions that learn from the same episodes, twice as many; each sees two thirds of the observation's
        numbers, drawn at random, one third in common.
 Run folders go to OUT; what is there is not run again. Rows go to benchmarks/results/gpc.jsonl.
@@ -57,10 +58,10 @@ def demos_of(args: argparse.Namespace, task: str) -> int:
 def parents(args: argparse.Namespace, task: str, pair: str, seed: int) -> list[Path]:
     folder, demos = args.out / task, demos_of(args, task)
     cells: list[tuple[str, str, Path, list[str]]] = []
-    if pair == "few":
-        for i, algo in enumerate(("diffusion", "flow")):
+    if pair in ("few", "kinds"):
+        for i, algo in enumerate(("diffusion", "diffusion" if pair == "few" else "flow")):
             data, _ = demonstrations(args.data, task, folder, i * demos, demos)
-            cells.append((f"few_{algo}", algo, data, []))
+            cells.append((f"{algo}_{i}", algo, data, []))
     else:
         data, width = demonstrations(args.data, task, folder, 0, 2 * demos)
         thirds = np.array_split(np.random.default_rng(0).permutation(width), 3)
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tasks", nargs="+", default=["door", "hammer", "pen", "relocate"])
-    parser.add_argument("--pairs", nargs="+", default=["few", "views"], choices=["few", "views"])
+    parser.add_argument("--pairs", nargs="+", default=["few", "views"], choices=["few", "kinds", "views"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--demos", type=int, help="episodes of a parent; without it those of DEMOS")
     parser.add_argument("--steps", type=int, default=2000)
