@@ -1,11 +1,12 @@
 """GPC's table: two weaker parents a task, the weight that a search finds, and the composed policy on fresh seeds.
 
-python benchmarks/gpc.py DATA OUT [--tasks door hammer pen relocate] [--pairs few views] [--seeds 0]
+python benchmarks/gpc.py DATA OUT [--tasks door hammer pen relocate] [--pairs few kinds views] [--seeds 0]
 python benchmarks/gpc.py DATA OUT --table
 
 DATA holds <task>.npz (Meta-World: ctrlrl data collect env=Meta-World/<task> policy=expert episodes=50 successful=true
 first_steps=200 out=DATA/<task>.npz) or adroit_<task>-expert.npz. A task whose name ends in -v3 is Meta-World's.
-few:   a diffusion and a flow that learn from `--demos` episodes each, none of them the same.
+few:   two diffusions that learn from a few episodes each (--demos), none of them the same.
+kinds: a diffusion and a flow, otherwise the same.
 views: two diffusions that learn from the same episodes, twice as many; each sees two thirds of the observation's
        numbers, drawn at random, one third in common.
 Run folders go to OUT; what is there is not run again. Rows go to benchmarks/results/gpc.jsonl.
@@ -26,6 +27,7 @@ from ctrlrl.sources import load_data
 
 RESULTS = Path(__file__).parent / "results" / "gpc.jsonl"
 ADROIT = {"door": "Door", "hammer": "Hammer", "pen": "Pen", "relocate": "Relocate"}
+DEMOS = {"door": 2, "hammer": 2, "pen": 10, "relocate": 10}  # of which one diffusion learns less than all; else 5
 LEARNING = ("algo.hidden=[256,256,256]", "algo.learning_rate=1e-3", "algo.batch_size=128", "algo.warmup_steps=200")
 
 
@@ -49,15 +51,19 @@ def demonstrations(data: Path, task: str, out: Path, first: int, count: int) -> 
     return path, whole.obs.shape[1]
 
 
+def demos_of(args: argparse.Namespace, task: str) -> int:
+    return args.demos or DEMOS.get(task, 5)
+
+
 def parents(args: argparse.Namespace, task: str, pair: str, seed: int) -> list[Path]:
-    folder = args.out / task
+    folder, demos = args.out / task, demos_of(args, task)
     cells: list[tuple[str, str, Path, list[str]]] = []
-    if pair == "few":
-        for i, algo in enumerate(("diffusion", "flow")):
-            data, _ = demonstrations(args.data, task, folder, i * args.demos, args.demos)
-            cells.append((f"few_{algo}", algo, data, []))
+    if pair in ("few", "kinds"):
+        for i, algo in enumerate(("diffusion", "diffusion" if pair == "few" else "flow")):
+            data, _ = demonstrations(args.data, task, folder, i * demos, demos)
+            cells.append((f"{algo}_{i}", algo, data, []))
     else:
-        data, width = demonstrations(args.data, task, folder, 0, 2 * args.demos)
+        data, width = demonstrations(args.data, task, folder, 0, 2 * demos)
         thirds = np.array_split(np.random.default_rng(0).permutation(width), 3)
         for name, left_out in (("a", 2), ("b", 0)):
             seen = sorted(int(c) for i, third in enumerate(thirds) if i != left_out for c in third)
@@ -87,7 +93,14 @@ def compose(args: argparse.Namespace, task: str, pair: str, seed: int) -> None:
             f"compose.dir={out}", f"episodes={args.episodes}",
         )  # fmt: skip
         found = json.loads((out / "compose.json").read_text())
-        row = {"kind": "gpc", "env": env_id(task), "task": task, "pair": pair, "seed": seed, "demos": args.demos}
+        row = {
+            "kind": "gpc",
+            "env": env_id(task),
+            "task": task,
+            "pair": pair,
+            "seed": seed,
+            "demos": demos_of(args, task),
+        }
         row |= {"steps": args.steps, "episodes": args.episodes, "search_episodes": args.search}
         row |= {"weight": found["weights"][0], "composed": found["composed"]["success_rate"]}
         row |= {"parents": [alone["success_rate"] for alone in found["alone"]]}
@@ -116,10 +129,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tasks", nargs="+", default=["door", "hammer", "pen", "relocate"])
-    parser.add_argument("--pairs", nargs="+", default=["few", "views"], choices=["few", "views"])
+    parser.add_argument("--pairs", nargs="+", default=["few", "views"], choices=["few", "kinds", "views"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--demos", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--demos", type=int, help="episodes of a parent; without it those of DEMOS")
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--search", type=int, default=50, help="roll-outs of each weight")
     parser.add_argument("--episodes", type=int, default=100, help="of the final evaluation, on fresh seeds")
     parser.add_argument("--table", action="store_true")
