@@ -128,6 +128,16 @@ def test_a_schedule_of_the_learning_rate_reaches_every_optimiser():
     assert rates == {0.0}, "the last update is at the end of the run"
 
 
+def test_a_batch_size_set_later_is_that_of_the_next_updates():
+    model = SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(30)
+    update, seen = model.learner.update, []
+    model.learner.update = lambda batch: seen.append(len(batch.reward)) or update(batch)
+    model.batch_size = 8
+    model.learn(5, reset_num_timesteps=False)
+    assert seen == [8] * 5
+    assert model.cfg.batch_size == 8
+
+
 def test_td3_explores_with_the_noise_it_is_given_and_none_else():
     noises = pytest.importorskip("stable_baselines3.common.noise", reason="pip install 'ctrlrl[sb3]'")
     assert TD3("MlpPolicy", "Pendulum-v1", **SMALL).cfg.action_noise == 0.0

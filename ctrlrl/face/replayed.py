@@ -147,6 +147,7 @@ class ReplayAgent(Agent):
         total_timesteps = self._start(total_timesteps, reset_num_timesteps, tb_log_name or type(self).__name__)
         self._episode_num = 0 if reset_num_timesteps else self._episode_num
         callback, loop = self._called(callback), self._loop
+        self.cfg.batch_size = loop.batch_size = self.batch_size  # which may have been set since
         watch = ReplayWatch(self, loop, callback, self._spaces, log_interval)
         loop.on_step, loop.env_steps = watch, self.num_timesteps
         callback.on_training_start(locals(), globals())
