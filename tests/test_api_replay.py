@@ -66,6 +66,14 @@ def test_learning_is_the_same_for_the_same_seed_and_goes_on():
     assert (first.num_timesteps, len(first.replay_buffer), first._n_updates) == (100, 100, 80)
 
 
+def test_a_learn_that_counts_anew_counts_episodes_anew_too():
+    model = SAC("MlpPolicy", "Pendulum-v1", **{**SMALL, "learning_starts": 1000}).learn(401)
+    assert model._episode_num == 2
+    model.learn(201, reset_num_timesteps=False)
+    assert model._episode_num == 3
+    assert model.learn(10)._episode_num == 0
+
+
 def test_callbacks_see_every_step_and_can_end_training():
     counted = Count()
     model = SAC("MlpPolicy", "Pendulum-v1", train_freq=2, **SMALL).learn(210, callback=counted)
@@ -120,6 +128,16 @@ def test_a_schedule_of_the_learning_rate_reaches_every_optimiser():
     assert rates == {0.0}, "the last update is at the end of the run"
 
 
+def test_a_batch_size_set_later_is_that_of_the_next_updates():
+    model = SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(30)
+    update, seen = model.learner.update, []
+    model.learner.update = lambda batch: seen.append(len(batch.reward)) or update(batch)
+    model.batch_size = 8
+    model.learn(5, reset_num_timesteps=False)
+    assert seen == [8] * 5
+    assert model.cfg.batch_size == 8
+
+
 def test_td3_explores_with_the_noise_it_is_given_and_none_else():
     noises = pytest.importorskip("stable_baselines3.common.noise", reason="pip install 'ctrlrl[sb3]'")
     assert TD3("MlpPolicy", "Pendulum-v1", **SMALL).cfg.action_noise == 0.0
@@ -168,6 +186,7 @@ def test_a_dict_of_vectors_is_one_long_vector():
         ({"gradient_steps": -2}, "gradient_steps must be -1 or at least 0"),
         ({"buffer_size": 0}, "buffer_size must be at least 1"),
         ({"policy_kwargs": {"optimizer_kwargs": {"eps": 1e-5}}}, "optimizer_kwargs"),
+        ({"utd": 4.0}, "utd=4 is a word of the command line; give gradient_steps"),
         ({"n_quantiles": 3}, "unknown argument 'n_quantiles'"),
     ],
 )

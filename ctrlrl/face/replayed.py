@@ -69,6 +69,8 @@ class ReplayAgent(Agent):
         named = {"learning_rate": start_value(learning_rate), "action_noise": noise_of(action_noise, where)}
         given = {k: v for k, v in (named | settings).items() if v is not None}
         self.cfg = self._config(network(self.policy_kwargs) | given)
+        if self.cfg.utd != type(self.cfg).utd:
+            raise ValueError(f"{where}: utd={self.cfg.utd:g} is a word of the command line; give gradient_steps here")
         self.learning_rate = self.cfg.learning_rate if learning_rate is None else learning_rate
         self._setup_lr_schedule()
         self.train_freq, self.gradient_steps = frequency(train_freq, where), gradient_steps
@@ -143,7 +145,9 @@ class ReplayAgent(Agent):
     ) -> Self:
         """Take `total_timesteps` environment steps; log_interval: episodes between two dumps of the logger."""
         total_timesteps = self._start(total_timesteps, reset_num_timesteps, tb_log_name or type(self).__name__)
+        self._episode_num = 0 if reset_num_timesteps else self._episode_num
         callback, loop = self._called(callback), self._loop
+        self.cfg.batch_size = loop.batch_size = self.batch_size  # which may have been set since
         watch = ReplayWatch(self, loop, callback, self._spaces, log_interval)
         loop.on_step, loop.env_steps = watch, self.num_timesteps
         callback.on_training_start(locals(), globals())

@@ -126,6 +126,8 @@ class OnlineLoop:
         step = self.env.step(action := self._action())
         if self.on_step is not None and not self.on_step(self.obs, PolicyOutput(action, None, {}), step):
             self.obs.copy_(step.obs)
+            if self.arrivals is not None:
+                self.arrivals.clear()  # a sum must not skip the step that is missing
             return None
         scale, shift = self.reward
         reward, mask = step.reward * scale + shift, step.extras.get("mask")

@@ -98,7 +98,7 @@ def test_a_preset_holds_the_published_setting(name):
     assert (found.get("data"), found.get("algo"), found.get("gradient_steps")) == (*TABLE[name], UPDATES.get(name))
 
 
-@pytest.mark.parametrize("algo", ["a2pr", "iql", "prdc", "rebrac"])
+@pytest.mark.parametrize("algo", ["a2pr", "iql", "prdc", "rebrac", "rlpd", "sac", "td3"])
 def test_the_rules_of_v4_and_v5_take_the_same_preset(algo):
     for task in MUJOCO:
         if algo == "prdc" and task != "halfcheetah":

@@ -12,6 +12,7 @@ from torch import Tensor
 from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.envs import mujoco_cpu, mujoco_warp
+from ctrlrl.envs.dynamics import Dynamics
 from ctrlrl.envs.mujoco_cpu import MujocoPool
 from ctrlrl.envs.mujoco_warp import MujocoWarp
 from ctrlrl.envs.warp_engine import adapt_model, contact_room
@@ -335,3 +336,19 @@ def test_on_a_gpu_another_stream_of_torch_is_followed():
         got = [env.step(a).obs.clone() for a in actions(env, 20)]
         torch.cuda.current_stream().synchronize()
     close(torch.stack(got), torch.stack(want).cpu(), 1e-3)
+
+
+def test_noise_on_the_joints_is_the_pools_and_goes_on_from_a_state():
+    noise = Dynamics(joint_noise=1.0)
+    env, like = MujocoWarp("hopper", 2, seed=0, dynamics=noise), pool("hopper", 2, dynamics=noise)
+    action = torch.zeros(2, 3)
+    env.reset(0), like.reset(0)
+    for _ in range(3):
+        env.step(action), like.step(action)
+        close(env.physics.control, like.physics.control, 1e-6)
+        assert env.physics.control.abs().min() > 0.0
+    state = env.state_dict()
+    expected = [env.step(action).reward.clone() for _ in range(3)]
+    env.reset(1)
+    env.load_state_dict(state)
+    assert all(torch.equal(reward, env.step(action).reward) for reward in expected)

@@ -323,6 +323,17 @@ def test_a_buffer_smaller_than_one_step_is_refused_before_anything_is_read():
         typed(train_config(["algo=iql", "env=pendulum", "data=file", "data.path=x", "algo.buffer_size=10"]))
 
 
+def test_sums_do_not_reach_across_a_step_that_was_refused():
+    """A callback ends training at a step, which is not kept, and the next call goes on behind it."""
+    run = loop(Constant(learning_starts=1000, n_steps=2), n_envs=1, skilled=True)
+    run.on_step = lambda obs, out, step: int(obs) != 2
+    for _ in range(5):
+        run.step()
+    rows = run.buffer.table.read(run.buffer.table.rows[: len(run.buffer)])
+    assert rows.obs[:, 0].tolist() == [0, 3]
+    assert rows.next_obs[:, 0].tolist() == [2, 5]
+
+
 @pytest.mark.parametrize("starts", [0, 1000])
 def test_action_noise_is_added_to_random_actions_and_to_the_policys_and_cut_to_the_box(starts):
     run = loop(Constant(learning_starts=starts, action_noise=0.2), env_steps=150)
