@@ -100,8 +100,11 @@ def superpose(
 
 
 def superposed(means: Tensor, weights: Tensor) -> Tensor:
-    """sum_i weights[i] means[i]: [M, B, ...] and [M, B] -> [B, ...]."""
-    return (means * _beside(weights, means)).sum(0)
+    """sum_i weights[i] means[i] for weights of sum 1: [M, B, ...] and [M, B] -> [B, ...].
+
+    As steps away from the last one, because AND's weights are huge where models nearly agree.
+    """
+    return means[-1] + ((means[:-1] - means[-1]) * _beside(weights[:-1], means)).sum(0)
 
 
 def log_density_change(x_next: Tensor, means: Tensor, beta: float) -> Tensor:
@@ -205,7 +208,10 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _around_equal(gap: Tensor, wanted: Tensor) -> Tensor:
-    """Weights [M, B] with sum_j weight_j <gap_j, gap_i> = wanted_i [M - 1, B] and sum 1; equal for equal models."""
+    """Weights [M, B] with sum_j weight_j <gap_j, gap_i> = wanted_i [M - 1, B] and sum 1; equal for equal models.
+
+    Where the gaps do not span M - 1 directions, as close to that as can be, and as close to equal.
+    """
     n_models = gap.shape[0] + 1
     flat = gap.flatten(2).transpose(0, 1)
     gram = flat @ flat.transpose(1, 2)  # [B, M - 1, M - 1]
@@ -213,7 +219,8 @@ def _around_equal(gap: Tensor, wanted: Tensor) -> Tensor:
     if n_models == 2:
         change = lack / gram[..., 0].clamp(min=TINY)
     else:
-        change = torch.linalg.solve(gram + TINY * torch.eye(n_models - 1, dtype=gap.dtype, device=gap.device), lack)
+        within = 64.0 * torch.finfo(gram.dtype).eps
+        change = (torch.linalg.pinv(gram, rtol=within, hermitian=True) @ lack.unsqueeze(-1)).squeeze(-1)
     first = change.T + 1.0 / n_models
     return torch.cat((first, 1.0 - first.sum(0, keepdim=True)))
 
