@@ -272,12 +272,12 @@ class GenerativeBCLearner(OffPolicyLearner):
         policy, now = self.nets.policy, self.cfg.n_obs_steps - 1
         policy.eval()
         with self.precision():
-            action = policy.action_normalizer.inverse(policy.sample(batch.obs, deterministic=deterministic)[:, now])
+            action = policy.executed(policy.sample(batch.obs, deterministic=deterministic)[:, now])
             chunk = policy.action_normalizer(batch.action)
             noise, uniform = torch.randn_like(chunk), torch.rand_like(chunk[:, 0, 0])
             x, level, target = policy.process.lesson(chunk, noise, uniform)
             said = policy.head(x, level, policy.condition(batch.obs)).float()
-        error = action.clamp(-1.0, 1.0) - batch.action[:, now]
+        error = action - batch.action[:, now]
         return {"action_error": error.square().mean(-1), "loss": (said - target).square().flatten(1).mean(1)}
 
 

@@ -109,8 +109,11 @@ def superpose(
 
 
 def superposed(means: Tensor, weights: Tensor) -> Tensor:
-    """sum_i weights[i] means[i]: [M, B, ...] and [M, B] -> [B, ...]."""
-    return (means * _beside(weights, means)).sum(0)
+    """sum_i weights[i] means[i] for weights of sum 1: [M, B, ...] and [M, B] -> [B, ...].
+
+    As steps away from the last one, because AND's weights are huge where models nearly agree.
+    """
+    return means[-1] + ((means[:-1] - means[-1]) * _beside(weights[:-1], means)).sum(0)
 
 
 def log_density_change(x_next: Tensor, means: Tensor, beta: float) -> Tensor:
@@ -222,7 +225,11 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _around_equal(gap: Tensor, wanted: Tensor, least: float = TINY) -> Tensor:
-    """Weights [M, B] with sum_j weight_j <gap_j, gap_i> = wanted_i [M - 1, B] and sum 1; equal for equal models."""
+    """Weights [M, B] with sum_j weight_j <gap_j, gap_i> = wanted_i [M - 1, B] and sum 1; equal for equal models.
+
+    Where the gaps do not span M - 1 directions, as close to that as can be, and as close to equal. Squared gaps below
+    `least` count as none.
+    """
     n_models = gap.shape[0] + 1
     flat = gap.flatten(2).transpose(0, 1)
     gram = flat @ flat.transpose(1, 2)  # [B, M - 1, M - 1]
@@ -230,7 +237,9 @@ def _around_equal(gap: Tensor, wanted: Tensor, least: float = TINY) -> Tensor:
     if n_models == 2:
         change = lack / gram[..., 0].clamp(min=least)
     else:
-        change = torch.linalg.solve(gram + least * torch.eye(n_models - 1, dtype=gap.dtype, device=gap.device), lack)
+        within = 64.0 * torch.finfo(gram.dtype).eps
+        inverse = torch.linalg.pinv(gram, atol=least, rtol=within, hermitian=True)
+        change = (inverse @ lack.unsqueeze(-1)).squeeze(-1)
     first = change.T + 1.0 / n_models
     return torch.cat((first, 1.0 - first.sum(0, keepdim=True)))
 

@@ -186,8 +186,11 @@ class ChunkPolicy(nn.Module):
             return self.thrown(self.resample(seen, guess, deterministic=deterministic), self.switch_guess)
 
         action, memory = advance(memory, obs, begins, self.window, plan, follow if self.process.warm else None)
-        action = self.action_normalizer.inverse(self.thrown(action, 1.0)).clamp(-1.0, 1.0)
-        return PolicyOutput(action, None, {}), memory
+        return PolicyOutput(self.executed(action), None, {}), memory
+
+    def executed(self, x: Tensor) -> Tensor:
+        """Normalised actions [..., A] as they are executed: switches thrown, in the environment's units and its box."""
+        return self.action_normalizer.inverse(self.thrown(x, 1.0)).clamp(-1.0, 1.0)
 
     def thrown(self, x: Tensor, size: float) -> Tensor:
         """Normalised actions [..., A] with their switches at +-size."""

@@ -283,6 +283,27 @@ def test_and_of_three_equals_all_three_log_densities_in_every_step():
     torch.testing.assert_close(after, after[:1].expand_as(after), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(20, 1), (20, 4, 2)])
+@pytest.mark.parametrize("places", [(-0.3, -0.3, 0.3), (-0.3, 0.1, 0.3), (0.2, 0.2, 0.2)])
+def test_and_of_three_in_one_line_samples_all_the_same(places, shape):
+    """Twins, models in one line and numbers alone leave fewer directions than there are equations."""
+    torch.manual_seed(6)
+    models, levels = [gaussian(m, 0.4) for m in places], range(99, -1, -1)
+    x, log_density = superpose(models, and_weights, torch.randn(*shape), levels, SCHEDULE)
+    assert float(x.abs().max()) < 3.0
+    if places[0] == places[1]:
+        torch.testing.assert_close(log_density[0], log_density[2], rtol=0, atol=1e-2)
+
+
+def test_models_that_agree_are_superposed_as_one_of_them_whatever_their_weights():
+    """Where models agree, AND cannot change how far their log densities are apart, and its weights explode."""
+    mean, z = torch.rand(6, 4, 2), torch.randn(6, 4, 2)
+    means, log_density = torch.stack((mean, mean)), torch.stack((torch.zeros(6), torch.ones(6)))
+    weights = and_weights(means, log_density, z, 0.01)
+    assert float(weights.abs().min()) > 1e6
+    assert torch.equal(superposed(means, weights), mean)
+
+
 def test_or_weights_follow_temperature_and_bias():
     log_density = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
     torch.testing.assert_close(or_weights(log_density).sum(0), torch.ones(2))

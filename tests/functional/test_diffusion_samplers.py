@@ -160,6 +160,32 @@ def test_many_ddim_steps_reach_the_exact_flow_of_a_gaussian():
     torch.testing.assert_close(found, 1.0 + 0.5 * noise, rtol=0, atol=5e-3)
 
 
+def two_modes(schedule, at=0.6, s=0.1):
+    """The exact network of (N(-at, s^2) + N(at, s^2)) / 2."""
+
+    def predict(x, k):
+        alpha, sigma = schedule.scales(k)
+        right = torch.sigmoid(2.0 * alpha * at * x / (alpha**2 * s**2 + sigma**2))
+        return sum(share * gaussian(m, s, schedule)(x, k) for share, m in ((right, at), (1.0 - right, -at)))
+
+    return predict
+
+
+@pytest.mark.parametrize(("levels", "beside"), [(leading_levels, 0.031), (trailing_levels, 0.023)])
+def test_ten_ddim_steps_leave_three_samples_of_a_hundred_beside_two_modes(levels, beside):
+    """Of the exact network; by quantiles of the noise, so that nothing is drawn. All levels leave a tenth of that."""
+    schedule = cosine_schedule(50)
+    start = math.sqrt(2.0) * torch.erfinv(torch.linspace(-1, 1, 20_001, dtype=torch.float64)[1:-1:2])
+
+    def share_beside(steps):
+        x = ddim(two_modes(schedule), start, levels(50, steps), schedule)
+        torch.testing.assert_close(x.flip(0), -x, rtol=0, atol=1e-9)
+        return float(((x.abs() - 0.6).abs() > 0.3).double().mean())
+
+    assert share_beside(10) == pytest.approx(beside, abs=0.003)
+    assert share_beside(50) == pytest.approx(0.1 * beside, abs=0.002)
+
+
 def test_all_levels_are_asked_in_their_order():
     asked = []
     predict = lambda x, k: asked.append(k) or torch.zeros_like(x)  # noqa: E731

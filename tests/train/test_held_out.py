@@ -89,3 +89,13 @@ def test_of_a_chunk_the_present_action_is_compared(algo):
     torch.testing.assert_close(found["action_error"], (0.5 - now).square())
     assert found["loss"].shape == (windows.size,)
     assert torch.isfinite(found["loss"]).all()
+
+
+def test_the_action_that_is_compared_has_its_switches_thrown():
+    from ctrlrl.algos.generative_bc import FlowConfig, FlowLearner
+
+    learner = FlowLearner(FlowConfig(hidden=[8], embed_dim=4, horizon=2, n_action_steps=1, switches=[1]), SPEC)
+    learner.nets.policy.sample = lambda obs, *, deterministic: torch.full((len(obs), 2, 2), 0.5)
+    wanted = torch.tensor([0.5, 1.0]).expand(3, 2, 2)
+    rows = Transition(torch.zeros(3, 2, 1), wanted, torch.zeros(3), torch.zeros(3, 1), torch.zeros(3).bool(), {})
+    assert learner.held_out(rows, deterministic=True)["action_error"].tolist() == [0.0, 0.0, 0.0]
