@@ -35,7 +35,8 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     | {"sources", "provenance", "seeds", "shares", "tasks", "judging", "loops"},
     "runs": GROUND | {"core", "train", "report", "build", "tasks", "judging", "loops", "compose", "provenance"},
     "shares": {"config", "core"},
-    "deploy": {"core", "envs", "build", "tasks", "judging", "loops", "provenance", "runs"},
+    "deployed": {"core", "envs", "functional", "policies"},
+    "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"},
     "sweep": {"compose", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "compose", "provenance", "runs", "api"},

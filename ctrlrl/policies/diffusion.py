@@ -133,16 +133,16 @@ class ChunkPolicy(nn.Module):
         self, obs: Tensor, memory: Memory | None, begins: Tensor | None, *, deterministic: bool = False
     ) -> tuple[PolicyOutput, Memory]:
         def plan(seen: Tensor) -> Tensor:
-            return self._thrown(self.sample(seen, deterministic=deterministic), self.switch_guess)
+            return self.thrown(self.sample(seen, deterministic=deterministic), self.switch_guess)
 
         def follow(seen: Tensor, guess: Tensor) -> Tensor:
-            return self._thrown(self.resample(seen, guess, deterministic=deterministic), self.switch_guess)
+            return self.thrown(self.resample(seen, guess, deterministic=deterministic), self.switch_guess)
 
         action, memory = advance(memory, obs, begins, self.window, plan, follow if self.process.warm else None)
-        action = self.action_normalizer.inverse(self._thrown(action, 1.0)).clamp(-1.0, 1.0)
+        action = self.action_normalizer.inverse(self.thrown(action, 1.0)).clamp(-1.0, 1.0)
         return PolicyOutput(action, None, {}), memory
 
-    def _thrown(self, x: Tensor, size: float) -> Tensor:
+    def thrown(self, x: Tensor, size: float) -> Tensor:
         """Normalised actions [..., A] with their switches at +-size."""
         if not self.switches:
             return x
