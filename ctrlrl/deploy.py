@@ -155,15 +155,12 @@ def _silent(logger: str) -> Iterator[None]:
 
 
 def _save_torchscript(module: Deployed, path: Path, facts: dict[str, Any]) -> Acting:
-
-    def mish(x: Any) -> Any:
-        """As the operator Mish, which onnxruntime knows as these three; as one it would not fold constants of it."""
-        return op.Mul(x, op.Tanh(op.Softplus(x)))
-
     examples = tuple(torch.from_numpy(a) for a in module.examples(2))
     with warnings.catch_warnings(), torch.no_grad():
         # torch points new programs to torch.export and keeps this for those that load TorchScript (C++, robots)
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        # group_norm looks whether it has more than one number to average
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning)
         torch.jit.save(torch.jit.trace(module, examples, check_trace=False), str(path))
         loaded = torch.jit.load(str(path))
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2))

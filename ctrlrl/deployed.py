@@ -94,6 +94,8 @@ class DeployedChunks(Deployed):
         super().__init__(learner, observation, action)
         policy: Any = self.nets.policy
         self.window, self.warm, process = policy.window, warm, policy.process
+        if not warm:
+            process.warm = ()  # of this copy: here every plan begins at noise
         self.solve = process.resume if warm else process.sample
         self.levels, self.n_draws = rehearsed(self.solve)
         own = ["former_plan" if warm else "noise", *(["draws"] if self.n_draws else [])]
