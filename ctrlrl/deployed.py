@@ -108,15 +108,31 @@ class DeployedChunks(Deployed):
 
     def forward(self, *arrays: Tensor) -> Any:
         policy: Any = self.nets.policy
-        n_obs, _, n_actions = self.window
-        seen = self.rows(a.flatten(0, 1) for a in arrays[: self.n_arrays]).unflatten(0, (-1, n_obs))
         start, *draws = arrays[self.n_arrays :]
         drawn = iter(draws[0].unbind(1) if draws else ())
         begin = shifted(start) if self.warm else start
-        plan = policy.thrown(self.solve(policy.predictor(seen), begin, lambda x: next(drawn)), policy.switch_guess)
-        executed = policy.thrown(plan[:, n_obs - 1 : n_obs - 1 + n_actions], 1.0)
-        action = policy.action_normalizer.inverse(executed).clamp(-1.0, 1.0)
-        return self.in_units(action.flatten(0, 1)).unflatten(0, (-1, n_actions)), plan
+        plan = self.solve(policy.predictor(self.history(arrays[: self.n_arrays])), begin, lambda x: next(drawn))
+        plan = policy.thrown(plan, policy.switch_guess)
+        return self.executed(plan), plan
+
+    def history(self, arrays: Iterable[Tensor]) -> Tensor:
+        """[n, n_obs, *shape] each -> [n, n_obs, O]."""
+        return self.rows(a.flatten(0, 1) for a in arrays).unflatten(0, (-1, self.window.n_obs))
+
+    def executed(self, plan: Tensor) -> Tensor:
+        """Of a plan [n, H, A], the actions from the present one on, [n, n_actions, *shape] in the space's units."""
+        policy: Any = self.nets.policy
+        n_obs, _, n_actions = self.window
+        rows = policy.thrown(plan[:, n_obs - 1 : n_obs - 1 + n_actions], 1.0)
+        action = policy.action_normalizer.inverse(rows).clamp(-1.0, 1.0)
+        return self.in_units(action.flatten(0, 1)).unflatten(0, (-1, n_actions))
+
+    def compile_network(self) -> None:
+        """One compiled program for all levels, which it is given as tensors; the sampler stays in Python."""
+        policy: Any = self.nets.policy
+        at = torch.compile(policy.head.at, dynamic=False)
+        levels = {level: torch.tensor([float(level)]) for level in self.levels}
+        policy.head.at = lambda x, level, context: at(x, levels[level], context)
 
     def examples(self, n: int) -> list[Array]:
         n_obs, horizon, _ = self.window

@@ -39,7 +39,8 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"},
     "sweep": {"compose", "registry", "report", "train"},
     "bench": GROUND
-    | {"core", "envs", "train", "build", "tasks", "judging", "loops", "compose", "provenance", "runs", "api"},
+    | {"core", "envs", "train", "build", "tasks", "judging", "loops", "compose", "provenance", "runs", "api"}
+    | {"deploy", "deployed"},
     "face": GROUND | {"envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
     "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
