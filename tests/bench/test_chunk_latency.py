@@ -22,6 +22,7 @@ def decisions(engine: str, **settings) -> Array:
     return chunks.engine(engine, chunks.untrained(algo, both), algo, both)()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("engine", ["compile", "onnx"])
 def test_the_engines_decide_the_same(engine):
     wanted = decisions("eager")
