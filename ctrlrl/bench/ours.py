@@ -156,8 +156,8 @@ class Deciding:
 
     def lap(self) -> Lap:
         wall, cpu, clock, decide = time.perf_counter(), time.process_time(), time.perf_counter_ns, self.decide
-        times = []
-        while time.perf_counter() - wall < self.seconds:
+        times: list[int] = []
+        while not times or time.perf_counter() - wall < self.seconds:
             for _ in range(self.block):
                 begin = clock()
                 decide()
