@@ -167,10 +167,11 @@ def export(words: list[str]) -> int:
     from ctrlrl import settings
     from ctrlrl.deploy import export_run
 
-    options = settings.command(ExportOptions, words)
+    changes = [word for word in words if word.startswith("algo.")]
+    options = settings.command(ExportOptions, [word for word in words if word not in changes])
     if not options.run:
         raise ValueError("export needs run=FOLDER, e.g. ctrlrl export run=runs/x out=policy.onnx")
-    print(export_run(Path(options.run), Path(options.out), options.format, options.checkpoint))
+    print(export_run(Path(options.run), Path(options.out), options.format, options.checkpoint, changes))
     return 0
 
 

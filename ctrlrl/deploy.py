@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,19 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from torch import Tensor, nn
 
 from ctrlrl import build, provenance, runs, tasks
 from ctrlrl.core.learner import Learner
-from ctrlrl.envs.spec import Array, PartCodec, action_codec, obs_codec
+from ctrlrl.deployed import Deployed, DeployedChunks
+from ctrlrl.envs.spec import Array
+from ctrlrl.policies.diffusion import ChunkPolicy
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
-TOLERANCE = 1e-5  # between the file's actions and the policy's; relative where actions are larger than 1
 ROWS = 128  # observations they are compared on
-WIDE = 1e3  # bounds further apart than this stand for none
 
-Acting = Callable[[list[Array]], Array]
+Acting = Callable[[list[Array]], list[Array]]
 
 
 def export(model: Any, path: str | os.PathLike[str], format: str | None = None) -> Path:
@@ -43,9 +40,14 @@ def export(model: Any, path: str | os.PathLike[str], format: str | None = None) 
     return _write(model.learner, both, Path(path), format, {"algo": model.algo, "config_hash": digest})
 
 
-def export_run(folder: Path, path: Path, format: str | None = None, checkpoint: str = "last") -> Path:
-    """The same for a run folder's checkpoints/<checkpoint>."""
-    cfg, learner = runs.load_run(folder, checkpoint)
+def export_run(
+    folder: Path, path: Path, format: str | None = None, checkpoint: str = "last", words: Sequence[str] = ()
+) -> Path:
+    """The same for a run folder's checkpoints/<checkpoint>.
+
+    words: settings other than the run's that its weights fit, e.g. "algo.sampling_steps=5".
+    """
+    cfg, learner = runs.load_run(folder, checkpoint, words)
     env = tasks.make_env(cfg.env, 1, stagger=False)
     both = tasks.spaces(cfg.env, env.spec)
     env.close()
@@ -66,133 +68,65 @@ def _kind(path: Path, format: str | None) -> str:
 
 def _write(learner: Learner, both: build.Spaces, path: Path, format: str | None, facts: dict[str, Any]) -> Path:
     save = {"onnx": _save_onnx, "torchscript": _save_torchscript}[_kind(path, format)]
-    module = Deployed(learner, *both).eval()
     observation, action = both.to_json()
-    facts |= {"inputs": module.names, "output": module.output, "observation_space": observation, "action_space": action}
+    facts |= {"observation_space": observation, "action_space": action}
     facts |= {"versions": provenance.versions(), "commit": provenance.commit()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:  # beside the target: one file system, atomic moves
-        act = save(module, Path(scratch) / path.name, facts)
-        for n in (1, ROWS):
-            _compare(act, module, both, n, path)
+        for name, module in _modules(learner, both, path).items():
+            told = {"inputs": module.names, "output": module.outputs[0]} | module.facts
+            act = save(module, Path(scratch) / name, facts | told)
+            for n in (1, ROWS):
+                _compare(act, module, both, n, path.parent / name)
         for file in sorted(Path(scratch).iterdir()):
             os.replace(file, path.parent / file.name)
     return path
 
 
+def _modules(learner: Learner, both: build.Spaces, path: Path) -> dict[str, Deployed]:
+    """By their file's name. A policy that starts its later plans at the former one is another program for those."""
+    policy: Any = learner.nets.policy
+    if not isinstance(policy, ChunkPolicy):
+        return {path.name: Deployed(learner, *both).eval()}
+    found: dict[str, Deployed] = {path.name: DeployedChunks(learner, *both).eval()}
+    if policy.process.warm:
+        found[f"{path.stem}.warm{path.suffix}"] = DeployedChunks(learner, *both, warm=True).eval()
+    return found
+
+
 def _compare(act: Acting, module: Deployed, both: build.Spaces, n: int, path: Path) -> None:
-    """RuntimeError where the file does not do what `predict` does."""
-    arrays = random_observations(module, n)
-    found = dict(zip((p.path for p in module.parts), arrays, strict=True))
-    wanted = both.predict(
-        lambda obs: module.learner.act(obs, deterministic=True).action, _nest(both.observation, found), _CPU
-    )
-    got = act(arrays)
-    same = got.shape == wanted.shape and np.allclose(got, wanted, rtol=TOLERANCE, atol=TOLERANCE)
-    if not same or got.dtype != wanted.dtype:
-        detail = f"{got.dtype} {got.shape} for {wanted.dtype} {wanted.shape}"
-        if got.shape == wanted.shape:
-            detail = f"largest difference {np.abs(got.astype(float) - wanted).max():.2g}"
-        raise RuntimeError(f"{path} was not written: it does not act as the policy does ({detail})")
-
-
-_CPU = torch.device("cpu")
-
-
-class Deployed(nn.Module):
-    """Observation arrays [n, *shape], in the order of `names`, to actions [n, *shape] of the action space."""
-
-    def __init__(self, learner: Learner, observation: spaces.Space[Any], action: spaces.Space[Any]):
-        super().__init__()
-        self.nets = copy.deepcopy(learner.nets).cpu().requires_grad_(False)
-        self.learner = copy.copy(learner)  # its methods on these copies of its networks, in float32
-        self.learner.nets = self.nets
-        for name, net in self.nets.named_children():
-            setattr(self.learner, name, net)
-        self.learner.set_dtype("float32")
-        self.parts = obs_codec(observation).parts
-        self.leaves = [_leaf(observation, p) for p in self.parts]
-        self.names = [p.part.name or "obs" for p in self.parts]
-        self.output = "action" if "action" not in self.names else "next_action"
-        self.starts = [None if p.start is None else torch.from_numpy(p.start.astype(np.int64)) for p in self.parts]
-        self.codec = action_codec(action)
-        self.dtype = torch.from_numpy(np.zeros(0, self.codec.dtype)).dtype
-        self.precision = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.low, self.high = (torch.from_numpy(b).to(self.precision) for b in (self.codec.low, self.codec.high))
-        self.start = torch.from_numpy(np.asarray(self.codec.start, np.int64))
-
-    def forward(self, *arrays: Tensor) -> Tensor:
-        columns = [_row(*each) for each in zip(self.parts, arrays, self.starts, strict=True)]
-        rows = columns[0] if len(columns) == 1 else torch.cat([c.float() for c in columns], 1)
-        action = self.learner.act(rows, deterministic=True).action
-        if self.codec.action_dim:
-            unit = (action.to(self.precision).clamp(-1.0, 1.0) + 1.0) / 2.0
-            # the sum may round to just outside of the bounds
-            action = (self.low * (1.0 - unit) + self.high * unit).clamp(self.low, self.high)
-        else:
-            action = action + self.start
-        return action.reshape(-1, *self.codec.shape).to(self.dtype)
-
-
-def _row(part: PartCodec, x: Tensor, start: Tensor | None) -> Tensor:
-    """`PartCodec.encode` in torch: [n, *shape] of the environment -> [n, dim]."""
-    if part.part.image:
-        return (x.permute(0, 3, 1, 2) if part.channels_last else x).reshape(-1, part.dim)
-    if part.nvec is None or start is None:
-        return x.reshape(-1, part.dim).float()
-    index = x.reshape(-1, len(part.nvec)).long() - start
-    return torch.cat([index[:, d : d + 1] == torch.arange(int(n)) for d, n in enumerate(part.nvec)], 1).float()
-
-
-def _leaf(space: Any, part: PartCodec) -> Any:
-    for key in part.path:
-        space = space[key]
-    return space
-
-
-def _nest(space: spaces.Space[Any], arrays: dict[Any, Array], path: tuple[str | int, ...] = ()) -> Any:
-    """Arrays by their path, in the structure of the space."""
-    if isinstance(space, spaces.Dict):
-        return {key: _nest(inner, arrays, (*path, key)) for key, inner in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_nest(inner, arrays, (*path, i)) for i, inner in enumerate(space.spaces))
-    return arrays[path]
-
-
-def random_observations(module: Deployed, n: int) -> list[Array]:
-    """[n, *shape] of every input, always the same."""
-    random = np.random.default_rng(0)
-    return [_random(space, n, random) for space in module.leaves]
-
-
-def _random(space: Any, n: int, random: np.random.Generator) -> Array:
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        same = copy.deepcopy(space)
-        same.seed(0)
-        return np.stack([np.asarray(same.sample()) for _ in range(n)])
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    normal = random.standard_normal((n, *space.shape)).clip(low, high)
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow = high - low < WIDE
-        spread = low + np.where(narrow, high - low, 0.0) * random.random((n, *space.shape))
-    return np.where(narrow, spread, normal).astype(space.dtype)
+    """RuntimeError where the file does not do what the policy does."""
+    arrays = module.examples(n)
+    for got, wanted in zip(act(arrays), module.wanted(both, arrays), strict=True):
+        same = got.shape == wanted.shape and np.allclose(got, wanted, rtol=module.tolerance, atol=module.tolerance)
+        if not same or got.dtype != wanted.dtype:
+            detail = f"{got.dtype} {got.shape} for {wanted.dtype} {wanted.shape}"
+            if got.shape == wanted.shape:
+                detail = f"largest difference {np.abs(got.astype(float) - wanted).max():.2g}"
+            raise RuntimeError(f"{path} was not written: it does not act as the policy does ({detail})")
 
 
 def _save_onnx(module: Deployed, path: Path, facts: dict[str, Any]) -> Acting:
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it
+        from onnxscript import opset18 as op
     except ImportError as error:
         raise ValueError(f"format=onnx needs {error.name}: pip install 'ctrlrl[onnx]'") from None
-    examples = tuple(torch.from_numpy(a) for a in random_observations(module, 2))
+
+    def mish(x: Any) -> Any:
+        """As the operator Mish, which onnxruntime knows as these three; as one it would not fold constants of it."""
+        return op.Mul(x, op.Tanh(op.Softplus(x)))
+
+    examples = tuple(torch.from_numpy(a) for a in module.examples(2))
     with warnings.catch_warnings(), _silent("torch.onnx._internal.exporter._registration"):
         warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)  # torch's exporter uses it
         program = torch.onnx.export(
             module,
             examples,
             input_names=module.names,
-            output_names=[module.output],
+            output_names=module.outputs,
             dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in examples),),
+            custom_translation_table={torch.ops.aten.mish.default: mish},
             dynamo=True,
             verbose=False,
         )
@@ -205,7 +139,7 @@ def _save_onnx(module: Deployed, path: Path, facts: dict[str, Any]) -> Acting:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda arrays: session.run([module.output], dict(zip(module.names, arrays, strict=True)))[0]
+    return lambda arrays: session.run(module.outputs, dict(zip(module.names, arrays, strict=True)))
 
 
 @contextmanager
@@ -221,11 +155,18 @@ def _silent(logger: str) -> Iterator[None]:
 
 
 def _save_torchscript(module: Deployed, path: Path, facts: dict[str, Any]) -> Acting:
-    examples = tuple(torch.from_numpy(a) for a in random_observations(module, 2))
+    examples = tuple(torch.from_numpy(a) for a in module.examples(2))
     with warnings.catch_warnings(), torch.no_grad():
         # torch points new programs to torch.export and keeps this for those that load TorchScript (C++, robots)
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        # group_norm looks whether it has more than one number to average
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning)
         torch.jit.save(torch.jit.trace(module, examples, check_trace=False), str(path))
         loaded = torch.jit.load(str(path))
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2))
-    return lambda arrays: loaded(*(torch.from_numpy(a) for a in arrays)).numpy()
+
+    def act(arrays: list[Array]) -> list[Array]:
+        found = loaded(*(torch.from_numpy(a) for a in arrays))
+        return [x.numpy() for x in (found if isinstance(found, tuple) else (found,))]
+
+    return act

@@ -1,6 +1,8 @@
 """`ctrlrl` with policies that predict chunks: their sampler at evaluation, collecting from them, and bad words."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,33 @@ def test_a_chunked_policy_collects_a_data_set(run, tmp_path, capsys):
     made = load(tmp_path / "made.npz")
     assert made.n_rows == 800
     assert np.isfinite(made.action).all()
+
+
+def test_a_run_is_exported_with_another_sampler_and_the_example_drives_it(run, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "policy.onnx"
+    assert said(capsys, "export", f"run={run}", f"out={out}", "algo.sampling_steps=2")[0] == 0
+    about = onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map
+    wanted = {"algo": "diffusion", "env": "pendulum", "n_obs_steps": "2", "horizon": "8", "n_action_steps": "4"}
+    assert {k: about[k] for k in (*wanted, "network_calls")} == wanted | {"network_calls": "2"}
+    script = Path(__file__).parent.parent / "examples" / "deploy_chunks_onnx.py"
+    done = subprocess.run([sys.executable, script, out, "Pendulum-v1"], capture_output=True, text=True, check=True)
+    assert -2000.0 < float(done.stdout.removeprefix("return ")) < 0.0
+    code, told = said(capsys, "export", f"run={run}", f"out={out}", "algo.hidden=[16,8]")
+    assert code == 2
+    assert "does not fit" in told
+
+
+def test_warm_starts_are_set_against_full_sampling(run, capsys):
+    script = Path(__file__).parent.parent / "benchmarks" / "real_time_iteration.py"
+    words = [str(run), "--episodes", "2", "--levels", "2", "0"]
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=True)
+    full, warm = (json.loads(line) for line in done.stdout.splitlines()[:2])
+    assert (full["calls_first"], full["calls_later"], full["calls_per_decision"]) == (10, 10, 10.0)
+    assert (warm["calls_first"], warm["calls_later"]) == (10, 2)
+    assert warm["calls_per_decision"] == pytest.approx((10 + 199 * 2) / 200)
+    assert done.stdout.splitlines()[-1] == "4.9x fewer network evaluations per decision"
+    assert full["return_mean"] != warm["return_mean"]
 
 
 def test_a_data_set_without_one_window_is_refused_with_both_numbers(data, capsys, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from ctrlrl import PPO, deploy
+from ctrlrl import PPO, deploy, deployed
 from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.cli import main
 from ctrlrl.envs.spaces import Spaces
@@ -104,8 +104,8 @@ def _torchscript(path):
 
 
 def test_a_file_that_decides_otherwise_is_not_left_behind(tmp_path, monkeypatch):
-    row = deploy._row
-    monkeypatch.setattr(deploy, "_row", lambda part, x, start: row(part, x, start) + 0.01)
+    row = deployed._row
+    monkeypatch.setattr(deployed, "_row", lambda part, x, start: row(part, x, start) + 0.01)
     model = model_of(*CASES["vector"][:2])
     with pytest.raises(RuntimeError, match="was not written: it does not act as the policy does"):
         deploy.export(model, tmp_path / "policy.pt")

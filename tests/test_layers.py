@@ -36,10 +36,12 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "runs": GROUND | {"core", "train", "report", "build", "tasks", "judging", "loops", "settings", "provenance"},
     "composing": {"algos", "settings", "config", "core", "judging", "report", "runs", "tasks", "train"},
     "shares": {"config", "core"},
-    "deploy": {"core", "envs", "build", "tasks", "judging", "loops", "provenance", "runs"},
+    "deployed": {"core", "envs", "functional", "policies"},
+    "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"},
     "sweep": {"settings", "registry", "report", "train"},
     "bench": GROUND
-    | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"},
+    | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"}
+    | {"deploy", "deployed"},
     "face": GROUND | {"algos", "envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
     "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND

@@ -147,16 +147,18 @@ class ToScore:
 class Deciding:
     """One decision on one observation, as a program that drives one robot takes it; the median of a lap in µs."""
 
+    warm_up, block = 200, 100  # decisions before the first lap, and between two looks at the clock
+
     def __init__(self, name: str, decide: Callable[[], Any], seconds: float):
         self.name, self.decide, self.seconds = name, decide, seconds
-        for _ in range(200):
+        for _ in range(self.warm_up):
             decide()
 
     def lap(self) -> Lap:
         wall, cpu, clock, decide = time.perf_counter(), time.process_time(), time.perf_counter_ns, self.decide
-        times = []
-        while time.perf_counter() - wall < self.seconds:
-            for _ in range(100):
+        times: list[int] = []
+        while not times or time.perf_counter() - wall < self.seconds:
+            for _ in range(self.block):
                 begin = clock()
                 decide()
                 times.append(clock() - begin)

@@ -49,6 +49,11 @@ def compare(ours: Contender, peer: Contender | None, pairs: int, *, note: Callab
             theirs.append(peer.lap())
         shown = f"{mine[-1].value:,.1f}" + (f" against {theirs[-1].value:,.1f}" if peer is not None else "")
         note(f"  pair {i + 1}/{pairs}: {shown}")
+    return measured(mine, theirs if peer is not None else None, None if peer is None else peer.name)
+
+
+def measured(mine: list[Lap], theirs: list[Lap] | None, peer: str | None) -> dict[str, Any]:
+    """The same of laps that were taken in turn."""
     values = [lap.value for lap in mine]
     fields: dict[str, Any] = {
         "value": statistics.median(values),
@@ -57,14 +62,14 @@ def compare(ours: Contender, peer: Contender | None, pairs: int, *, note: Callab
         "peer_value": None,
         "peer_spread": None,
         "ratio": None,
-        "pairs": pairs,
+        "pairs": len(mine),
         "cpu_seconds": round(statistics.median(lap.cpu_seconds for lap in mine), 3),
         "wall_seconds": round(statistics.median(lap.wall_seconds for lap in mine), 3),
     }
-    if peer is not None:
+    if theirs is not None:
         others = [lap.value for lap in theirs]
         fields |= {
-            "peer": peer.name,
+            "peer": peer,
             "peer_value": statistics.median(others),
             "peer_spread": [min(others), max(others)],
             "ratio": statistics.median(a / b for a, b in zip(values, others, strict=True)),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ctrlrl import settings
-from ctrlrl.bench import offline_ours, peers, replay_peers
+from ctrlrl.bench import chunks, offline_ours, peers, replay_peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
 from ctrlrl.config import TrainConfig
@@ -30,13 +30,15 @@ KINDS = ("throughput", "train", "score", "updates", "latency", "memory")
 UNITS = {"score": "seconds to target", "memory": "MiB peak", "latency": "µs", "updates": "updates/s"}
 TARGETS = {"cartpole": 475.0, "pendulum": -200.0, "halfcheetah": 4500.0}
 OWN = tuple("vs pairs seconds target by eval_seconds out env_threads peer_budget peer_dir warm iterations".split())
+OWN += ("sizes", "engines", "steps")
 
 
 @dataclass
 class BenchOptions:
     """Keys of `bench` itself; every other key is one of `ctrlrl train`, e.g. n_envs=1024,65536 or compile=compile."""
 
-    vs: str | None = None  # throughput: gymnasium | mj_step | sb3; train: sb3 | rsl_rl; score, latency: sb3;
+    vs: str | None = None  # throughput: gymnasium | mj_step | sb3; train: sb3 | rsl_rl; score, latency: sb3, and
+    # diffusers for policies that predict chunks of actions;
     # updates: corl | prdc | a2pr (the authors' code in peer_dir) | floor (IQL's matrix products) | single (seeds=8),
     # and sb3 for sac and td3
     pairs: int = 5
@@ -49,6 +51,9 @@ class BenchOptions:
     warm: int = 0  # updates: of either side before the first lap
     iterations: int = 8  # memory: rollouts and updates before the peak is read
     env_threads: int | None = None  # physics threads
+    engines: list[str] = field(default_factory=lambda: list(chunks.ENGINES))  # latency of chunks, measured in turn
+    steps: list[int] = field(default_factory=list)  # latency of chunks: of the sampler; [] = algo.sampling_steps
+    sizes: list[int] = field(default_factory=list)  # latency of chunks: [obs, action] of no environment
     out: str | None = None
     n_envs: list[int] = field(default_factory=list)
 
@@ -71,7 +76,7 @@ def main(words: list[str]) -> int:
         cfg = settings.typed(settings.train_config(rest + ([f"n_envs={count}"] if count else [])))
         torch.set_num_threads(cfg.threads or 1)
         note(f"{kind} {cfg.env.name} n_envs={cfg.n_envs}" + (f" against {options.vs}" if options.vs else ""))
-        rows.append(measure(kind, cfg, options))
+        rows += measure(kind, cfg, options)
     print(table(rows))
     for row in rows:
         print(line(row))
@@ -80,7 +85,7 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
+def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> list[dict[str, Any]]:
     device = device_of(cfg)
     row: dict[str, Any] = {
         "kind": kind,
@@ -95,7 +100,8 @@ def measure(kind: str, cfg: TrainConfig, options: BenchOptions) -> dict[str, Any
         "compile": cfg.compile,
         "unit": UNITS.get(kind, "env_steps/s"),
     }
-    return row | MEASURES[kind](cfg, options, device) | identity()
+    found = MEASURES[kind](cfg, options, device)
+    return [row | fields | identity() for fields in (found if isinstance(found, list) else [found])]
 
 
 def _throughput(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
@@ -168,8 +174,14 @@ def _score(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dic
     return fields | history | ({"peer_runs": peer.history} if peer is not None else {})
 
 
-def _latency(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
-    """`predict` on one observation of the environment, deterministic, on the CPU."""
+def _latency(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any] | list[dict[str, Any]]:
+    """`predict` on one observation of the environment, deterministic, on the CPU; of chunks a plan, by every engine."""
+    if hasattr(cfg.algo, "sampling_steps") and hasattr(cfg.algo, "window"):
+        own = {name: getattr(options, name) for name in ("sizes", "engines", "steps", "vs", "pairs", "seconds")}
+        found = chunks.latencies(cfg, **own, note=note)
+        for fields in found:
+            _times_faster(fields)
+        return found if not options.sizes else [fields | {"env": None, "backend": None} for fields in found]
     model = agent(cfg)
     model.observation_space.seed(0)
     obs = model.observation_space.sample()
@@ -236,7 +248,7 @@ def _replayed(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> 
     return compare(ours, peer, options.pairs, note=note) | shapes | {"n_envs": None}
 
 
-MEASURES = {
+MEASURES: dict[str, Any] = {
     "throughput": _throughput,
     "train": _train,
     "score": _score,
@@ -250,12 +262,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'env or algo':<14}{'n_envs':>9}  {'ctrlrl':>16}  {'peer':>16}  {'ratio':>7}  unit; peer"]
     for row in rows:
         what = row["algo"] if row["kind"] == "updates" else row["env"]
-        peer = "–" if row["peer_value"] is None else f"{row['peer_value']:,.1f}"
+        if "engine" in row:
+            what = f"{row['head']} {row['sampler']} {row['sampling_steps']} {row['engine']}"
+        digits = 2 if row["unit"] == "ms" else 1
+        peer = "–" if row["peer_value"] is None else f"{row['peer_value']:,.{digits}f}"
         ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}x"
-        name = f"; {row['peer']}" if row["peer"] else ""
-        lines.append(
-            f"{what:<14}{row['n_envs'] or '–':>9}  {row['value']:>16,.1f}  {peer:>16}  {ratio:>7}  {row['unit']}{name}"
-        )
+        value = f"{row['value']:,.{digits}f}"
+        unit = row["unit"] + (f"; {row['peer']}" if row["peer"] else "")
+        lines.append(f"{what:<14}{row['n_envs'] or '–':>9}  {value:>16}  {peer:>16}  {ratio:>7}  {unit}")
         if row.get("disturbed"):
             lines.append(
                 "  the machine was busy: the peer's wall time is over 1.3 of its CPU time; run again when idle"
