@@ -32,6 +32,7 @@ _MODELS = (
     "FQL",
     "Diffusion",
     "Flow",
+    "BESO",
 )
 _NAMES = {
     **dict.fromkeys(_MODELS, "ctrlrl.api"),

@@ -18,6 +18,7 @@ __all__ = [
     "A2PR",
     "AWAC",
     "BC",
+    "BESO",
     "BPO",
     "CQL",
     "FPO",
@@ -171,6 +172,12 @@ class Flow(OfflineAgent):
     algo = "flow"
 
 
+class BESO(OfflineAgent):
+    """Goal-conditioned cloning by a score-based diffusion in three steps, arXiv:2304.02532."""
+
+    algo = "beso"
+
+
 _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
@@ -190,6 +197,7 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     FQL,
     Diffusion,
     Flow,
+    BESO,
 )
 CLASSES = {kind.algo: kind for kind in _KINDS}
 

@@ -25,6 +25,7 @@ ALGORITHMS = {
     "fql": "ctrlrl.algos.fql:FQLLearner",
     "diffusion": "ctrlrl.algos.generative_bc:DiffusionLearner",
     "flow": "ctrlrl.algos.generative_bc:FlowLearner",
+    "beso": "ctrlrl.algos.generative_bc:BESOLearner",
 }
 
 DATA = ("none", "file", "d4rl", "minari", "ogbench")
