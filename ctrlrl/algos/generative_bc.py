@@ -169,7 +169,9 @@ class BESOConfig(ChunkConfig):
     goal_from: str = "future"  # of the episode: a random place behind the window, or its "end"
     # numbers of an observation that make a goal; [] = the task's achieved_goal where it has one, else all
     goal_columns: list[int] = field(default_factory=list)
-    goal: list[float] = field(default_factory=list)  # to evaluate with, in goal_columns; [] = the task's desired_goal
+    # those in which an observation tells the goal asked for, in the same order; [] = the task's desired_goal, if any
+    asked_columns: list[int] = field(default_factory=list)
+    goal: list[float] = field(default_factory=list)  # to evaluate with, in goal_columns; [] = the one asked for
     goal_dropout: float = 0.1  # share of the windows whose goal is hidden: they teach the goal-free policy
     guidance: float = 1.0  # 0 goal-free, 1 conditional, more: goes for the goal more than the data do
     sampler: str = "ddim"  # ddim | euler, the same | heun, which asks the network twice a step | ancestral
@@ -362,7 +364,7 @@ class BESOLearner(GenerativeBCLearner):
 
     def _policy(self, spec: EnvSpec) -> Makes:
         cfg = self.cfg
-        goals = goals_of(spec, columns=cfg.goal_columns, n=cfg.n_goals, given=cfg.goal)
+        goals = goals_of(spec, columns=cfg.goal_columns, asked=cfg.asked_columns, n=cfg.n_goals, given=cfg.goal)
         if not goals.asked and not goals.given and cfg.goal_dropout == 0.0:
             raise ValueError(
                 "the task asks for no goal and algo.goal is empty, and goal_dropout=0.0 teaches no goal-free policy. "

@@ -23,18 +23,22 @@ class Goals(NamedTuple):
     given: list[float]  # one goal for all episodes, in the place of the task's; [] = none
 
 
-def goals_of(spec: EnvSpec, *, columns: list[int], n: int, given: list[float]) -> Goals:
-    """Of a task; without `columns` its achieved_goal, or whole observations. ValueError where two numbers clash."""
+def goals_of(spec: EnvSpec, *, columns: list[int], asked: list[int], n: int, given: list[float]) -> Goals:
+    """Of a task. ValueError where two numbers clash.
+
+    Without `columns` its achieved_goal, or whole observations; without `asked` its desired_goal, or nothing.
+    """
     parts: dict[str, list[int]] = {}
     at = 0
     for part in spec.obs_parts:
         parts[part.name] = list(range(at, at + math.prod(part.shape)))
         at += math.prod(part.shape)
-    asked = parts.get("desired_goal", [])
+    asked = asked or parts.get("desired_goal", [])
     columns = columns or parts.get("achieved_goal") or list(range(spec.obs_dim))
-    if not 0 <= min(columns) <= max(columns) < spec.obs_dim:
-        raise ValueError(f"algo.goal_columns={columns}: an observation has the numbers 0 ... {spec.obs_dim - 1}")
-    for what, numbers in (("the task's desired_goal", asked), ("algo.goal", given)):
+    for what, numbers in (("goal_columns", columns), ("asked_columns", asked)):
+        if not all(0 <= c < spec.obs_dim for c in numbers):
+            raise ValueError(f"algo.{what}={numbers}: an observation has the numbers 0 ... {spec.obs_dim - 1}")
+    for what, numbers in (("what is asked for", asked), ("algo.goal", given)):
         if numbers and len(numbers) != len(columns):
             raise ValueError(f"{what} has {len(numbers)} numbers, algo.goal_columns={columns} {len(columns)}")
     return Goals(columns, asked, n, given)

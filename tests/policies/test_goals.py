@@ -136,16 +136,19 @@ def test_only_the_last_action_of_the_window_is_executed():
 
 
 def test_what_a_goal_is_comes_from_the_task_or_the_settings():
-    assert goals_of(SPEC, columns=[], n=1, given=[]) == Goals([0, 1], [2, 3], 1, [])
-    assert goals_of(SPEC, columns=[6, 4], n=2, given=[1.0, 2.0]) == Goals([6, 4], [2, 3], 2, [1.0, 2.0])
-    assert goals_of(FLAT, columns=[], n=1, given=[]) == Goals(list(range(7)), [], 1, [])
-    assert goals_of(FLAT, columns=[3], n=1, given=[0.5]) == Goals([3], [], 1, [0.5])
+    assert goals_of(SPEC, columns=[], asked=[], n=1, given=[]) == Goals([0, 1], [2, 3], 1, [])
+    assert goals_of(SPEC, columns=[6, 4], asked=[], n=2, given=[1.0, 2.0]) == Goals([6, 4], [2, 3], 2, [1.0, 2.0])
+    assert goals_of(FLAT, columns=[], asked=[], n=1, given=[]) == Goals(list(range(7)), [], 1, [])
+    assert goals_of(FLAT, columns=[3], asked=[5], n=1, given=[]) == Goals([3], [5], 1, [])
+    assert goals_of(FLAT, columns=[3], asked=[], n=1, given=[0.5]) == Goals([3], [], 1, [0.5])
 
 
 def test_numbers_that_clash_are_refused_together():
     with pytest.raises(ValueError, match=r"goal_columns=\[7\]: an observation has the numbers 0 ... 6"):
-        goals_of(FLAT, columns=[7], n=1, given=[])
-    with pytest.raises(ValueError, match=r"the task's desired_goal has 2 numbers, algo.goal_columns=\[0, 1, 4\] 3"):
-        goals_of(SPEC, columns=[0, 1, 4], n=1, given=[])
+        goals_of(FLAT, columns=[7], asked=[], n=1, given=[])
+    with pytest.raises(ValueError, match=r"asked_columns=\[-1\]: an observation has the numbers 0 ... 6"):
+        goals_of(FLAT, columns=[1], asked=[-1], n=1, given=[])
+    with pytest.raises(ValueError, match=r"what is asked for has 2 numbers, algo.goal_columns=\[0, 1, 4\] 3"):
+        goals_of(SPEC, columns=[0, 1, 4], asked=[], n=1, given=[])
     with pytest.raises(ValueError, match=r"algo.goal has 3 numbers, algo.goal_columns=\[0, 1\] 2"):
-        goals_of(SPEC, columns=[], n=1, given=[1.0, 2.0, 3.0])
+        goals_of(SPEC, columns=[], asked=[], n=1, given=[1.0, 2.0, 3.0])
