@@ -38,9 +38,9 @@ def goals_of(spec: EnvSpec, *, columns: list[int], asked: list[int], n: int, giv
     for what, numbers in (("goal_columns", columns), ("asked_columns", asked)):
         if not all(0 <= c < spec.obs_dim for c in numbers):
             raise ValueError(f"algo.{what}={numbers}: an observation has the numbers 0 ... {spec.obs_dim - 1}")
-    for what, numbers in (("what is asked for", asked), ("algo.goal", given)):
-        if numbers and len(numbers) != len(columns):
-            raise ValueError(f"{what} has {len(numbers)} numbers, algo.goal_columns={columns} {len(columns)}")
+    for what, size in (("what is asked for", len(asked)), ("algo.goal", len(given))):
+        if size not in (0, len(columns)):
+            raise ValueError(f"{what} has {size} numbers, algo.goal_columns={columns} {len(columns)}")
     return Goals(columns, asked, n, given)
 
 
