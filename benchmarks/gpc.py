@@ -74,8 +74,6 @@ def parents(args: argparse.Namespace, task: str, pair: str, seed: int) -> list[P
         made.append(run)
         if (run / "result.json").exists() and json.loads((run / "result.json").read_text())["status"] == "finished":
             continue
-        if algo == "diffusion":
-            words = [*words, "algo.prediction=data"]
         call(
             "train", f"algo={algo}", "env=gym", f"env.id={env_id(task)}", "data=file", f"data.path={data}",
             "data.clip_actions=1", "algo.action_range=box", f"gradient_steps={args.steps}", f"seed={seed}",

@@ -82,6 +82,7 @@ def train(data: Path, out: Path, columns: list[int], *words: str, algo: str = "d
         f"run.dir={out}",
         "run.report=false",
         "eval.every=0",
+        *(["algo.prediction=noise"] if algo == "diffusion" else []),
         *words,
     )
 

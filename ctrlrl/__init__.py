@@ -37,6 +37,7 @@ _MODELS = (
     "Diffusion",
     "Flow",
     "H2O",
+    "BESO",
 )
 _NAMES = {
     **dict.fromkeys(_MODELS, "ctrlrl.api"),

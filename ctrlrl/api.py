@@ -24,6 +24,7 @@ __all__ = [
     "A2PR",
     "AWAC",
     "BC",
+    "BESO",
     "BPO",
     "CQL",
     "EXPO",
@@ -298,6 +299,12 @@ class H2O(HybridAgent):
     algo = "h2o"
 
 
+class BESO(OfflineAgent):
+    """Goal-conditioned cloning by a score-based diffusion in three steps, arXiv:2304.02532."""
+
+    algo = "beso"
+
+
 _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
@@ -322,6 +329,7 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     Diffusion,
     Flow,
     H2O,
+    BESO,
 )
 CLASSES = {kind.algo: kind for kind in _KINDS}
 

@@ -90,7 +90,7 @@ def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device
         n_steps=getattr(cfg.algo, "n_steps", 1),
     )
     window = getattr(cfg.algo, "window", None)
-    return rows if window is None else Windows(rows, window)
+    return rows if window is None else Windows(rows, window, getattr(cfg.algo, "goals", None))
 
 
 def same_task(episodes: Episodes, spec: EnvSpec, env: str) -> None:

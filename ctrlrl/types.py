@@ -111,6 +111,13 @@ class Window(NamedTuple):
     n_actions: int  # actions executed, from the present one on, before the next prediction
 
 
+class FutureGoals(NamedTuple):
+    """Later observations of a window's episode, which its actions are taken to have aimed at."""
+
+    n: int  # observations, one after another
+    at_end: bool  # the last ones of the episode, else from a random row behind the window on
+
+
 class HybridBatch(NamedTuple):
     real: Transition
     sim: Transition

@@ -8,7 +8,7 @@ from episodes_made import made as made_episodes
 
 from ctrlrl.data.table import Dataset
 from ctrlrl.data.windows import Windows
-from ctrlrl.types import Transition, Window
+from ctrlrl.types import FutureGoals, Transition, Window
 
 
 def numbered(*lengths: int) -> Dataset:
@@ -98,3 +98,45 @@ def test_a_row_that_learning_does_not_see_ends_a_run_of_neighbours():
     kept = Dataset.of_episodes(whole)
     assert kept.ends is not None
     assert kept.ends.tolist() == ends
+
+
+@pytest.mark.parametrize("window", [Window(5, 5, 1), Window(2, 6, 3)])
+def test_goals_are_rows_behind_the_window_evenly_drawn_up_to_the_end_of_its_episode(window):
+    n_goals, length = 2, 12
+    windows = Windows(numbered(3, length, 4), window, FutureGoals(n_goals, at_end=False))
+    torch.manual_seed(0)
+    index = torch.arange(windows.size).repeat(3000)
+    batch = windows.take(index)
+    goals = batch.extras["goal"]
+    assert goals.shape == (len(index), n_goals, 2)
+    for number in range(windows.size):
+        episode, row = _where(windows, number)
+        drawn = goals[index == number]
+        last = (3, length, 4)[episode] - 1
+        assert (drawn[..., 0] == episode).all(), "of its own episode"
+        first = min(row + window.horizon - window.n_obs + 1, last)
+        wanted = [[first, min(first + 1, last)]]
+        wanted += [[t, t + 1] for t in range(first + 1, last)]
+        found, counts = drawn[..., 1].unique(dim=0, return_counts=True)
+        assert found.tolist() == wanted
+        assert counts.min() > 0.8 * 3000 / len(wanted)
+
+
+def _where(windows: Windows, number: int) -> tuple[int, int]:
+    """Episode and row of a window's present observation."""
+    episode, row = windows.take(torch.tensor(number)).obs[-1].tolist()
+    return int(episode), int(row)
+
+
+def test_goals_at_the_end_are_the_last_rows_of_the_episode():
+    windows = Windows(numbered(6, 3), Window(1, 1, 1), FutureGoals(2, at_end=True))
+    assert windows.take(torch.tensor([0, 5, 6])).extras["goal"][..., 1].tolist() == [[4, 5], [4, 5], [1, 2]]
+    windows = Windows(numbered(6, 1), Window(1, 1, 1), FutureGoals(2, at_end=True))
+    assert windows.take(torch.tensor([6])).extras["goal"].tolist() == [[[1, 0], [1, 0]]], "none of another episode"
+
+
+def test_windows_without_goals_draw_none():
+    windows = Windows(numbered(10), Window(2, 4, 2))
+    before = torch.get_rng_state()
+    assert "goal" not in windows.take(torch.tensor([0, 1])).extras
+    assert torch.equal(torch.get_rng_state(), before)

@@ -20,7 +20,12 @@ COMMON: dict[str, Any] = {"horizon": 1, "n_obs_steps": 1, "n_action_steps": 1, "
     "betas": [0.9, 0.999],
     "embed_dim": 16,
 }
-SETTINGS: dict[str, dict[str, Any]] = {"diffusion": {"n_levels": 50}, "flow": {}}
+EDM = {"head": "mlp", "sigma_min": 0.01, "sigma_max": 5.0, "levels": "karras"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "diffusion": {"n_levels": 50, "prediction": "noise"},
+    "flow": {},
+    "beso": {**EDM, "goal_dropout": 1.0},
+}
 
 
 def demonstrations(n: int) -> tuple[Tensor, Tensor]:
@@ -32,7 +37,7 @@ def demonstrations(n: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Any]:
-    """Model states of both learners after the specification's 3000 updates."""
+    """Model states of the learners after the specification's 3000 updates."""
     states = {}
     for algo, settings in SETTINGS.items():
         torch.manual_seed(0)
@@ -42,7 +47,8 @@ def trained() -> dict[str, Any]:
         for update in range(UPDATES):
             learner.set_progress(update / UPDATES)
             chosen = torch.randint(len(data.obs), (BATCH,))
-            batch = data._replace(obs=data.obs[chosen].unsqueeze(1), action=data.action[chosen].unsqueeze(1))
+            obs = data.obs[chosen].unsqueeze(1)
+            batch = data._replace(obs=obs, action=data.action[chosen].unsqueeze(1), extras={"goal": obs})
             learner.update(batch)
         states[algo] = learner.model_state(), time.perf_counter() - begin
     return states
@@ -85,6 +91,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("diffusion", {"sampler": "ddim", "sampling_steps": 20, "spacing": "trailing"}),
     ("flow", {"sampler": "euler", "sampling_steps": 20}),
     ("flow", {"sampler": "midpoint", "sampling_steps": 10}),
+    ("beso", {"sampler": "ddim", "sampling_steps": 10}),
+    ("beso", {"sampler": "ddim", "sampling_steps": 20}),
+    ("beso", {"sampler": "heun", "sampling_steps": 10}),
+    ("beso", {"sampler": "ancestral", "sampling_steps": 20}),
 ]
 
 
