@@ -33,6 +33,8 @@ def model_of(algo: str = "diffusion", head: str = "mlp", **settings):
     """As much of an agent as export asks for, with weights of some size and fitted normalisers."""
     both = Spaces(OBSERVATION, ACTION)
     config = DiffusionConfig if algo == "diffusion" else FlowConfig
+    if algo == "diffusion":
+        settings = {"prediction": "noise"} | settings  # of an untrained network that predicts data, all plans are alike
     torch.manual_seed(0)
     learner = make_learner(config(**(SIZES | HEADS[head] | settings)), both.env_spec(torch.device("cpu")))
     policy = learner.nets.policy

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from ctrlrl.compose import train_config, typed
 
 from ctrlrl.algos.generative_bc import BESOConfig
 from ctrlrl.data.table import Dataset
 from ctrlrl.data.windows import Windows
 from ctrlrl.loops import make_learner
+from ctrlrl.settings import train_config, typed
 from ctrlrl.types import EnvSpec, ObsPart, Transition
 
 SPEC = EnvSpec(3, 2, 0, 1, 1, 200, torch.device("cpu"))

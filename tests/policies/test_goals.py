@@ -49,8 +49,8 @@ def states(policy: Any, obs: Tensor, goals: Tensor | None = None) -> Tensor:
 def test_guidance_of_one_is_the_conditional_policy_and_of_zero_the_goal_free_one_to_the_bit():
     obs = observations()
     conditional, free = policy(), policy()
-    conditional.predictor = lambda seen: _under(conditional, seen, conditional.goal_of(seen))
-    free.predictor = lambda seen: _under(free, seen, None)
+    conditional.predictor = lambda seen, head=None: _under(conditional, seen, conditional.goal_of(seen))
+    free.predictor = lambda seen, head=None: _under(free, seen, None)
     for guidance, wanted in ((1.0, conditional), (0.0, free)):
         found = policy(guidance=guidance).sample(obs, deterministic=True)
         assert torch.equal(found, wanted.sample(obs, deterministic=True))
