@@ -231,7 +231,10 @@ def _memory(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> di
 
 
 def _updates(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
-    if not lookup(ALGORITHMS, cfg.algo.name, "algorithm").offline:
+    kind: Any = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
+    if kind.loop != "off_policy":
+        raise ValueError(f"algo={cfg.algo.name}: bench updates takes offline algorithms, and sac, td3 and rlpd")
+    if not kind.offline:
         return _replayed(cfg, options, device)
     own = {name: getattr(options, name) for name in ("vs", "peer_dir", "pairs", "seconds", "warm")}
     return offline_ours.updates(cfg, device, **own, note=note)

@@ -222,7 +222,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_
     build(config(), tmp_path / "whole").train()
     (tmp_path / "killed/checkpoints/.last.new").mkdir(parents=True)
     build(config(), tmp_path / "killed", resume=True).train()
-    assert "from the beginning" in capsys.readouterr().err
+    assert "from the beginning" in " ".join(capsys.readouterr().err.split())  # the line may be broken
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     build(config(), tmp_path / "lost").train()
     shutil.rmtree(tmp_path / "lost/checkpoints")
