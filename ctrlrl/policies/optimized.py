@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ctrlrl.functional.distributions import categorical_sample
@@ -57,7 +56,7 @@ class OptimizedPolicy(nn.Module):
         Deterministic: the base's fixed sample alone.
         """
         action = self.base.draws(obs, 1 if deterministic else self.n_samples, deterministic=deterministic)
-        if 1 < len(action):
+        if len(action) > 1:
             kept = self.values(obs, action).topk(self.n_kept, 0).indices
             action = action.gather(0, kept.unsqueeze(-1).expand(-1, -1, action.shape[-1]))
         return self.climb(obs, action)
