@@ -1,4 +1,4 @@
-"""EXPO and PA-RL from the run of a cloned policy: whose weights begin, what the configuration takes, what is refused."""
+"""EXPO and PA-RL from the run of a cloned policy: whose weights begin, what its form decides, what is refused."""
 
 from pathlib import Path
 from typing import Any
