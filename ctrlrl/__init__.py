@@ -34,6 +34,7 @@ _MODELS = (
     "CQL",
     "CalQL",
     "FQL",
+    "PARL",
     "Diffusion",
     "Flow",
     "H2O",

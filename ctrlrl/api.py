@@ -33,6 +33,7 @@ __all__ = [
     "H2O",
     "IQL",
     "MTPPO",
+    "PARL",
     "PDPPO",
     "PPO",
     "PRDC",
@@ -209,16 +210,9 @@ class EXPO(ReplayAgent):
     def __init__(
         self, policy: Any, env: Any, *, base: OfflineAgent | None = None, gradient_steps: int = 20, **settings: Any
     ):
-        if base is not None and not isinstance(base, OfflineAgent):
-            raise TypeError(f"EXPO: base must be a Diffusion or a Flow, got {type(base).__name__}")
-        own = {} if base is None else self._kind().base_settings(base.cfg, "EXPO: base")
-        super().__init__(policy, env, gradient_steps=gradient_steps, **own | settings)
+        super().__init__(policy, env, gradient_steps=gradient_steps, **_of_base(self, base) | settings)
         if base is not None:
             self.learner.begin_with(base.learner.model_state())
-
-    @staticmethod
-    def _kind() -> Any:
-        return lookup(ALGORITHMS, "expo", "algorithm").config
 
 
 class BC(OfflineAgent):
@@ -281,6 +275,28 @@ class FQL(OfflineAgent):
     algo = "fql"
 
 
+class PARL(OfflineAgent):
+    """Policy-agnostic RL, arXiv:2412.06685: a cloned base learns the actions that its values find best.
+
+    base: a `Diffusion` or `Flow` of single actions to begin with; None: the base clones the data set besides.
+    """
+
+    algo = "parl"
+
+    def __init__(
+        self,
+        policy: str = "MlpPolicy",
+        env: Any = None,
+        dataset: Any = None,
+        *,
+        base: OfflineAgent | None = None,
+        **settings: Any,
+    ):
+        super().__init__(policy, env, dataset, **_of_base(self, base) | settings)
+        if base is not None:
+            self.learner.begin_with(base.learner.model_state())
+
+
 class Diffusion(OfflineAgent):
     """Behaviour cloning by a diffusion over action chunks, arXiv:2303.04137."""
 
@@ -305,6 +321,19 @@ class BESO(OfflineAgent):
     algo = "beso"
 
 
+def _of_base(agent: Agent | OfflineAgent, base: Any) -> dict[str, Any]:
+    """The settings that a pretrained base decides."""
+    if base is None:
+        return {}
+    where = type(agent).__name__
+    if not isinstance(base, OfflineAgent):
+        raise TypeError(f"{where}: base must be a Diffusion or a Flow, got {type(base).__name__}")
+    settings: dict[str, Any] = lookup(ALGORITHMS, agent.algo, "algorithm").config.base_settings(
+        base.cfg, f"{where}: base"
+    )
+    return settings
+
+
 _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     PPO,
     BPO,
@@ -326,6 +355,7 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
     CQL,
     CalQL,
     FQL,
+    PARL,
     Diffusion,
     Flow,
     H2O,

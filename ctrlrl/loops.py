@@ -126,12 +126,12 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
     torch.manual_seed(cfg.seed)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device)
     if before is not None:
-        learner: Any = before.learner
+        learner, skilled = before.learner, True
     else:
         learner = make_learner(cfg.algo, env.spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
-    skilled = begin_with_base(learner, env.spec)
+        skilled = begin_with_base(learner, env.spec)
     data, facts = (None, None) if before is None else (before.source, before.facts)
     if before is None and (cfg.data.name != "none" or kind.loop == "hybrid"):
         episodes = read_data(cfg.data)
@@ -189,6 +189,7 @@ def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ran
         learner = make_learner(cfg.algo, spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
+        begin_with_base(learner, spec)
         loop = loop_over(cfg, episodes, learner)
         start_together(learner, cfg.seed, ranks)
     loop.spec, loop.unseen = spec, unseen

@@ -26,6 +26,7 @@ ALGORITHMS = {
     "awac": "ctrlrl.algos.awac:AWACLearner",
     "cql": "ctrlrl.algos.cql:CQLLearner",
     "calql": "ctrlrl.algos.cql:CalQLLearner",
+    "parl": "ctrlrl.algos.parl:PARLLearner",
     "fql": "ctrlrl.algos.fql:FQLLearner",
     "diffusion": "ctrlrl.algos.generative_bc:DiffusionLearner",
     "flow": "ctrlrl.algos.generative_bc:FlowLearner",

@@ -1,4 +1,4 @@
-"""EXPO from the run folder of a cloned policy: whose weights begin, what the configuration takes, what is refused."""
+"""EXPO and PA-RL from the run of a cloned policy: whose weights begin, what its form decides, what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctrlrl import EXPO, Flow
+from ctrlrl import EXPO, PARL, Flow
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.loops import training_loop
 from ctrlrl.runs import load_run, start
@@ -18,6 +18,9 @@ SINGLE = ["algo.horizon=1", "algo.n_obs_steps=1", "algo.n_action_steps=1"]
 DATA = ["env=pendulum", "data=file", "data.path=x", "experiment=none"]
 SHORT = ["eval.every=0", "eval.episodes=1", "run.report=false", "log.progress=false", "threads=1"]
 EXPO_WORDS = ["algo=expo", *DATA, *SHORT, "total_steps=60", "n_envs=3", "algo.learning_starts=30", "algo.utd=0.1"]
+
+PARL_WORDS = ["algo=parl", *DATA, *SHORT, "gradient_steps=50", "algo.hidden=[8]", "algo.n_climbs=1", "algo.n_samples=4"]
+PARL_WORDS += ["algo.n_kept=2", "algo.n_critics=2", "algo.batch_size=16"]
 
 
 def episodes(n_obs: int = 3) -> Episodes:
@@ -118,3 +121,56 @@ def test_a_saved_model_is_the_same_when_loaded(tmp_path):
     again = EXPO.load(tmp_path / "x")
     obs = np.ones((4, 3), dtype=np.float32)
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], again.predict(obs, deterministic=True)[0])
+
+
+def test_offline_a_base_from_a_run_rests_and_keeps_its_normalisers_until_the_environment_comes(base, tmp_path):
+    found = read_folder(base / "checkpoints" / "last").model
+    folder = run([*PARL_WORDS, f"algo.base={base}", f"run.dir={tmp_path / 'offline'}"])
+    cfg, learner = load_run(folder)
+    assert (cfg.algo.base_kind, cfg.algo.base_hidden, cfg.algo.base_sampler) == ("flow", [8, 8], "euler")
+    nets: Any = learner.nets
+    for part, prefix in ((nets.policy.base, "policy."), (nets.base, "online.")):
+        for name, value in part.state_dict().items():
+            assert torch.equal(value, found[prefix + name]), name
+    online = [*PARL_WORDS, "total_steps=300", "algo.learning_starts=0", "n_envs=1", "algo.utd=0.2"]
+    nets = load_run(run([*online, f"algo.base={base}", f"run.dir={tmp_path / 'online'}"]))[1].nets
+    moved = {name for name, value in nets.base.state_dict().items() if not torch.equal(value, found["online." + name])}
+    assert moved
+    for name, value in nets.policy.base.obs_normalizer.state_dict().items():
+        assert torch.equal(value, found["policy.obs_normalizer." + name]), name
+
+
+@pytest.mark.parametrize("cut", [50, 70])
+def test_from_data_into_the_environment_resumed_equals_uninterrupted(tmp_path, cut):
+    """Cut where the data set alone has taught, and where the base has begun to learn better actions."""
+    words = [*PARL_WORDS, "total_steps=300", "algo.learning_starts=0", "algo.base_kind=flow", "algo.base_sampler=euler"]
+    words += ["algo.base_hidden=[8]", "algo.utd=0.5", "n_envs=1"]
+    whole = read_folder(run([*words, f"run.dir={tmp_path / 'whole'}"]) / "checkpoints" / "last")
+    trainer, folder = start(train_config([*words, f"run.dir={tmp_path / 'cut'}"]), words)
+    while trainer.loop.gradient_steps < cut:
+        trainer.metrics = trainer.loop.iterate()
+    assert trainer.loop.learner.begun == (cut > 50)
+    trainer.save("last")
+    resumed, _ = start(train_config([*words, f"run.resume={folder}"]), [f"run.resume={folder}"])
+    resumed.train()
+    found = read_folder(folder / "checkpoints" / "last")
+    for name, value in whole.model.items():
+        assert torch.equal(value, found.model[name]), name
+
+
+def test_in_python_the_base_of_parl_is_a_model_that_learns_in_the_environment(tmp_path):
+    single = {"horizon": 1, "n_obs_steps": 1, "n_action_steps": 1}
+    clone = Flow("MlpPolicy", "Pendulum-v1", episodes(), hidden=[8, 8], seed=0, **single).learn(20)
+    small = {"hidden": [8], "batch_size": 8, "n_samples": 2, "n_kept": 2, "n_climbs": 1, "learning_starts": 0}
+    model = PARL("MlpPolicy", "Pendulum-v1", episodes(), base=clone, seed=0, **small).learn(4)
+    of_clone = {k.removeprefix("online."): v for k, v in clone.learner.model_state().items() if k.startswith("online.")}
+    base = model.learner.nets.base
+    assert all(torch.equal(value, of_clone[name]) for name, value in base.state_dict().items())
+    model.save(tmp_path / "x")
+    again = PARL.load(tmp_path / "x", env="Pendulum-v1", dataset=episodes()).learn(2)
+    base = again.learner.nets.base
+    assert all(torch.equal(value, of_clone[name]) for name, value in base.state_dict().items()), "it rests after a load"
+    again.learn_online(210)
+    assert any(not torch.equal(value, of_clone[name]) for name, value in base.state_dict().items())
+    with pytest.raises(TypeError, match="PARL: base must be a Diffusion or a Flow, got str"):
+        PARL("MlpPolicy", "Pendulum-v1", base="runs/x")

@@ -7,7 +7,6 @@ file. arXiv:2303.05479.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +21,7 @@ from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
 from ctrlrl.functional.masked import batch_mean
 from ctrlrl.functional.regression import td_target
 from ctrlrl.nn.critics import QCritic
-from ctrlrl.nn.mlp import torch_small_last
+from ctrlrl.nn.mlp import orthogonal_small_last, torch_small_last
 from ctrlrl.nn.normalize import DataNormalizer
 from ctrlrl.nn.scalar import Scalar
 from ctrlrl.policies.squashed import SquashedGaussianPolicy
@@ -199,9 +198,3 @@ def q_of_many(critic: nn.Module, obs: Tensor, action: Tensor) -> Tensor:
     """K action values [K, ..., M, N] of M actions a state: obs [..., N, O], action [..., M, N, A]."""
     wide = obs.unsqueeze(-3).expand(*action.shape[:-1], obs.shape[-1])
     return critic(wide.flatten(-3, -2), action.flatten(-3, -2)).unflatten(-1, action.shape[-3:-1])
-
-
-def orthogonal_small_last(layer: nn.Linear, last: bool) -> None:
-    """Gain sqrt(2), 0.01 on the last layer; biases 0."""
-    nn.init.orthogonal_(layer.weight, 1e-2 if last else math.sqrt(2.0))
-    nn.init.zeros_(layer.bias)

@@ -80,6 +80,12 @@ def torch_small_last(layer: nn.Linear, last: bool) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def orthogonal_small_last(layer: nn.Linear, last: bool) -> None:
+    """Gain sqrt(2) on hidden layers, 0.01 on the last one; biases 0. The codes of Cal-QL and PA-RL."""
+    nn.init.orthogonal_(layer.weight, 1e-2 if last else math.sqrt(2.0))
+    nn.init.zeros_(layer.bias)
+
+
 def orthogonal_everywhere(layer: nn.Linear, last: bool) -> None:
     """Gain sqrt(2) on every layer, the last one too; biases 0. IQL's code, arXiv:2110.06169."""
     nn.init.orthogonal_(layer.weight, math.sqrt(2.0))

@@ -172,6 +172,12 @@ class ChunkPolicy(nn.Module):
         x = start if deterministic else torch.randn_like(start)
         return self.process.sample(self.predictor(obs, head), x, noise_maker(deterministic))
 
+    def draws(self, obs: Tensor, n: int, *, head: Any = None, deterministic: bool = False) -> Tensor:
+        """n first actions of fresh chunks under each of [N, O], within the box: [n, N, A]. For windows of one step."""
+        many = obs.expand(n, *obs.shape).flatten(0, 1).unsqueeze(1)
+        chunk = self.sample(many, head=head, deterministic=deterministic)[:, 0]
+        return self.action_normalizer.inverse(chunk).clamp(-1.0, 1.0).unflatten(0, (n, -1))
+
     def resample(self, obs: Tensor, guess: Tensor, *, deterministic: bool = False) -> Tensor:
         """The same from guesses [n, H, A] close to the data, through a few last levels."""
         return self.process.resume(self.predictor(obs), guess, noise_maker(deterministic))

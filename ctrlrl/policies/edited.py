@@ -39,12 +39,6 @@ class EditedPolicy(nn.Module):
         self.n_samples, self.n_edits, self.n_min = n_samples, n_edits, n_min
         self.scale, self.temperature = scale, temperature
 
-    def draws(self, obs: Tensor, n: int, *, head: Any = None, deterministic: bool = False) -> Tensor:
-        """n actions of the base under each of [N, O]: [n, N, A]. head: a network other than the base's own."""
-        many = obs.expand(n, *obs.shape).flatten(0, 1).unsqueeze(1)
-        chunk = self.base.sample(many, head=head, deterministic=deterministic)[:, 0]
-        return self.base.action_normalizer.inverse(chunk).clamp(-1.0, 1.0).unflatten(0, (n, -1))
-
     def edits(self, obs: Tensor, action: Tensor, *, deterministic: bool = False) -> Tensor:
         """Actions [n, N, A], edited; within the box, since that is what the environment takes."""
         mean, log_std = self.edit(torch.cat((obs.expand(len(action), *obs.shape), action), -1))
@@ -54,7 +48,7 @@ class EditedPolicy(nn.Module):
     def candidates(self, obs: Tensor, *, head: Any = None, deterministic: bool = False) -> Tensor:
         """[n_samples + n_edits, N, A], the base's first. Deterministic: one start for all, so one of each will do."""
         n, n_edits = (1, min(self.n_edits, 1)) if deterministic else (self.n_samples, self.n_edits)
-        action = self.draws(obs, n, head=head, deterministic=deterministic)
+        action = self.base.draws(obs, n, head=head, deterministic=deterministic)
         if n_edits == 0:
             return action
         return torch.cat((action, self.edits(obs, action[:n_edits], deterministic=deterministic)))

@@ -46,7 +46,7 @@ def test_the_action_is_never_worse_than_any_of_the_bases():
     torch.manual_seed(1)
     action = policy.act(obs).action
     torch.manual_seed(1)
-    of_base = policy.draws(obs, 4)
+    of_base = policy.base.draws(obs, 4)
     members = torch.arange(5)
     value = policy.values(obs, action.unsqueeze(0), members)[0]
     best = policy.values(obs, of_base, members).amax(0)
