@@ -10,7 +10,7 @@ import torch
 from ctrlrl import EXPO, PARL, Flow
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.loops import training_loop
-from ctrlrl.runs import load_run, start
+from ctrlrl.runs import load_run, resume, start
 from ctrlrl.settings import train_config, typed
 from ctrlrl.train.checkpoint import read_folder
 
@@ -140,19 +140,18 @@ def test_offline_a_base_from_a_run_rests_and_keeps_its_normalisers_until_the_env
         assert torch.equal(value, found["policy.obs_normalizer." + name]), name
 
 
-@pytest.mark.parametrize("cut", [50, 70])
+@pytest.mark.parametrize("cut", [pytest.param(50, marks=pytest.mark.slow), 70])
 def test_from_data_into_the_environment_resumed_equals_uninterrupted(tmp_path, cut):
     """Cut where the data set alone has taught, and where the base has begun to learn better actions."""
     words = [*PARL_WORDS, "total_steps=300", "algo.learning_starts=0", "algo.base_kind=flow", "algo.base_sampler=euler"]
     words += ["algo.base_hidden=[8]", "algo.utd=0.5", "n_envs=1"]
     whole = read_folder(run([*words, f"run.dir={tmp_path / 'whole'}"]) / "checkpoints" / "last")
     trainer, folder = start(train_config([*words, f"run.dir={tmp_path / 'cut'}"]), words)
-    while trainer.loop.gradient_steps < cut:
+    while trainer.loop.gradient_steps < cut and not trainer.loop.done:
         trainer.metrics = trainer.loop.iterate()
     assert trainer.loop.learner.begun == (cut > 50)
     trainer.save("last")
-    resumed, _ = start(train_config([*words, f"run.resume={folder}"]), [f"run.resume={folder}"])
-    resumed.train()
+    resume(folder, []).train()
     found = read_folder(folder / "checkpoints" / "last")
     for name, value in whole.model.items():
         assert torch.equal(value, found.model[name]), name
