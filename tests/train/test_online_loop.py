@@ -191,6 +191,8 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
     words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
     kind = lookup(ALGORITHMS, algo, "algorithm")
+    if hasattr(kind.config, "n_climbs"):
+        words += ["algo.base_hidden=[8]", "algo.n_samples=4", "algo.n_kept=2", "algo.n_climbs=1"]
     words += ["algo.n_steps=2"] if stop == "late" and kind.loop != "hybrid" else []
     if kind.offline or kind.loop == "hybrid":
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
