@@ -10,8 +10,8 @@ train: $(VENV)/.train  ## PPO on HalfCheetah-v5, one million steps; curve, table
 	$(BIN)/ctrlrl train algo=ppo env=halfcheetah seed=0 run.dir=runs/first
 	@echo "open runs/first/report.html"
 
-test: $(VENV)/.test  ## the whole default suite, ruff and mypy included
-	$(BIN)/python -m pytest
+test: $(VENV)/.test  ## the whole default suite, ruff and mypy included, on up to four cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(VENV)/.test  ## the minutes-long checks: learning on robots, peers
 	$(BIN)/python -m pytest -m slow
