@@ -307,6 +307,17 @@ def test_a_point_masss_own_chunk_is_a_fixed_point_of_real_time_iteration():
     torch.testing.assert_close(found, target, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("levels", "shares"), [([2, 1, 0], (0.57, 0.25, 0.08, 0.03)), (range(20, -1, -1), (0.98, 0.92, 0.74, 0.56))]
+)
+def test_a_warm_start_goes_part_of_the_way_to_what_the_observation_asks_for(levels, shares):
+    """The less, the wider the data's spread is under one observation (docs/algorithms/diffusion.md)."""
+    guess = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    for spread, share in zip((0.05, 0.1, 0.2, 0.3), shares, strict=True):
+        found = ddpm(gaussian(0.0, spread), guess, levels, SCHEDULE, noise=torch.zeros_like)
+        assert 1.0 - float(found[1] - found[0]) / 0.1 == pytest.approx(share, abs=0.006)
+
+
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "ancestral"])
 def test_every_sampler_is_one_graph(sampler):
     """No step of a loop depends on values: torch.compile traces it whole, torch.export too."""
