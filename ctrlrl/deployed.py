@@ -123,8 +123,7 @@ class DeployedChunks(Deployed):
         """Of a plan [n, H, A], the actions from the present one on, [n, n_actions, *shape] in the space's units."""
         policy: Any = self.nets.policy
         n_obs, _, n_actions = self.window
-        rows = policy.thrown(plan[:, n_obs - 1 : n_obs - 1 + n_actions], 1.0)
-        action = policy.action_normalizer.inverse(rows).clamp(-1.0, 1.0)
+        action = policy.executed(plan[:, n_obs - 1 : n_obs - 1 + n_actions])
         return self.in_units(action.flatten(0, 1)).unflatten(0, (-1, n_actions))
 
     def compile_network(self) -> None:

@@ -24,15 +24,7 @@ def from_sb3(
     if obs_stats is not None:
         settings["normalize_obs"] = True
     model = kind(agent.policy, None, device=device, **settings)
-    spaces = build.Spaces(agent.observation_space, agent.action_space)
-    if env is None:
-        model._spaces, (model.observation_space, model.action_space) = spaces, spaces
-        model._n_envs = agent.n_envs
-    else:
-        model._use(connect(env, n_envs, seed=model.seed, device=model.device))
-        spaces.same(model._spaces, where)
-    check_size(model, sum(t.numel() for t in agent.weights.values()), where)
-    model._setup_model()
+    _prepare(model, agent, env, n_envs, where)
     restore(model.learner, agent.weights, {} if agent.moments is None else {"actor_critic": agent.moments}, where)
     if obs_stats is not None:
         restore_statistics(model.learner, obs_stats)
@@ -45,6 +37,15 @@ def replayed_from_sb3(kind: Any, path: File, env: Any, device: Any, *, n_envs: i
     where = str(path)
     agent = read_replayed(path, kind.algo, changes)
     model = kind(agent.policy, None, device=device, **{**agent.settings, **changes})
+    _prepare(model, agent, env, n_envs, where)
+    restore(model.learner, agent.weights, agent.moments, where)
+    model.num_timesteps, model._n_updates = agent.num_timesteps, agent.n_updates
+    model.learner.n_updates = agent.n_updates  # where the delayed policy stands
+    return model
+
+
+def _prepare(model: Any, agent: Any, env: Any, n_envs: int, where: str) -> None:
+    """Spaces and networks of the agent that was read, in its environment or, without one, for its spaces alone."""
     spaces = build.Spaces(agent.observation_space, agent.action_space)
     if env is None:
         model._spaces, (model.observation_space, model.action_space) = spaces, spaces
@@ -54,7 +55,3 @@ def replayed_from_sb3(kind: Any, path: File, env: Any, device: Any, *, n_envs: i
         spaces.same(model._spaces, where)
     check_size(model, sum(t.numel() for t in agent.weights.values()), where)
     model._setup_model()
-    restore(model.learner, agent.weights, agent.moments, where)
-    model.num_timesteps, model._n_updates = agent.num_timesteps, agent.n_updates
-    model.learner.n_updates = agent.n_updates  # where the delayed policy stands
-    return model
