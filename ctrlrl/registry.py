@@ -31,7 +31,7 @@ ALGORITHMS = {
     "diffusion": "ctrlrl.algos.generative_bc:DiffusionLearner",
     "flow": "ctrlrl.algos.generative_bc:FlowLearner",
     "h2o": "ctrlrl.algos.h2o:H2OLearner",
-    "beso": "ctrlrl.algos.generative_bc:BESOLearner",
+    "beso": "ctrlrl.algos.beso:BESOLearner",
 }
 
 DATA = ("none", "file", "d4rl", "minari", "ogbench")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from ctrlrl.algos.generative_bc import BESOConfig
+from ctrlrl.algos.beso import BESOConfig
 from ctrlrl.data.table import Dataset
 from ctrlrl.data.windows import Windows
 from ctrlrl.loops import make_learner

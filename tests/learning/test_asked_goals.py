@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrlrl.algos.generative_bc import BESOConfig
+from ctrlrl.algos.beso import BESOConfig
 from ctrlrl.data.table import Dataset
 from ctrlrl.data.windows import Windows
 from ctrlrl.envs.multigoal import MultiGoal
