@@ -89,7 +89,16 @@ class TokenConfig:
     # steps
     n_epochs: int = 1
     n_minibatches: int = 1
+    micro_batch_size: int | None = None  # responses of one forward and backward pass; null = all of a minibatch
     learning_rate: float = 1e-6
+    lr_schedule: str = "constant"  # or "linear": to 0 over the run
+    value_learning_rate: float | None = None  # null = ten times learning_rate
+    max_grad_norm: float | None = 1.0
+    weight_decay: float = 0.0
+    gradient_checkpointing: bool = False
+    # generation
+    temperature: float = 1.0  # of sampling, and of every log-probability
+    max_rounds: int = 4  # dynamic_sampling: batches sampled for one update at most
 
     def __post_init__(self) -> None:
         where = f"{type(self).__name__} ({self.name})"
@@ -104,6 +113,7 @@ class TokenConfig:
             ("kl_kind", KINDS),
             ("covariance", ("none", "clip", "kl")),
             ("overlong", ("none", "mask", "soft")),
+            ("lr_schedule", ("constant", "linear")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{where}.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -120,9 +130,15 @@ class TokenConfig:
             in_range(where, low=0.0, high=INF, **{name: getattr(self, name)})
         for name in ("kl_coef", "ent_coef", "ent_delta", "vf_coef", "median_coef", "covariance_coef"):
             in_range(where, low=0.0, high=INF, **{name: getattr(self, name)})
-        for name in ("group_size", "n_virtual", "max_tokens", "n_epochs", "n_minibatches"):
+        for name in ("group_size", "n_virtual", "max_tokens", "n_epochs", "n_minibatches", "max_rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"{where}.micro_batch_size must be at least 1 or null, got {self.micro_batch_size}")
+        for name in ("learning_rate", "weight_decay"):
+            in_range(where, low=0.0, high=INF, **{name: getattr(self, name)})
+        if not self.temperature > 0.0:
+            raise ValueError(f"{where}.temperature must be above 0, got {self.temperature}")
         for name in ("bounds_low", "bounds_high", "covariance_range"):
             pair = getattr(self, name)
             if len(pair) != 2 or pair[0] > pair[1]:
@@ -150,6 +166,15 @@ class TokenConfig:
             raise ValueError(f"{where}.kl_coef={self.kl_coef} does nothing with kl=none. Use kl=reward or kl=loss.")
         if self.overlong == "soft" and not 0 < self.overlong_buffer <= self.max_tokens:
             raise ValueError(f"{where}.overlong=soft needs overlong_buffer in 1 ... max_tokens={self.max_tokens}")
+
+    def check_envs(self, n_envs: int) -> None:
+        """ValueError where so many responses cannot be divided as asked."""
+        if n_envs % self.group_size:
+            raise ValueError(
+                f"n_envs={n_envs} responses are not whole groups of algo.group_size={self.group_size}; make it a multiple"
+            )
+        if n_envs < self.n_minibatches:
+            raise ValueError(f"algo.n_minibatches={self.n_minibatches} is more than the n_envs={n_envs} responses")
 
     @property
     def needs_groups(self) -> bool:

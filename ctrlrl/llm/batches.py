@@ -1,0 +1,100 @@
+"""Judged responses on their way from the loop to the learner, and what joins and selects them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ctrlrl.functional.group import equal_rewards
+from ctrlrl.llm.generate import Responses
+from ctrlrl.types import tree_map
+
+
+class Rollout(NamedTuple):
+    """N responses with their prompts and rewards; responses to one prompt are neighbours."""
+
+    prompt: Tensor  # [N] which of the data set's prompts
+    prompt_ids: Tensor  # [N, P], padded on the left
+    prompt_mask: Tensor | None  # [N, P] bool, False on that padding; None where there is none
+    ids: Tensor  # [N, L], padded on the right
+    mask: Tensor  # [N, L] bool, what the model wrote
+    log_prob: Tensor | None  # [N, L] of another engine that sampled
+    ended: Tensor  # [N] bool, False where the length limit cut it
+    rewards: Tensor  # [N, K], NaN where a reward function does not apply
+    reward: Tensor  # [N] their weighted sum
+    greedy_reward: Tensor | None  # [N] of the greedy response to the same prompt
+    group: Tensor  # [N] which prompt of this batch
+
+    @classmethod
+    def of(
+        cls,
+        prompt: Tensor,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor | None,
+        responses: Responses,
+        rewards: Tensor,
+        weights: Tensor,
+        *,
+        greedy_reward: Tensor | None = None,
+        own_log_prob: bool = True,
+    ) -> Rollout:
+        """Of the prompts [P], each with as many responses. own_log_prob: they are those of the policy itself."""
+        n, device = responses.ids.shape[0] // len(prompt), responses.ids.device
+
+        def each(x: Tensor) -> Tensor:
+            return x.repeat_interleave(n, 0)
+
+        return cls(
+            each(prompt.to(device)),
+            each(prompt_ids),
+            None if prompt_mask is None else each(prompt_mask),
+            responses.ids,
+            responses.mask,
+            None if own_log_prob else responses.log_prob,
+            responses.ended,
+            rewards,
+            (rewards.nan_to_num(0.0) * weights).sum(1),
+            None if greedy_reward is None else each(greedy_reward),
+            each(torch.arange(len(prompt), device=device)),
+        )
+
+    def where(self, rows: Tensor) -> Rollout:
+        """Some of the rows, whole groups; reads the device."""
+        kept = tree_map(lambda x: x[rows], self)
+        return kept._replace(group=torch.unique(kept.group, return_inverse=True)[1])
+
+    def telling(self) -> Tensor:
+        """[N] bool: rows whose group's rewards are not all equal."""
+        return ~equal_rewards(self.reward, self.group)
+
+
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """Several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    before = max(part.prompt_ids.shape[1] for part in parts)
+    after = max(part.ids.shape[1] for part in parts)
+    masked = any(part.prompt_mask is not None or part.prompt_ids.shape[1] < before for part in parts)
+    offset, aligned = 0, []
+    for part in parts:
+        left, right = before - part.prompt_ids.shape[1], after - part.ids.shape[1]
+        mask = part.prompt_mask
+        if masked:
+            mask = torch.ones_like(part.prompt_ids, dtype=torch.bool) if mask is None else mask
+            mask = pad(mask, (left, 0))
+        aligned.append(
+            part._replace(
+                prompt_ids=pad(part.prompt_ids, (left, 0)),
+                prompt_mask=mask,
+                ids=pad(part.ids, (0, right)),
+                mask=pad(part.mask, (0, right)),
+                log_prob=None if part.log_prob is None else pad(part.log_prob, (0, right)),
+                group=part.group + offset,
+            )
+        )
+        offset += int(part.group.max()) + 1
+    return tree_map(lambda *rows: torch.cat(rows), aligned[0], *aligned[1:])
