@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,3 +84,12 @@ def text_evaluator(
         return Evaluation(returns, torch.cat(lengths).cpu(), success)
 
     return run
+
+
+def save_pretrained(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A transformers or PEFT model and its tokenizer; of another module ValueError."""
+    if not hasattr(model, "save_pretrained"):
+        raise ValueError(f"{type(model).__name__} is not of transformers; save its state_dict() instead")
+    model.save_pretrained(str(folder))
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(str(folder))

@@ -39,12 +39,14 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "composing": {"algos", "settings", "config", "core", "judging", "report", "runs", "tasks", "train"},
     "shares": {"config", "core"},
     "deployed": {"core", "envs", "functional", "policies"},
-    "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"},
+    "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"}
+    | {"texts"},
     "sweep": {"settings", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"}
     | {"deploy", "deployed"},
-    "face": GROUND | {"algos", "envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
+    "face": GROUND
+    | {"algos", "core", "envs", "llm", "train", "build", "tasks", "texts", "judging", "loops", "provenance", "deploy"},
     "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
     | {"core", "data", "envs", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},

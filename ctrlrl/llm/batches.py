@@ -15,11 +15,11 @@ from ctrlrl.types import tree_map
 
 
 class Rollout(NamedTuple):
-    """N responses with their prompts and rewards; responses to one prompt are neighbours."""
+    """N responses, G neighbours to each of N / G prompts."""
 
     prompt: Tensor  # [N] which of the data set's prompts
-    prompt_ids: Tensor  # [N, P], padded on the left
-    prompt_mask: Tensor | None  # [N, P] bool, False on that padding; None where there is none
+    prompt_ids: Tensor  # [N / G, P], padded on the left
+    prompt_mask: Tensor | None  # [N / G, P] bool, False on that padding; None where there is none
     ids: Tensor  # [N, L], padded on the right
     mask: Tensor  # [N, L] bool, what the model wrote
     log_prob: Tensor | None  # [N, L] of another engine that sampled
@@ -50,8 +50,8 @@ class Rollout(NamedTuple):
 
         return cls(
             each(prompt.to(device)),
-            each(prompt_ids),
-            None if prompt_mask is None else each(prompt_mask),
+            prompt_ids,
+            prompt_mask,
             responses.ids,
             responses.mask,
             None if own_log_prob else responses.log_prob,
@@ -64,8 +64,14 @@ class Rollout(NamedTuple):
 
     def where(self, rows: Tensor) -> Rollout:
         """Some of the rows, whole groups; reads the device."""
-        kept = tree_map(lambda x: x[rows], self)
-        return kept._replace(group=torch.unique(kept.group, return_inverse=True)[1])
+        n = len(rows) // len(self.prompt_ids)
+        prompts = rows[::n]
+        kept = {
+            name: None if x is None else x[prompts if name.startswith("prompt_") else rows]
+            for name, x in self._asdict().items()
+        }
+        made = Rollout(**kept)
+        return made._replace(group=torch.arange(len(made.prompt_ids), device=rows.device).repeat_interleave(n))
 
     def telling(self) -> Tensor:
         """[N] bool: rows whose group's rewards are not all equal."""
@@ -96,5 +102,5 @@ def joined(parts: Sequence[Rollout]) -> Rollout:
                 group=part.group + offset,
             )
         )
-        offset += int(part.group.max()) + 1
+        offset += len(part.prompt_ids)
     return tree_map(lambda *rows: torch.cat(rows), aligned[0], *aligned[1:])

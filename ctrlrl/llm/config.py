@@ -171,7 +171,7 @@ class TokenConfig:
         """ValueError where so many responses cannot be divided as asked."""
         if n_envs % self.group_size:
             raise ValueError(
-                f"n_envs={n_envs} responses are not whole groups of algo.group_size={self.group_size}; make it a multiple"
+                f"n_envs={n_envs} must be a multiple of algo.group_size={self.group_size}: responses come in groups"
             )
         if n_envs < self.n_minibatches:
             raise ValueError(f"algo.n_minibatches={self.n_minibatches} is more than the n_envs={n_envs} responses")

@@ -17,7 +17,7 @@ from ctrlrl.types import EnvSpec
 class Asked(NamedTuple):
     """Prompts of one step, each to be answered `n` times."""
 
-    index: Tensor  # [P] rows of the prompts, on the CPU
+    rows: Tensor  # [P] which of the prompts, on the CPU
     ids: Tensor  # [P, L], padded on the left
     mask: Tensor | None  # [P, L] bool, False on the padding; None where there is none
 
@@ -56,7 +56,7 @@ class TextEnv:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def ask(self, n: int, weight: Tensor | None = None) -> Asked:
-        """The next n prompts. weight: [len(prompts)], in proportion to which they are drawn instead, with replacement."""
+        """The next n prompts. weight: [len(prompts)] in proportion to which they are drawn, with replacement."""
         if weight is not None:
             index = torch.multinomial(weight.cpu(), n, replacement=True)
         else:
@@ -71,8 +71,8 @@ class TextEnv:
 
     def judge(self, asked: Asked, responses: Responses, *, test: bool = False) -> Tensor:
         """[N, K] what each reward function gives for each response, NaN where it does not apply."""
-        n = responses.ids.shape[0] // len(asked.index)
-        rows = asked.index.repeat_interleave(n).tolist()
+        n = responses.ids.shape[0] // len(asked.rows)
+        rows = asked.rows.repeat_interleave(n).tolist()
         prompts, columns = (self.test if test else self.prompts).rows(rows)
         completions, ids = decode(self.tokenizer, responses.ids, responses.lengths, prompts)
         parts = self.rewards(prompts, completions, columns, ids)

@@ -21,16 +21,16 @@ class LanguageModel:
     runs in evaluation mode: dropout would make the first ratio of an update differ from 1.
     """
 
-    def __init__(self, module: nn.Module, *, checkpoint: bool = False):
+    def __init__(self, module: Any, *, checkpoint: bool = False):
         """checkpoint: gradient checkpointing, layers are computed again in the backward pass."""
         self.module = module.eval()
         self.config = getattr(module, "config", None)
         self.adapted = hasattr(module, "disable_adapter")  # PEFT
         whole = module.get_base_model() if self.adapted else module
         self.cached = hasattr(whole, "prepare_inputs_for_generation")
-        self.output: nn.Module | None = whole.get_output_embeddings() if self.cached else None
+        self.output: Any = whole.get_output_embeddings() if self.cached else None
         plain = not any(getattr(self.config, name, None) not in (None, 1, 1.0) for name in _OWN_LOGITS)
-        prompted = self.adapted and any(c.is_prompt_learning for c in module.peft_config.values())  # type: ignore[union-attr]
+        prompted = self.adapted and any(c.is_prompt_learning for c in module.peft_config.values())
         self.split = self.cached and plain and not prompted
         self.trunk: Any = whole.get_decoder() if self.split else module
         taken = inspect.signature(whole.forward).parameters
@@ -47,8 +47,30 @@ class LanguageModel:
         with self._checkpoints() if learning else nullcontext():
             return self._states(ids, **self._attending(attended, 0, attended is not None))[0]
 
+    def response_states(
+        self, prompt_ids: Tensor, prompt_mask: Tensor | None, ids: Tensor, *, learning: bool = False
+    ) -> Tensor:
+        """States [N, T, D] before each token of the responses [N, T] to the prompts [P, L], N / P neighbours to each.
+
+        A prompt is read once for all of its responses where the model has a cache: with 16 short answers to a prompt
+        that is most of the work. prompt_mask: [P, L] bool, False on left padding.
+        """
+        copies, length = ids.shape[0] // prompt_ids.shape[0], ids.shape[1]
+        answered = torch.ones_like(ids, dtype=torch.bool)
+        masks = None if prompt_mask is None else [prompt_mask.repeat_interleave(copies, 0), answered]
+        attended = None if masks is None else torch.cat(masks, 1)[:, :-1]
+        if copies == 1 or not self.cached or (learning and self._checkpointed):
+            whole = torch.cat([prompt_ids.repeat_interleave(copies, 0), ids], 1)[:, :-1]
+            return self.states(whole, attended, learning=learning)[:, -length:]
+        first, cache = self.begin(prompt_ids, prompt_mask, copies)
+        if length == 1:
+            return first.unsqueeze(1)
+        told = {} if attended is None else self._attending(attended, prompt_ids.shape[1], True)
+        rest, _ = self._states(ids[:, :-1], use_cache=True, past_key_values=cache, **told)
+        return torch.cat([first.unsqueeze(1), rest], 1)
+
     def head(self, states: Tensor) -> Tensor:
-        return states if not self.split else self.output(states)  # type: ignore[misc]
+        return states if not self.split else self.output(states)
 
     def begin(self, ids: Tensor, attended: Tensor | None, copies: int) -> tuple[Tensor, Any]:
         """States [N * copies, D] after each of N prompts, and what `extend` goes on with: every prompt is read once."""
@@ -82,12 +104,12 @@ class LanguageModel:
         positions = (attended.cumsum(1) - 1).clamp(min=0)[:, begin:]
         return {"attention_mask": attended.long(), "position_ids": positions}
 
-    def _states(self, ids: Tensor, use_cache: bool = False, **told: Any) -> tuple[Tensor, Any]:
+    def _states(self, ids: Tensor, **told: Any) -> tuple[Tensor, Any]:
         if not self.cached:
             out = self.trunk(ids, **told)
             return getattr(out, "logits", out), None
-        out = self.trunk(input_ids=ids, use_cache=use_cache, **told)
-        return out.last_hidden_state if self.split else out.logits, out.past_key_values if use_cache else None
+        out = self.trunk(input_ids=ids, **{"use_cache": False} | told)
+        return out.last_hidden_state if self.split else out.logits, out.past_key_values
 
     def _checkpointing(self, whole: nn.Module) -> list[nn.Module]:
         if not hasattr(whole, "gradient_checkpointing_enable"):
@@ -115,4 +137,4 @@ class LanguageModel:
 
     def without_adapters(self) -> Any:
         """A context in which a PEFT model is what it was before its adapters."""
-        return self.module.disable_adapter()  # type: ignore[operator]
+        return self.module.disable_adapter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,13 @@ from ctrlrl.llm.tokens import head_log_prob, token_log_prob
 from ctrlrl.llm.tracker import PromptTracker
 from ctrlrl.types import EnvSpec, Metrics, tree_map
 
-Maybe = TypeVar("Maybe", Tensor, None)
-
 
 class Rows(NamedTuple):
-    """What one optimiser step reads, [N, ...]; None where the method does not need it."""
+    """What one optimiser step reads: P prompts and C responses to each; None where the method does not need it."""
 
-    prompt_ids: Tensor
+    prompt_ids: Tensor  # [P, ...]
     prompt_mask: Tensor | None
-    ids: Tensor
+    ids: Tensor  # [P, C, ...], as all below
     mask: Tensor
     advantage: Tensor
     target: Tensor | None = None
@@ -41,7 +39,7 @@ class Rows(NamedTuple):
     value_mask: Tensor | None = None
     log_prob_old: Tensor | None = None
     log_prob_ref: Tensor | None = None
-    weight: Tensor | None = None  # [N, L] of tokens that another engine sampled
+    weight: Tensor | None = None  # of tokens that another engine sampled
 
 
 class TokenLearner(Learner):
@@ -169,6 +167,7 @@ class TokenLearner(Learner):
     def update(self, batch: Rollout) -> Metrics:
         rows, metrics = self._prepared(batch)
         cfg = self.cfg
+        rows = self._bunched(rows, len(batch.reward))
         found, n_steps = run_epochs(rows, self._learn, n_epochs=cfg.n_epochs, n_minibatches=cfg.n_minibatches)
         return {**metrics, **found, "train/gradient_steps": torch.tensor(float(n_steps))}
 
@@ -176,6 +175,8 @@ class TokenLearner(Learner):
     def _prepared(self, batch: Rollout) -> tuple[Rows, Metrics]:
         """What of a batch is known before the first step: old and reference log-probs, values, advantages."""
         cfg, x = self.cfg, batch
+        if self.ranks.size == 1:
+            batch = x = _trimmed(batch)
         rows = Rows(x.prompt_ids, x.prompt_mask, x.ids, x.mask, x.reward)
         several = cfg.n_epochs * cfg.n_minibatches > 1
         in_reward = cfg.kl == "reward" and cfg.needs_reference
@@ -209,14 +210,11 @@ class TokenLearner(Learner):
         """Of this rank's rows, made from those of all ranks: some estimators compare the whole batch."""
         ranks, n = self.ranks, len(batch.reward)
 
-        def whole(x: Maybe) -> Maybe:
+        def whole(x: Any) -> Any:
             if x is None or ranks.size == 1:
                 return x
-            return (
-                ranks.stacked(x.byte()).flatten(0, 1).bool()
-                if x.dtype == torch.bool
-                else ranks.stacked(x).flatten(0, 1)
-            )
+            stacked = ranks.stacked(x.byte()).bool() if x.dtype == torch.bool else ranks.stacked(x)
+            return stacked.flatten(0, 1)
 
         state = None
         if self.tracker is not None:
@@ -239,7 +237,7 @@ class TokenLearner(Learner):
     def _learn(self, rows: Rows) -> Metrics:
         """One optimiser step; its micro-batches and ranks divide by the counts of the whole of it."""
         n_tokens = self.ranks.mean_(rows.mask.sum().float()).clamp(min=1.0)
-        n_sequences = self.ranks.mean_(rows.mask.any(1).sum().float()).clamp(min=1.0)
+        n_sequences = self.ranks.mean_(rows.mask.any(-1).sum().float()).clamp(min=1.0)
         bounds = self._bounds(rows)
         grads: dict[str, Tensor] = {}
         found: list[Metrics] = []
@@ -276,23 +274,16 @@ class TokenLearner(Learner):
         self.now = next_controls(self.cfg, self.now, self.ranks.averaged(metrics), progress=self.progress)
         return metrics
 
-    def _value_loss(self, part: Rows, states: Tensor, rows: Rows) -> tuple[Tensor, Metrics]:
-        assert rows.value_mask is not None and part.value_mask is not None
-        assert part.value_old is not None and part.returns is not None
+    def _value_loss(self, part: Any, states: Tensor, rows: Any) -> tuple[Tensor, Metrics]:
         count = self.ranks.mean_(rows.value_mask.sum().float()).clamp(min=1.0)
         values = self._values(states)
         return value_loss(self.cfg, values, part.value_old, part.returns, part.value_mask, n_tokens=count)
 
     def _forward(self, rows: Any, model: LanguageModel, *, learning: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs and entropies [N, L] of the responses, and the states [N, L, D] before each of their tokens."""
-        length = rows.ids.shape[1]
-        ids = torch.cat([rows.prompt_ids, rows.ids], 1)[:, :-1]
-        attended = rows.prompt_mask
-        if attended is not None:
-            attended = torch.cat([attended, torch.ones_like(rows.ids, dtype=torch.bool)], 1)[:, :-1]
         temperature = self.cfg.temperature
         with self._precision():
-            states = model.states(ids, attended, learning=learning)[:, -length:]
+            states = model.response_states(rows.prompt_ids, rows.prompt_mask, rows.ids, learning=learning)
             if model.split and type(model.output) is nn.Linear:
                 weight, bias = model.output.weight, model.output.bias
                 scores = head_log_prob(states, weight, rows.ids, bias=bias, temperature=temperature)
@@ -302,19 +293,39 @@ class TokenLearner(Learner):
 
     def _values(self, states: Tensor) -> Tensor:
         """[N, L], or [N, L, 2]."""
-        values = self.nets["value"](states.detach().float())
-        return values.squeeze(-1)
+        return self.nets.get_submodule("value")(states.detach().float()).squeeze(-1)
 
-    def _micro(self, rows: Any) -> Iterator[Any]:
-        size = self.cfg.micro_batch_size or len(rows.ids)
-        for begin in range(0, len(rows.ids), size):
-            yield tree_map(lambda x, begin=begin: x[begin : begin + size], rows)
+    def _bunched(self, rows: Rows, n: int) -> Rows:
+        """N responses as [P, C, ...], the unit of minibatches: a prompt's responses, or an equal part of them."""
+        group = n // len(rows.prompt_ids)
+        limit = min(self.cfg.micro_batch_size or n, max(n // self.cfg.n_minibatches, 1))
+        size = next(c for c in range(min(group, limit), 0, -1) if group % c == 0)
+        parts = {
+            name: x.repeat_interleave(group // size, 0) if name.startswith("prompt_") else x.unflatten(0, (-1, size))
+            for name, x in rows._asdict().items()
+            if x is not None
+        }
+        return rows._replace(**parts)
+
+    def _micro(self, rows: Rows) -> Iterator[Any]:
+        """Parts that one forward pass takes, their responses as [N, ...]."""
+        n = len(rows.prompt_ids)
+        size = n if self.cfg.micro_batch_size is None else max(self.cfg.micro_batch_size // rows.ids.shape[1], 1)
+        for begin in range(0, n, size):
+            part = tree_map(lambda x, begin=begin: x[begin : begin + size], rows)
+            flat = {
+                name: x if name.startswith("prompt_") else x.flatten(0, 1)
+                for name, x in part._asdict().items()
+                if x is not None
+            }
+            yield part._replace(**flat)
 
     @torch.no_grad()
     def _scored(self, rows: Any, model: LanguageModel) -> tuple[Tensor, Tensor | None]:
-        """Log-probs [N, L] and, with a critic, values."""
+        """Log-probs [N, L] of responses [N, L] and, with a critic, values."""
         found, values = [], []
-        for part in self._micro(rows):
+        told = Rows(rows.prompt_ids, rows.prompt_mask, rows.ids, rows.mask, rows.mask)
+        for part in self._micro(self._bunched(told, len(rows.ids))):
             log_prob, _, states = self._forward(part, model)
             found.append(log_prob)
             if "value" in self.opt:
@@ -325,23 +336,24 @@ class TokenLearner(Learner):
         if self.reference is None:
             with self.model.without_adapters():
                 return self._scored(rows, self.model)[0]
-        return torch.cat([self._forward(part, self.reference)[0] for part in self._micro(rows)])
+        bunched = self._bunched(rows, len(rows.ids))
+        return torch.cat([self._forward(part, self.reference)[0] for part in self._micro(bunched)])
 
     @torch.no_grad()
     def _bounds(self, rows: Rows) -> Bounds | None:
         """Those of the ratio where a method chooses them for the whole step, which its parts do not see."""
-        alone = self.ranks.size == 1 and (self.cfg.micro_batch_size or len(rows.ids)) >= len(rows.ids)
-        if self.cfg.surrogate != "clip_bounds" or alone:
+        parts = list(self._micro(rows))
+        if self.cfg.surrogate != "clip_bounds" or (self.ranks.size == 1 and len(parts) == 1):
             return None
-        now, _ = self._scored(rows, self.model)
-        log_ratio = silenced(now, now if rows.log_prob_old is None else rows.log_prob_old, rows.mask)
-        ratio = RATIOS[self.cfg.ratio](self.cfg, log_ratio, rows.mask, self.now.holder_p)
-        advantage = rows.advantage if rows.advantage.ndim == 2 else rows.advantage.unsqueeze(1)
-        stacked = self.ranks.stacked
-        mask = stacked(rows.mask.byte()).flatten(0, 1).bool()
-        return adaptive_bounds(
-            self.cfg, stacked(ratio).flatten(0, 1), stacked(advantage.expand_as(ratio)).flatten(0, 1), mask
-        )
+        seen = []
+        for part in parts:
+            now = self._forward(part, self.model)[0]
+            log_ratio = silenced(now, now if part.log_prob_old is None else part.log_prob_old, part.mask)
+            ratio = RATIOS[self.cfg.ratio](self.cfg, log_ratio, part.mask, self.now.holder_p)
+            advantage = part.advantage if part.advantage.ndim == 2 else part.advantage.unsqueeze(1)
+            seen.append((ratio, advantage.expand_as(ratio), part.mask.to(ratio.dtype)))
+        ratio, advantage, mask = (self.ranks.stacked(torch.cat(x)).flatten(0, 1) for x in zip(*seen, strict=True))
+        return adaptive_bounds(self.cfg, ratio, advantage, mask.bool())
 
     # state
 
@@ -365,14 +377,21 @@ class TokenLearner(Learner):
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         super().load_training_state(state)
-        now = {name: state[f"now/{name}"].to(self.device, torch.float32) for name in self.now._fields}
-        self.now = self.now._replace(**{**now, "holder_p": float(state["now/holder_p"])})
+        now: dict[str, Any] = {k: state[f"now/{k}"].to(self.device, torch.float32) for k in self.now._fields}
+        self.now = self.now._replace(**now | {"holder_p": float(state["now/holder_p"])})
         if self.reference is not None:
             self.reference.module.load_state_dict(_under("reference/", state))
         if tracked := _under("tracker/", state):
             self.tracker = PromptTracker(len(tracked["success"]), longest=self.spec.episode_length, device=self.device)
             for name, tensor in self.tracker.state.items():
                 tensor.copy_(tracked[name])
+
+
+def _trimmed(batch: Rollout) -> Rollout:
+    """Without the columns behind the longest response; reads the device."""
+    longest = max(int(batch.mask.any(0).nonzero().amax()) + 1, 1) if bool(batch.mask.any()) else 1
+    own = None if batch.log_prob is None else batch.log_prob[:, :longest]
+    return batch._replace(ids=batch.ids[:, :longest], mask=batch.mask[:, :longest], log_prob=own)
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class TokenLoop:
             best = learner.respond(asked.ids, asked.mask, n=1, max_new_tokens=longest, greedy=True)
             greedy = (env.judge(asked, best).nan_to_num(0.0) * self._weights).sum(1)
         return Rollout.of(
-            asked.index,
+            asked.rows,
             asked.ids,
             asked.mask,
             responses,

@@ -94,7 +94,7 @@ def decode(tokenizer: Any, ids: Tensor, lengths: Tensor, prompts: Sequence[Any])
     """Right-padded responses [N, T] as what mirrors their prompts, and as lists of ids. Special tokens are left out."""
     rows = [row[:n] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
     if hasattr(tokenizer, "batch_decode"):
-        backend = getattr(tokenizer, "_tokenizer", None)  # one call into Rust; batch_decode makes one a row
+        backend: Any = getattr(tokenizer, "_tokenizer", None)  # one call into Rust; batch_decode makes one a row
         many = backend.decode_batch if hasattr(backend, "decode_batch") else tokenizer.batch_decode
         texts = many(rows, skip_special_tokens=True)
     else:

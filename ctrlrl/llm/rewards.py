@@ -1,4 +1,4 @@
-"""Rewards of completed texts: functions `(prompts, completions, **columns) -> list[float | None]`, and three of them."""
+"""Rewards of texts: functions `(prompts, completions, **columns) -> list[float | None]`, and some of them."""
 
 from __future__ import annotations
 

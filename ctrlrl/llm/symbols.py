@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 SYMBOLS = "_^$0123456789+=>abcdef"
-PAD, BOS, EOS = SYMBOLS[:3]
+PAD, BOS, EOS = "_", "^", "$"
 
 
 def need_transformers() -> Any:
