@@ -139,10 +139,10 @@ def _check_rows(
 
 
 def controls(config: TokenConfig, *, like: Tensor | None = None) -> Controls:
-    """Their values at the start of a run, on the device of `like`."""
-    device = None if like is None else like.device
-    ent = torch.tensor(config.ent_coef, device=device)
-    return Controls(torch.tensor(config.variance_coef, device=device), ent, ent.clone(), config.holder_p)
+    """Their values at the start of a run, on the device and in the dtype of `like`."""
+    like = torch.zeros(()) if like is None else like.detach()
+    ent = like.new_tensor(config.ent_coef)
+    return Controls(like.new_tensor(config.variance_coef), ent, ent.clone(), config.holder_p)
 
 
 def next_controls(config: TokenConfig, now: Controls, metrics: Metrics, *, progress: float = 0.0) -> Controls:
