@@ -34,9 +34,7 @@ def group_mean(x: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
 
 def group_std(x: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
     """Unbiased standard deviation of the group; 0 where fewer than two rows count."""
-    deviation = x - group_mean(x, group, valid)
-    if valid is not None:
-        deviation = deviation.masked_fill(~valid, 0.0)
+    deviation = group_center(x, group, valid)
     n = group_size(group) if valid is None else group_sum(valid.to(x.dtype), group)
     return (group_sum(deviation.square(), group) / (n - 1).clamp(min=1)).sqrt()
 
@@ -53,9 +51,14 @@ def group_median(x: Tensor, group: Tensor) -> Tensor:
     return 0.5 * (ordered[first + (n - 1) // 2] + ordered[first + n // 2])
 
 
-def group_center(reward: Tensor, group: Tensor) -> Tensor:
-    """R - mean of its group. Source: Dr.GRPO, arXiv:2503.20783."""
-    return reward - group_mean(reward, group)
+def group_center(reward: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
+    """R - mean of its group, and 0 where not `valid`. Source: Dr.GRPO, arXiv:2503.20783.
+
+    Exactly 0 where all are equal: a rest of rounding, divided by a tiny deviation, would be an advantage.
+    """
+    above = _above_least(reward, group, valid)
+    centered = above - group_mean(above, group, valid)
+    return centered if valid is None else centered.masked_fill(~valid, 0.0)
 
 
 def group_z(reward: Tensor, group: Tensor, *, eps: float, valid: Tensor | None = None) -> Tensor:
@@ -63,8 +66,7 @@ def group_z(reward: Tensor, group: Tensor, *, eps: float, valid: Tensor | None =
 
     eps: 1e-4 in TRL, 1e-6 in verl, 1e-9 in OpenRLHF. Source: GRPO, arXiv:2402.03300.
     """
-    scaled = (reward - group_mean(reward, group, valid)) / (group_std(reward, group, valid) + eps)
-    return scaled if valid is None else scaled.masked_fill(~valid, 0.0)
+    return group_center(reward, group, valid) / (group_std(reward, group, valid) + eps)
 
 
 def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
@@ -75,8 +77,8 @@ def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
 
 def length_baseline(reward: Tensor, group: Tensor, length: Tensor) -> Tensor:
     """R minus the group's mean weighted by response length [N] (tokens). OPO, arXiv:2505.23585."""
-    length = length.to(reward.dtype)
-    return reward - group_sum(length * reward, group) / group_sum(length, group).clamp(min=1.0)
+    length, above = length.to(reward.dtype), _above_least(reward, group)
+    return above - group_sum(length * above, group) / group_sum(length, group).clamp(min=1.0)
 
 
 def median_mad(reward: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,11 +134,17 @@ def beta_norm(reward: Tensor, group: Tensor, *, max_scale: float = 1e6) -> Tenso
     b = (1.0 + spread * (1.0 - mean) / 3.0).clamp(1.0, 1e6)
     log_pdf = torch.xlogy(a - 1.0, p) + torch.xlogy(b - 1.0, 1.0 - p)
     log_pdf = log_pdf - (a.lgamma() + b.lgamma() - (a + b).lgamma())
-    return (reward - p) * torch.exp(-log_pdf).clamp(max=max_scale)
+    return group_center(reward, group) * torch.exp(-log_pdf).clamp(max=max_scale)
 
 
 def equal_rewards(reward: Tensor, group: Tensor) -> Tensor:
-    """[N] bool: all rewards of the row's group are equal, so that a centred advantage is 0. No tolerance."""
+    """[N] bool: all rewards of the row's group are equal, so that a centered advantage is 0. No tolerance."""
     high = torch.full_like(reward, -torch.inf).scatter_reduce(0, group, reward, "amax")[group]
-    low = torch.full_like(reward, torch.inf).scatter_reduce(0, group, reward, "amin")[group]
-    return high == low
+    return group_sum((reward < high).to(group.dtype), group) == 0
+
+
+def _above_least(x: Tensor, group: Tensor, valid: Tensor | None = None) -> Tensor:
+    """x less the least (valid) one of its group; differences of equal numbers are exact."""
+    counted = x if valid is None else x.masked_fill(~valid, torch.inf)
+    above = x - torch.full_like(x, torch.inf).scatter_reduce(0, group, counted, "amin")[group]
+    return above if valid is None else above.masked_fill(~valid, 0.0)

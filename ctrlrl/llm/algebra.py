@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.functional import group as groups
+from ctrlrl.functional.checks import same_shape
 from ctrlrl.functional.distributions import approx_kl
 from ctrlrl.functional.kl import kl_estimate
 from ctrlrl.functional.masked import masked_mean, standardize, whiten
@@ -21,8 +22,16 @@ from ctrlrl.functional.regression import clipped_value, soft_median_loss
 from ctrlrl.functional.selection import covariance, on_policy_rows, soft_overlong, top_share
 from ctrlrl.functional.surrogate import dual_ascent
 from ctrlrl.llm.config import TokenConfig
-from ctrlrl.llm.estimators import ADVANTAGES, AdvantageOut, Scored
-from ctrlrl.llm.objectives import AGGREGATIONS, CLIPPED, RATIOS, SURROGATES, Bounds, Elements
+from ctrlrl.llm.estimators import ADVANTAGES, AdvantageOut, Scored, last_token
+from ctrlrl.llm.objectives import (
+    AGGREGATIONS,
+    CLIPPED,
+    RATIOS,
+    SURROGATES,
+    Bounds,
+    Elements,
+    adaptive_bounds,
+)
 from ctrlrl.types import Metrics
 
 
@@ -64,25 +73,26 @@ def advantages(
     with torch.no_grad():
         length = mask.sum(-1) if lengths is None else lengths
         cut = torch.zeros_like(mask[:, 0]) if truncated is None else truncated
-        reward = (torch.nan_to_num(rewards, nan=0.0) * config.weights(rewards)).sum(1)
+        outcome = (torch.nan_to_num(rewards, nan=0.0) * config.weights(rewards)).sum(1)
+        reward = outcome
         if config.overlong == "soft":
             reward = reward + soft_overlong(length, max_length=config.max_tokens, buffer=config.overlong_buffer)
-        # [N, L]: a later token of the same row is one that still counts
-        last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-        token_reward = torch.where(last, reward.unsqueeze(1), 0.0)
-        outcome = reward
+        token_reward = torch.where(last_token(mask), reward.unsqueeze(1), 0.0)
         if config.kl == "reward" and config.needs_reference:
             if log_prob_old is None or log_prob_ref is None:
                 raise ValueError("advantages: kl=reward needs log_prob_old and log_prob_ref")
             penalty = config.kl_coef * torch.where(mask, log_prob_old - log_prob_ref, 0.0)
-            token_reward, outcome = token_reward - penalty, reward - penalty.sum(-1)
-        scored = Scored(outcome, rewards, token_reward, group, mask, value, length, cut, greedy_reward, state)
+            token_reward, reward = token_reward - penalty, reward - penalty.sum(-1)
+        scored = Scored(reward, rewards, token_reward, group, mask, value, length, cut, greedy_reward, state)
         out = ADVANTAGES[config.advantage](config, scored)
-        keep = _kept(config, out.keep, reward, group, cut)
-        return out._replace(advantage=_whitened(config, out.advantage, mask, keep), keep=keep)
+        if config.single == "raw":
+            alone = groups.group_size(group) == 1
+            out = out._replace(advantage=torch.where(alone, reward, out.advantage))
+        keep = _kept(config, out.keep, outcome, group, cut)
+        return out._replace(advantage=_whitened(config, out.advantage, mask), keep=keep)
 
 
-def _whitened(config: TokenConfig, advantage: Tensor, mask: Tensor, keep: Tensor) -> Tensor:
+def _whitened(config: TokenConfig, advantage: Tensor, mask: Tensor) -> Tensor:
     if config.whiten == "responses":
         return standardize(advantage, eps=config.advantage_eps)
     if config.whiten == "tokens":
@@ -117,6 +127,10 @@ def _check_rows(
         if needed and optional[name] is None:
             raise ValueError(f"advantages: advantage={config.advantage} needs {name}")
     # once a generation batch, not once an update: reading the device is cheap here
+    if not bool(((group >= 0) & (group < n)).all()):
+        raise ValueError(f"advantages: group must hold numbers in 0 ... {n - 1}, one a prompt")
+    if bool(rewards.isinf().any()) or bool(rewards.isnan().all(1).any()):
+        raise ValueError("advantages: some response has no finite reward; NaN may stand for some rewards, not for all")
     if config.needs_groups and config.single == "refuse" and bool((groups.group_size(group) < 2).any()):
         raise ValueError(
             f"advantages: some prompt has one response, but advantage={config.advantage} compares several. "
@@ -125,10 +139,10 @@ def _check_rows(
 
 
 def controls(config: TokenConfig, *, like: Tensor | None = None) -> Controls:
-    """Their values at the start of a run, on the device of `like`."""
-    device = None if like is None else like.device
-    ent = torch.tensor(config.ent_coef, device=device)
-    return Controls(torch.tensor(config.variance_coef, device=device), ent, ent.clone(), config.holder_p)
+    """Their values at the start of a run, on the device and in the dtype of `like`."""
+    like = torch.zeros(()) if like is None else like.detach()
+    ent = like.new_tensor(config.ent_coef)
+    return Controls(like.new_tensor(config.variance_coef), ent, ent.clone(), config.holder_p)
 
 
 def next_controls(config: TokenConfig, now: Controls, metrics: Metrics, *, progress: float = 0.0) -> Controls:
@@ -172,11 +186,17 @@ def token_loss(
     n_tokens, n_sequences: of the whole optimiser step; None = of this call.
     now:      what the method adapts; None = the values of the start.
     bounds:   of clip_bounds, if chosen for the whole step (`objectives.adaptive_bounds`); None = for this call.
+    What compares tokens with each other (entropy_share, covariance) compares those of this call.
     """
+    same_shape("token_loss", log_prob=log_prob, log_prob_old=log_prob_old, mask=mask)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"token_loss: mask must be bool, True = counts, got {mask.dtype}")
     now = controls(config, like=log_prob) if now is None else now
     log_ratio = silenced(log_prob, log_prob_old, mask)
     ratio = RATIOS[config.ratio](config, log_ratio, mask, now.holder_p)
     advantage = _like(advantage, ratio)
+    if config.surrogate == "clip_bounds" and bounds is None:
+        bounds = adaptive_bounds(config, ratio, advantage, mask)
     elements = Elements(
         ratio,
         advantage,
@@ -204,11 +224,11 @@ def token_loss(
             raise ValueError("token_loss: kl=loss needs log_prob_ref")
         kl = kl_estimate(elements.log_prob, torch.where(mask, log_prob_ref, 0.0), kind=config.kl_kind)
         if config.kl_off_policy:
-            kl = kl * log_ratio.exp()
+            kl = kl * ratio.exp()
         total = total + config.kl_coef * aggregate(config, kl, mask, n_tokens, n_sequences)
         metrics["policy/kl_ref"] = masked_mean(kl, mask, count=n_tokens)
     if entropy is not None:
-        metrics["policy/entropy"] = mean = masked_mean(entropy, chosen, count=_share(chosen, mask, n_tokens))
+        metrics["policy/entropy"] = mean = masked_mean(entropy, mask, count=n_tokens)
         if config.ent_coef > 0.0 or config.ent_target is not None:
             total = total - now.ent_coef.to(mean) * mean
     elif config.needs_entropy:
@@ -292,7 +312,7 @@ def _ratio_metrics(config: TokenConfig, e: Elements, mask: Tensor, n_tokens: Ten
 
 
 def _bounds(config: TokenConfig, e: Elements) -> tuple[Tensor | float, Tensor | float]:
-    if config.surrogate == "clip_bounds" and e.bounds is not None:
+    if e.bounds is not None:
         return e.bounds
     if config.surrogate == "clip_elastic" and e.target is not None:
         return 1.0 - e.target, 1.0 + e.target
@@ -302,10 +322,3 @@ def _bounds(config: TokenConfig, e: Elements) -> tuple[Tensor | float, Tensor | 
 
 def _like(x: Tensor, ratio: Tensor) -> Tensor:
     return (x.unsqueeze(1) if x.ndim == 1 else x).expand_as(ratio)
-
-
-def _share(chosen: Tensor, mask: Tensor, n_tokens: Tensor | float | None) -> Tensor | float | None:
-    """The count for a mean over `chosen`, of which a part of the step's tokens were left out."""
-    if chosen is mask or n_tokens is None:
-        return n_tokens
-    return n_tokens * (chosen.sum() / mask.sum().clamp(min=1))

@@ -150,6 +150,8 @@ class TokenConfig:
                 f"{where}.group_size=1, but advantage={self.advantage} compares the responses to a prompt. "
                 "Use group_size >= 2, or single=raw, which takes the reward as it is."
             )
+        if self.single == "raw" and self.advantage not in ("group_z", "group_center", "rloo"):
+            raise ValueError(f"{where}: single=raw takes advantage=group_z, group_center or rloo, got {self.advantage}")
         if self.advantage == "median_mad" and self.group_size % 2 == 0:
             raise ValueError(f"{where}.group_size must be odd for advantage=median_mad, got {self.group_size}")
         if self.ratio in OF_RESPONSES and self.advantage in OF_TOKENS:
@@ -160,6 +162,15 @@ class TokenConfig:
         makers = WITH_TARGET.get(self.surrogate)
         if makers is not None and self.advantage not in makers:
             raise ValueError(f"{where}: surrogate={self.surrogate} needs advantage={' or '.join(makers)}")
+        if self.surrogate == "gmpo" and (self.advantage in OF_TOKENS or self.ratio != "token"):
+            raise ValueError(f"{where}: surrogate=gmpo takes ratio=token and one advantage a response")
+        if self.advantage == "gdpo" and (self.overlong == "soft" or self.kl == "reward"):
+            raise ValueError(
+                f"{where}: advantage=gdpo normalizes each reward alone, so overlong=soft and kl=reward have no place. "
+                "Give the penalty as a reward function."
+            )
+        if self.kl == "reward" and self.kl_kind != "k1":
+            raise ValueError(f"{where}: kl=reward takes kl_kind=k1, log pi_old - log ref, got {self.kl_kind}")
         if self.kl == "loss" and self.kl_kind == "k1":
             raise ValueError(f"{where}: kl_kind=k1 in the loss has no gradient in expectation. Use k2 or k3.")
         if self.kl == "none" and self.kl_coef > 0.0:

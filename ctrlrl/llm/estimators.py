@@ -47,7 +47,7 @@ def _gae(cfg: Any, x: Scored) -> AdvantageOut:
 
 def _egae(cfg: Any, x: Scored) -> AdvantageOut:
     assert x.value is not None
-    cut = x.truncated.unsqueeze(1) & _last(x.mask)
+    cut = x.truncated.unsqueeze(1) & last_token(x.mask)
     advantage, returns = _over_tokens(egae, cfg, x, x.value, cut, gae_lambda=cfg.gae_lambda)
     return AdvantageOut(advantage, returns=returns)
 
@@ -91,12 +91,10 @@ def _virtual_max(cfg: Any, x: Scored) -> AdvantageOut:
 
 
 def _each_z(cfg: Any, x: Scored) -> AdvantageOut:
-    valid = ~x.rewards.isnan()
-    columns = torch.where(valid, x.rewards, 0.0).unbind(1)
-    z = [
-        groups.group_z(column, x.group, eps=cfg.advantage_eps, valid=ok)
-        for column, ok in zip(columns, valid.unbind(1), strict=True)
-    ]
+    z = []
+    for column in x.rewards.unbind(1):
+        valid = ~column.isnan()
+        z.append(groups.group_z(column.masked_fill(~valid, 0.0), x.group, eps=cfg.advantage_eps, valid=valid))
     return AdvantageOut((torch.stack(z, 1) * cfg.weights(x.rewards)).sum(1))
 
 
@@ -167,7 +165,6 @@ def _over_tokens(
     return out[0].T, out[1].T
 
 
-def _last(mask: Tensor) -> Tensor:
+def last_token(mask: Tensor) -> Tensor:
     """[N, L] bool: the last counting token of each row."""
-    later = mask.flip(1).cumsum(1).flip(1)
-    return mask & (later == 1)
+    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)

@@ -56,7 +56,8 @@ def _clip(cfg: Any, e: Elements) -> Tensor:
 
 
 def _clip_bounds(cfg: Any, e: Elements) -> Tensor:
-    low, high = adaptive_bounds(cfg, e.log_ratio, e.advantage, e.mask) if e.bounds is None else e.bounds
+    assert e.bounds is not None
+    low, high = e.bounds
     loss = surrogate.ppo_clip(e.log_ratio, e.advantage, clip_range=1.0 - low, clip_range_high=high - 1.0)
     return _dual(cfg, loss, e)
 
