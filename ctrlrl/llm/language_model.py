@@ -112,9 +112,11 @@ class LanguageModel:
         return out.last_hidden_state if self.split else out.logits, out.past_key_values
 
     def _checkpointing(self, whole: nn.Module) -> list[nn.Module]:
-        if not hasattr(whole, "gradient_checkpointing_enable"):
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable: Any = next((getattr(whole, name) for name in names if hasattr(whole, name)), None)
+        if enable is None:
             raise ValueError("algo.gradient_checkpointing is for models of transformers; leave it out for this one")
-        whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable({"use_reentrant": False})
         layers = [m for m in whole.modules() if getattr(m, "gradient_checkpointing", False) is True]
         for layer in layers:
             if isinstance(rate := getattr(layer, "dropout", None), float) and rate > 0.0:

@@ -105,7 +105,7 @@ class TokenLearner(Learner):
             )
         output: Any = self.model.output
         width = output.weight.shape[1]
-        last = nn.Linear(width, self.cfg.value_heads)
+        last = nn.Linear(2 * width, self.cfg.value_heads)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         head = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), last).to(device)
