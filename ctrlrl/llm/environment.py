@@ -53,16 +53,20 @@ class TextEnv:
             episode_length=max_new_tokens,
             device=device,
         )
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order, self._place = torch.zeros(len(prompts), dtype=torch.int64), len(prompts)
 
     def ask(self, n: int, weight: Tensor | None = None) -> Asked:
         """The next n prompts. weight: [len(prompts)] in proportion to which they are drawn, with replacement."""
         if weight is not None:
             index = torch.multinomial(weight.cpu(), n, replacement=True)
         else:
-            while len(self._order) < n:
-                self._order = torch.cat([self._order, torch.randperm(len(self.prompts))])
-            index, self._order = self._order[:n], self._order[n:]
+            taken: list[Tensor] = []
+            while (missing := n - sum(map(len, taken))) > 0:
+                if self._place == len(self._order):
+                    self._order, self._place = torch.randperm(len(self.prompts)), 0
+                taken.append(self._order[self._place : self._place + missing])
+                self._place += len(taken[-1])
+            index = torch.cat(taken)
         return self.asked(self.prompts, index)
 
     @staticmethod
@@ -79,10 +83,10 @@ class TextEnv:
         return parts.to(responses.ids.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"order": self._order}
+        return {"order": self._order, "place": torch.tensor(self._place)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._order = state["order"]
+        self._order, self._place = state["order"], int(state["place"])
 
     def close(self) -> None:
         pass

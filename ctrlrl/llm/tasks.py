@@ -209,6 +209,7 @@ class WordProblems:
         if path is None:
             raise ValueError("env=tokens/gsm8k needs data.path=FILE, an NPZ with question_utf8 and answer_utf8")
         transformers = need_transformers()
+        transformers.utils.logging.disable_progress_bar()
         tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
         config = transformers.AutoConfig.from_pretrained(settings.model, local_files_only=True)
         asked = [Question(self._prompt(tokenizer, q), a) for q, a in zip(*_texts(path), strict=True)]

@@ -53,7 +53,9 @@ def env(n_envs: int = 16, *, words: list[str] = WORDS, rewards: Any = letters, *
     return TextEnv(prompts, Rewards(rewards), TOKENIZER, n_envs=n_envs, **given)
 
 
-def loop_of(method: str = "grpo", *, model: Any = None, task: TextEnv | None = None, steps: int = 64, **changes: Any) -> Any:
+def loop_of(
+    method: str = "grpo", *, model: Any = None, task: TextEnv | None = None, steps: int = 64, **changes: Any
+) -> Any:
     """A loop whose groups have four responses where the method compares them."""
     group = {} if preset(method).group_size == 1 else {"group_size": 5 if method == "mc_grpo" else 4}
     overlong = {"overlong_buffer": 1} if preset(method).overlong == "soft" else {}

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.llm.small_models import EOS, PAD, TOKENIZER, Bigram, llama
 
 from ctrlrl.llm.generate import sample, sampled_elsewhere
 from ctrlrl.llm.language_model import LanguageModel
 from ctrlrl.llm.prompts import Prompts
+from tests.llm.small_models import EOS, PAD, TOKENIZER, Bigram, llama
 
 
 def asked(*texts):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.llm.small_models import TOKENIZER, Bigram, llama
 
 from ctrlrl.llm.language_model import LanguageModel
+from tests.llm.small_models import TOKENIZER, Bigram, llama
 
 
 def batch():
@@ -64,7 +64,9 @@ def _whole(model):
     ids, mask = ids.repeat_interleave(3, 0), mask.repeat_interleave(3, 0)
     whole = torch.cat([ids, responses], 1)[:, :-1]
     attended = torch.cat([mask, torch.ones_like(responses, dtype=torch.bool)], 1)[:, :-1]
-    found = model.module(input_ids=whole, attention_mask=attended.long(), position_ids=(attended.cumsum(1) - 1).clamp(0))
+    found = model.module(
+        input_ids=whole, attention_mask=attended.long(), position_ids=(attended.cumsum(1) - 1).clamp(0)
+    )
     loss = found.logits[:, -4:].log_softmax(-1).square().mean()
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.module.parameters()))])
 
@@ -89,7 +91,7 @@ def test_dropout_that_was_left_on_is_off():
 def test_a_layer_that_would_drop_while_checkpointing_is_refused():
     module = llama()
     module.model.layers[0].dropout = 0.1
-    with pytest.raises(ValueError, match="LlamaDecoderLayer would drop 0.1"):
+    with pytest.raises(ValueError, match="LlamaDecoderLayer would drop"):
         LanguageModel(module, checkpoint=True)
 
 

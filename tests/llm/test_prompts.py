@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.llm.small_models import EOS, PAD, TOKENIZER, llama
 
 from ctrlrl.llm.environment import longest_prompt, special_tokens
 from ctrlrl.llm.prompts import Prompts, decode
+from tests.llm.small_models import EOS, PAD, TOKENIZER, llama
 
 
 def made(prompts, columns=None, **options):
@@ -73,7 +73,7 @@ def test_a_list_of_texts_has_no_columns():
 
 
 def test_what_cannot_be_asked_is_refused_by_name():
-    with pytest.raises(ValueError, match="dataset: prompt 1 has 5 tokens, .* room for 4"):
+    with pytest.raises(ValueError, match=r"dataset: prompt 1 has 5 tokens, .* room for 4"):
         made(["^a>", "^abc>"], longest=4)
     with pytest.raises(ValueError, match="dataset: prompt 1 is empty"):
         made(["^a>", ""])

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tests.llm.small_models import EOS, TOKENIZER, Bigram, env, llama, loop_of, state
 from torch import nn
 
 from ctrlrl.core.ranks import Ranks
@@ -12,6 +11,7 @@ from ctrlrl.llm.batches import joined
 from ctrlrl.llm.methods import LEARNERS
 from ctrlrl.llm.presets import PRESETS
 from ctrlrl.registry import ALGORITHMS, TOKEN_METHODS
+from tests.llm.small_models import EOS, TOKENIZER, Bigram, env, llama, loop_of, state
 
 on_every_method = pytest.mark.parametrize("method", list(PRESETS))
 
@@ -260,7 +260,7 @@ def test_divergence_is_an_error_that_names_the_mend():
     loop = loop_of("grpo", learning_rate=1.0)
     with torch.no_grad():
         loop.learner.opt["policy"].flat.fill_(math.nan)
-    with pytest.raises(ValueError, match="training diverged.*Lower algo.learning_rate"):
+    with pytest.raises(ValueError, match=r"training diverged.*Lower algo\.learning_rate"):
         loop.iterate()
 
 
