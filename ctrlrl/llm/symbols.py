@@ -30,7 +30,9 @@ def symbol_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, bos_token=BOS, eos_token=EOS)
 
 
-def small_llama(tokenizer: Any, *, hidden_size: int, n_layers: int, n_heads: int, context: int) -> Any:
+def small_llama(
+    tokenizer: Any, *, hidden_size: int, n_layers: int, n_heads: int, context: int, init_std: float = 0.02
+) -> Any:
     """Random weights, from torch's generator; about 84 thousand of them at 64 x 2."""
     transformers = need_transformers()
     config = transformers.LlamaConfig(
@@ -41,6 +43,7 @@ def small_llama(tokenizer: Any, *, hidden_size: int, n_layers: int, n_heads: int
         num_attention_heads=n_heads,
         num_key_value_heads=n_heads,
         max_position_embeddings=context,
+        initializer_range=init_std,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
