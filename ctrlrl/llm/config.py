@@ -63,7 +63,7 @@ class TokenConfig:
     kl: str = "none"  # "reward" or "loss"
     kl_kind: str = "k3"
     kl_coef: float = 0.0
-    kl_off_policy: bool = False  # in the loss: times the ratio, exact off the policy
+    kl_off_policy: bool = False  # in the loss: times the ratio; then the gradient is that of the reverse KL (TRL)
     # entropy control
     ent_coef: float = 0.0
     ent_target: float | None = None  # nats; moves ent_coef by ent_delta, and off while entropy is above it

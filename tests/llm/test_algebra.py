@@ -252,7 +252,7 @@ def test_kl_in_the_reward_lowers_the_return_by_the_log_ratio_of_the_policy_that_
     same(rloo, signals(plain("rloo"), REWARD - 0.1 * MASK.double().sum(1), GROUP, MASK).advantage)
     config = plain("reinforce_pp", whiten="none", **kl)
     got = advantages(config, REWARD, GROUP, MASK, log_prob_old=OLD, log_prob_ref=ref).advantage
-    left = MASK.flip(1).cumsum(1).flip(1)
+    left = MASK.double().flip(1).cumsum(1).flip(1)
     same(got, torch.where(MASK, REWARD.unsqueeze(1) - 0.1 * left, 0.0))
 
 
@@ -265,6 +265,22 @@ def test_kl_in_the_loss_pulls_to_the_reference(kind, slope):
     (gradient,) = torch.autograd.grad(loss, log_prob)
     same(gradient, MASK.double() * 2.0 * slope / 10, atol=1e-7)
     same(metrics["policy/kl_ref"] * 2.0, loss.detach())
+
+
+def test_times_the_ratio_the_kl_in_the_loss_follows_the_reverse_divergence_also_off_the_policy():
+    theta = torch.tensor([0.3, -0.2, 0.5], dtype=F64, requires_grad=True)
+    ref = torch.tensor([0.1, 0.4, -0.3], dtype=F64).log_softmax(0)
+    old = torch.tensor([0.0, 0.3, 0.1], dtype=F64).log_softmax(0)
+    log_p = theta.log_softmax(0)
+    (wanted,) = torch.autograd.grad((log_p.exp() * (log_p - ref)).sum(), theta, retain_graph=True)
+    config = plain("grpo", kl="loss", kl_kind="k3", kl_coef=1.0, kl_off_policy=True, aggregation="token_mean")
+    one = torch.ones(1, 1, dtype=torch.bool)
+    total = torch.zeros((), dtype=F64)
+    for word in range(3):  # the expectation over samples of the old policy
+        each = (log_p[word].view(1, 1), old[word].view(1, 1))
+        loss, _ = token_loss(config, *each, torch.zeros(1, dtype=F64), one, log_prob_ref=ref[word].view(1, 1))
+        total = total + old[word].exp() * loss
+    same(torch.autograd.grad(total, theta)[0], wanted)
 
 
 def test_the_entropy_bonus_is_a_mean_over_tokens_whatever_the_aggregation():
