@@ -76,7 +76,8 @@ def advantages(
         outcome = (torch.nan_to_num(rewards, nan=0.0) * config.weights(rewards)).sum(1)
         reward = outcome
         if config.overlong == "soft":
-            reward = reward + soft_overlong(length, max_length=config.max_tokens, buffer=config.overlong_buffer)
+            buffer = config.overlong_buffer or max(1, config.max_tokens // 5)
+            reward = reward + soft_overlong(length, max_length=config.max_tokens, buffer=buffer)
         token_reward = torch.where(last_token(mask), reward.unsqueeze(1), 0.0)
         if config.kl == "reward" and config.needs_reference:
             if log_prob_old is None or log_prob_ref is None:

@@ -375,6 +375,9 @@ def test_the_soft_rule_on_length_is_a_reward():
     config = plain("dr_grpo", overlong="soft", overlong_buffer=2, max_tokens=4)
     got = advantages(config, REWARD, GROUP, MASK).advantage
     same(got, signals(plain("dr_grpo"), REWARD - torch.tensor([0.5, 0.0, 1.0, 0.0]), GROUP, MASK).advantage)
+    fifth = plain("dr_grpo", overlong="soft", max_tokens=5)  # a buffer of one token
+    got = advantages(fifth, REWARD, GROUP, MASK, lengths=torch.tensor([3, 5, 4, 9])).advantage
+    same(got, signals(plain("dr_grpo"), REWARD - torch.tensor([0.0, 1.0, 0.0, 1.0]), GROUP, MASK).advantage)
 
 
 def test_a_reward_that_does_not_apply_is_left_out_of_the_sum():
