@@ -48,6 +48,7 @@ class TRLTraining:
     def __init__(self, ours: Answering, cfg: TrainConfig, seconds: float):
         try:
             from datasets import Dataset
+            from transformers import PrinterCallback
             from trl import GRPOConfig, GRPOTrainer
         except ImportError:
             raise ValueError("vs=trl needs the trl package: pip install 'ctrlrl[trl]'") from None
@@ -96,6 +97,7 @@ class TRLTraining:
             processing_class=env.tokenizer,
             callbacks=[self.clock],
         )
+        self.trainer.remove_callback(PrinterCallback)
 
     def lap(self) -> Lap:
         """Counted from the end of a first batch's steps on, so that the trainer's own start is not in it."""

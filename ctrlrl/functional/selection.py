@@ -25,9 +25,8 @@ def on_policy_rows(log_ratio: Tensor, advantage: Tensor, mask: Tensor, *, limit:
     return (advantage >= 0) | (drift <= limit)
 
 
-def top_share(score: Tensor, mask: Tensor, *, share: float) -> Tensor:
-    """The `share` of counting elements with the highest score, at least one of them; bool, same shape."""
-    n = (share * mask.sum()).floor().clamp(min=1)
+def highest(score: Tensor, mask: Tensor, *, n: Tensor | int) -> Tensor:
+    """The n counting elements with the highest score, bool, same shape; of equal ones the first. n: 0-dim."""
     ranked = score.masked_fill(~mask, -torch.inf).flatten().argsort(descending=True, stable=True)
     place = torch.empty_like(ranked).scatter_(0, ranked, torch.arange(ranked.numel(), device=score.device))
     return (place < n).view_as(mask) & mask

@@ -19,7 +19,7 @@ from ctrlrl.functional.kl import kl_estimate
 from ctrlrl.functional.masked import masked_mean, standardize, whiten
 from ctrlrl.functional.ratio import silenced
 from ctrlrl.functional.regression import clipped_value, soft_median_loss
-from ctrlrl.functional.selection import covariance, on_policy_rows, soft_overlong, top_share
+from ctrlrl.functional.selection import covariance, highest, on_policy_rows, soft_overlong
 from ctrlrl.functional.surrogate import dual_ascent
 from ctrlrl.llm.config import TokenConfig
 from ctrlrl.llm.estimators import ADVANTAGES, AdvantageOut, Scored, last_token
@@ -76,7 +76,8 @@ def advantages(
         outcome = (torch.nan_to_num(rewards, nan=0.0) * config.weights(rewards)).sum(1)
         reward = outcome
         if config.overlong == "soft":
-            reward = reward + soft_overlong(length, max_length=config.max_tokens, buffer=config.overlong_buffer)
+            buffer = config.overlong_buffer or max(1, config.max_tokens // 5)
+            reward = reward + soft_overlong(length, max_length=config.max_tokens, buffer=buffer)
         token_reward = torch.where(last_token(mask), reward.unsqueeze(1), 0.0)
         if config.kl == "reward" and config.needs_reference:
             if log_prob_old is None or log_prob_ref is None:
@@ -212,8 +213,9 @@ def token_loss(
     if weight is not None:
         loss = loss * weight
     if config.covariance == "kl":
-        highest = top_share(covariance(log_prob, advantage.expand_as(mask), mask), mask, share=config.covariance_share)
-        loss = loss + config.covariance_coef * torch.where(highest, log_ratio.abs(), 0.0)
+        product = covariance(log_prob, advantage.expand_as(mask), mask)
+        paying = highest(product, mask, n=_few(config, mask))
+        loss = loss + config.covariance_coef * torch.where(paying, log_ratio.abs(), 0.0)
     if chosen is not mask:
         loss = torch.where(chosen, loss, 0.0)
     aggregate = AGGREGATIONS[config.aggregation]
@@ -279,7 +281,9 @@ def _chosen(
     if config.entropy_share < 1.0:
         if entropy is None:
             raise ValueError("token_loss: entropy_share < 1 needs entropy")
-        chosen = chosen & top_share(entropy.detach(), mask, share=config.entropy_share)
+        total = mask.sum()
+        n = total - ((1.0 - config.entropy_share) * (total - 1)).ceil()  # at or above that quantile
+        chosen = chosen & highest(entropy.detach(), mask, n=n)
     if config.off_policy_limit is not None:
         rows = on_policy_rows(log_ratio.detach(), advantage[:, :1], mask, limit=config.off_policy_limit)
         chosen = chosen & rows
@@ -288,8 +292,12 @@ def _chosen(
         product = covariance(log_prob, advantage.expand_as(mask), mask)
         candidates = mask & (product > low) & (product < high)
         score = torch.where(candidates, torch.rand_like(product), -1.0)
-        chosen = chosen & ~(top_share(score, mask, share=config.covariance_share) & candidates)
+        chosen = chosen & ~(highest(score, mask, n=_few(config, mask)) & candidates)
     return chosen
+
+
+def _few(config: TokenConfig, mask: Tensor) -> Tensor:
+    return (config.covariance_share * mask.sum()).floor().clamp(min=1)
 
 
 def _ratio_metrics(config: TokenConfig, e: Elements, mask: Tensor, n_tokens: Tensor | float | None) -> Metrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Rollout(NamedTuple):
         """Some of the rows, whole groups; reads the device."""
         n = len(rows) // len(self.prompt_ids)
         prompts = rows[::n]
-        kept = {
+        kept: dict[str, Any] = {
             name: None if x is None else x[prompts if name.startswith("prompt_") else rows]
             for name, x in self._asdict().items()
         }

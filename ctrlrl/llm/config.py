@@ -63,7 +63,7 @@ class TokenConfig:
     kl: str = "none"  # "reward" or "loss"
     kl_kind: str = "k3"
     kl_coef: float = 0.0
-    kl_off_policy: bool = False  # in the loss: times the ratio, exact off the policy
+    kl_off_policy: bool = False  # in the loss: times the ratio; then the gradient is that of the reverse KL (TRL)
     # entropy control
     ent_coef: float = 0.0
     ent_target: float | None = None  # nats; moves ent_coef by ent_delta, and off while entropy is above it
@@ -74,11 +74,15 @@ class TokenConfig:
     covariance_share: float = 2e-4
     covariance_range: list[float] = field(default_factory=lambda: [1.0, 5.0])
     covariance_coef: float = 1.0
+    positive_share: float = 0.0  # of the prompts, asked again to hold the entropy at ent_target (`resampling`)
+    positive_temperatures: list[float] = field(default_factory=lambda: [0.8, 1.2])  # to lower, to raise it
+    positive_threshold: float = 0.05  # advantage above which such a response is good
+    positive_rows: int = 60  # of the batch that good ones replace at most
     # data rules
     dynamic_sampling: bool = False  # prompts whose rewards are all equal are replaced by others
     drop_solved: bool = False  # groups whose rewards all are reward_max are left out
     overlong: str = "none"  # "mask": truncated responses are left out; "soft": a reward falling with length
-    overlong_buffer: int = 0  # tokens before max_tokens from which it falls
+    overlong_buffer: int | None = None  # tokens before max_tokens from which it falls; null = a fifth of them
     off_policy_limit: float | None = None  # bad responses that became less likely by this mean, nats, are left out
     generator_limit: float = 2.0  # bound on the weight of tokens of another engine
     # critic
@@ -123,6 +127,7 @@ class TokenConfig:
     def _check_numbers(self, where: str) -> None:
         in_range(where, low=0.0, high=1.0, gamma=self.gamma, gae_lambda=self.gae_lambda)
         in_range(where, low=0.0, high=1.0, entropy_share=self.entropy_share, covariance_share=self.covariance_share)
+        in_range(where, low=0.0, high=1.0, positive_share=self.positive_share)
         for name in ("clip_range", "clip_range_high", "clip_range_vf", "ent_target", "off_policy_limit"):
             if (value := getattr(self, name)) is not None and not value > 0.0:
                 raise ValueError(f"{where}.{name} must be above 0, got {value}")
@@ -139,7 +144,7 @@ class TokenConfig:
             in_range(where, low=0.0, high=INF, **{name: getattr(self, name)})
         if not self.temperature > 0.0:
             raise ValueError(f"{where}.temperature must be above 0, got {self.temperature}")
-        for name in ("bounds_low", "bounds_high", "covariance_range"):
+        for name in ("bounds_low", "bounds_high", "covariance_range", "positive_temperatures"):
             pair = getattr(self, name)
             if len(pair) != 2 or pair[0] > pair[1]:
                 raise ValueError(f"{where}.{name} must be two numbers, from and to, got {pair}")
@@ -175,8 +180,10 @@ class TokenConfig:
             raise ValueError(f"{where}: kl_kind=k1 in the loss has no gradient in expectation. Use k2 or k3.")
         if self.kl == "none" and self.kl_coef > 0.0:
             raise ValueError(f"{where}.kl_coef={self.kl_coef} does nothing with kl=none. Use kl=reward or kl=loss.")
-        if self.overlong == "soft" and not 0 < self.overlong_buffer <= self.max_tokens:
-            raise ValueError(f"{where}.overlong=soft needs overlong_buffer in 1 ... max_tokens={self.max_tokens}")
+        if self.positive_share > 0.0 and self.ent_target is None:
+            raise ValueError(f"{where}.positive_share={self.positive_share} holds an entropy: give ent_target, nats")
+        if self.overlong_buffer is not None and not 0 < self.overlong_buffer <= self.max_tokens:
+            raise ValueError(f"{where}.overlong_buffer must lie in 1 ... max_tokens={self.max_tokens} or be null")
 
     def check_envs(self, n_envs: int) -> None:
         """ValueError where so many responses cannot be divided as asked."""

@@ -48,8 +48,8 @@ def _gae(cfg: Any, x: Scored) -> AdvantageOut:
 def _egae(cfg: Any, x: Scored) -> AdvantageOut:
     assert x.value is not None
     cut = x.truncated.unsqueeze(1) & last_token(x.mask)
-    advantage, returns = _over_tokens(egae, cfg, x, x.value, cut, gae_lambda=cfg.gae_lambda)
-    return AdvantageOut(advantage, returns=returns)
+    advantage, _ = _over_tokens(egae, cfg, x, x.value, cut, gae_lambda=cfg.gae_lambda)
+    return AdvantageOut(advantage, returns=_token_returns(cfg, x))  # Monte Carlo: for finished responses only
 
 
 def _value_median(cfg: Any, x: Scored) -> AdvantageOut:
@@ -60,9 +60,7 @@ def _value_median(cfg: Any, x: Scored) -> AdvantageOut:
 
 
 def _reinforce_pp(cfg: Any, x: Scored) -> AdvantageOut:
-    nothing = torch.zeros_like(x.token_reward)
-    returns, _ = _over_tokens(gae, cfg, x, nothing, torch.zeros_like(x.mask), gae_lambda=1.0)
-    return AdvantageOut(returns)
+    return AdvantageOut(_token_returns(cfg, x))
 
 
 def _batch_z(cfg: Any, x: Scored) -> AdvantageOut:
@@ -144,6 +142,12 @@ OF_GROUPS = tuple(name for name in ADVANTAGES if name not in (*OF_TOKENS, "rewar
 def _token_gae(cfg: Any, x: Scored, value: Tensor | None) -> tuple[Tensor, Tensor]:
     assert value is not None
     return _over_tokens(gae, cfg, x, value, torch.zeros_like(x.mask), gae_lambda=cfg.gae_lambda)
+
+
+def _token_returns(cfg: Any, x: Scored) -> Tensor:
+    """Discounted sums of the token rewards from each token on: the advantage over values of 0."""
+    nothing = torch.zeros_like(x.token_reward)
+    return _over_tokens(gae, cfg, x, nothing, torch.zeros_like(x.mask), gae_lambda=1.0)[0]
 
 
 def _over_tokens(

@@ -279,17 +279,17 @@ class TokenLearner(Learner):
         values = self._values(states)
         return value_loss(self.cfg, values, part.value_old, part.returns, part.value_mask, n_tokens=count)
 
-    def _forward(self, rows: Any, model: LanguageModel, *, learning: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, rows: Any, model: LanguageModel, *, learning: bool = False) -> tuple[Tensor, Any, Tensor]:
         """Log-probs and entropies [N, L] of the responses, and the states [N, L, D] before each of their tokens."""
         temperature = self.cfg.temperature
         with self._precision():
             states = model.response_states(rows.prompt_ids, rows.prompt_mask, rows.ids, learning=learning)
             if model.split and type(model.output) is nn.Linear:
                 weight, bias = model.output.weight, model.output.bias
-                scores = head_log_prob(states, weight, rows.ids, bias=bias, temperature=temperature)
+                log_prob, entropy = head_log_prob(states, weight, rows.ids, bias=bias, temperature=temperature)
             else:
-                scores = token_log_prob(model.head(states), rows.ids, temperature=temperature)
-        return *scores, states
+                log_prob, entropy = token_log_prob(model.head(states), rows.ids, temperature=temperature)
+        return log_prob, entropy, states
 
     def _values(self, states: Tensor) -> Tensor:
         """[N, L], or [N, L, 2]."""

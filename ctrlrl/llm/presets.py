@@ -15,19 +15,16 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: (source, what differ
     "dr_grpo": ("arXiv:2503.20783", {"advantage": "group_center", "aggregation": "const"}),
     "dapo": (
         "arXiv:2503.14476",
-        {
-            "clip_range_high": 0.28,
-            "group_size": 16,
-            "dynamic_sampling": True,
-            "overlong": "soft",
-            "overlong_buffer": 64,
-        },
+        {"clip_range_high": 0.28, "group_size": 16, "dynamic_sampling": True, "overlong": "soft"},
     ),
     "gspo": (
         "arXiv:2507.18071",
         {"ratio": "sequence_token", "clip_range": 3e-4, "clip_range_high": 4e-4, "aggregation": "seq_mean"},
     ),
-    "gbpo": ("arXiv:2604.18578", {"advantage": "gbpo", "advantage_eps": 1e-6, "surrogate": "bounded"}),
+    "gbpo": (
+        "arXiv:2604.18578",
+        {"advantage": "gbpo", "advantage_eps": 1e-6, "surrogate": "bounded", "learning_rate": 5e-7},
+    ),
     "bpo_tokens": (
         "arXiv:2604.18578",
         {"advantage": "value_median", "surrogate": "bounded", "clip_range": 0.3, "target_temperature": 1e-3},
@@ -90,7 +87,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: (source, what differ
         | {"kl": "reward", "kl_kind": "k1", "kl_coef": 0.01},
     ),
     "reinforce_pp_baseline": ("arXiv:2501.03262", {"advantage": "group_center", "whiten": "tokens"}),
-    "aepo": ("arXiv:2510.08141", {}),
+    "aepo": ("arXiv:2510.08141", {"ent_target": 0.5, "ent_delta": 0.0, "positive_share": 0.25}),
     "cispo": ("arXiv:2506.13585", {"surrogate": "cispo", "clip_range": 1.0, "clip_range_high": 0.28}),
     "sapo": ("arXiv:2511.20347", {"surrogate": "sapo", "aggregation": "seq_mean"}),
     "gmpo": ("arXiv:2507.20673", {"surrogate": "gmpo", "clip_range": 0.4, "aggregation": "seq_mean"}),
@@ -99,6 +96,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: (source, what differ
 }
 
 EXPERIMENTAL: dict[str, str] = {
+    "aepo": "its term of positive samples (`resampling`) is not part of the learner's step yet; the rest is GRPO",
     "holder_po": "the paper's schedule of p is not known; this one falls from 2 to -1 along the run",
     "tppo": "the paper's window length and schedule are not known",
     "r2vpo": "the paper's bound and step of the multiplier are not known; a fixed multiplier of 0.04 is used",

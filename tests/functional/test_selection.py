@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from ctrlrl.functional.selection import covariance, elastic_width, on_policy_rows, soft_overlong, top_share
+from ctrlrl.functional.selection import covariance, elastic_width, highest, on_policy_rows, soft_overlong
 
 F64 = torch.float64
 
@@ -20,17 +20,17 @@ def test_bad_rows_that_became_unlikely_are_left_out():
     assert on_policy_rows(log_ratio, advantage, mask, limit=0.2).squeeze(1).tolist() == [True, False, True, True]
 
 
-def test_the_top_share_is_of_the_counting_elements():
+def test_the_highest_are_taken_of_the_counting_elements():
     score = torch.tensor([[5.0, 1.0, 9.0], [2.0, 4.0, 3.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
-    assert top_share(score, mask, share=0.4).tolist() == [[True, False, False], [False, True, False]]
-    assert top_share(score, mask, share=1e-4).tolist() == [[True, False, False], [False, False, False]]
-    assert torch.equal(top_share(score, mask, share=1.0), mask)
+    assert highest(score, mask, n=2).tolist() == [[True, False, False], [False, True, False]]
+    assert torch.equal(highest(score, mask, n=torch.tensor(6)), mask)
+    assert not highest(score, mask, n=0).any()
 
 
-def test_ties_do_not_widen_the_share():
+def test_equal_scores_do_not_add_to_the_number():
     same = torch.zeros(2, 5)
-    assert int(top_share(same, torch.ones(2, 5, dtype=torch.bool), share=0.3).sum()) == 3
+    assert highest(same, torch.ones(2, 5, dtype=torch.bool), n=3).flatten().tolist() == [True] * 3 + [False] * 7
 
 
 def test_covariance_sums_to_that_of_the_sample():

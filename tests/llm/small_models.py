@@ -58,8 +58,7 @@ def loop_of(
 ) -> Any:
     """A loop whose groups have four responses where the method compares them."""
     group = {} if preset(method).group_size == 1 else {"group_size": 5 if method == "mc_grpo" else 4}
-    overlong = {"overlong_buffer": 1} if preset(method).overlong == "soft" else {}
-    cfg = preset(method, **{"max_tokens": 3, "learning_rate": 1e-3, **group, **overlong, **changes})
+    cfg = preset(method, **{"max_tokens": 3, "learning_rate": 1e-3, **group, **changes})
     task = env(4 * cfg.group_size) if task is None else task
     learner = TokenLearner(cfg, task.spec, model=llama() if model is None else model, eos=task.eos, pad=task.pad)
     return TokenLoop(learner, task, total_steps=steps)

@@ -149,7 +149,8 @@ def test_padding_and_what_lies_in_it_change_nothing(name):
     config = plain(name, max_tokens=9)
     old, change, reward, group, mask = batch()
     out = signals(config, reward, group, mask)
-    loss, gradient = loss_and_gradient(config, old, change, out, mask)
+    entropy = torch.ones(12, 7, dtype=F64)
+    loss, gradient = loss_and_gradient(config, old, change, out, mask, entropy=entropy[:, :5])
     assert bool(loss.isfinite() & gradient.isfinite().all())
     assert bool((gradient[~mask] == 0).all())
 
@@ -158,7 +159,7 @@ def test_padding_and_what_lies_in_it_change_nothing(name):
 
     wide = torch.cat([mask, torch.zeros_like(mask[:, :2])], 1)
     widened = out._replace(advantage=wider(out.advantage), target=wider(out.target))
-    got, wide_gradient = loss_and_gradient(config, wider(old), wider(change), widened, wide)
+    got, wide_gradient = loss_and_gradient(config, wider(old), wider(change), widened, wide, entropy=entropy)
     same(got, loss)
     same(wide_gradient[:, :5], gradient)
 
@@ -252,7 +253,7 @@ def test_kl_in_the_reward_lowers_the_return_by_the_log_ratio_of_the_policy_that_
     same(rloo, signals(plain("rloo"), REWARD - 0.1 * MASK.double().sum(1), GROUP, MASK).advantage)
     config = plain("reinforce_pp", whiten="none", **kl)
     got = advantages(config, REWARD, GROUP, MASK, log_prob_old=OLD, log_prob_ref=ref).advantage
-    left = MASK.flip(1).cumsum(1).flip(1)
+    left = MASK.double().flip(1).cumsum(1).flip(1)
     same(got, torch.where(MASK, REWARD.unsqueeze(1) - 0.1 * left, 0.0))
 
 
@@ -265,6 +266,22 @@ def test_kl_in_the_loss_pulls_to_the_reference(kind, slope):
     (gradient,) = torch.autograd.grad(loss, log_prob)
     same(gradient, MASK.double() * 2.0 * slope / 10, atol=1e-7)
     same(metrics["policy/kl_ref"] * 2.0, loss.detach())
+
+
+def test_times_the_ratio_the_kl_in_the_loss_follows_the_reverse_divergence_also_off_the_policy():
+    theta = torch.tensor([0.3, -0.2, 0.5], dtype=F64, requires_grad=True)
+    ref = torch.tensor([0.1, 0.4, -0.3], dtype=F64).log_softmax(0)
+    old = torch.tensor([0.0, 0.3, 0.1], dtype=F64).log_softmax(0)
+    log_p = theta.log_softmax(0)
+    (wanted,) = torch.autograd.grad((log_p.exp() * (log_p - ref)).sum(), theta, retain_graph=True)
+    config = plain("grpo", kl="loss", kl_kind="k3", kl_coef=1.0, kl_off_policy=True, aggregation="token_mean")
+    one = torch.ones(1, 1, dtype=torch.bool)
+    total = torch.zeros((), dtype=F64)
+    for word in range(3):  # the expectation over samples of the old policy
+        each = (log_p[word].view(1, 1), old[word].view(1, 1))
+        loss, _ = token_loss(config, *each, torch.zeros(1, dtype=F64), one, log_prob_ref=ref[word].view(1, 1))
+        total = total + old[word].exp() * loss
+    same(torch.autograd.grad(total, theta)[0], wanted)
 
 
 def test_the_entropy_bonus_is_a_mean_over_tokens_whatever_the_aggregation():
@@ -359,6 +376,9 @@ def test_the_soft_rule_on_length_is_a_reward():
     config = plain("dr_grpo", overlong="soft", overlong_buffer=2, max_tokens=4)
     got = advantages(config, REWARD, GROUP, MASK).advantage
     same(got, signals(plain("dr_grpo"), REWARD - torch.tensor([0.5, 0.0, 1.0, 0.0]), GROUP, MASK).advantage)
+    fifth = plain("dr_grpo", overlong="soft", max_tokens=5)  # a buffer of one token
+    got = advantages(fifth, REWARD, GROUP, MASK, lengths=torch.tensor([3, 5, 4, 9])).advantage
+    same(got, signals(plain("dr_grpo"), REWARD - torch.tensor([0.0, 1.0, 0.0, 1.0]), GROUP, MASK).advantage)
 
 
 def test_a_reward_that_does_not_apply_is_left_out_of_the_sum():
@@ -394,9 +414,9 @@ def test_the_second_head_rests_at_the_median():
     returns = torch.tensor([[0.0, 0.0, 0.0, 1.0, 5.0]], dtype=F64)
     mask = torch.ones(1, 5, dtype=torch.bool)
     heads = torch.zeros(2, dtype=F64, requires_grad=True)
-    for _ in range(400):
+    for _ in range(150):
         value = heads.expand(1, 5, 2)
         loss, _ = value_loss(config, value, value.detach(), returns, mask)
         (gradient,) = torch.autograd.grad(loss, heads)
-        heads = (heads - 0.02 * gradient / torch.tensor([0.1, 5.0])).detach().requires_grad_()
+        heads = (heads - torch.tensor([0.5, 0.004]) * gradient).detach().requires_grad_()
     torch.testing.assert_close(heads.detach(), torch.tensor([1.2, 0.0], dtype=F64), rtol=0, atol=0.05)

@@ -52,9 +52,10 @@ def test_presets_make_a_hydra_schema(name):
         ({"kl": "loss", "kl_kind": "k1", "kl_coef": 0.1}, r"kl_kind=k1 in the loss has no gradient"),
         ({"kl": "reward", "kl_kind": "k3", "kl_coef": 0.1}, r"kl=reward takes kl_kind=k1"),
         ({"kl_coef": 0.1}, r"kl_coef=0.1 does nothing with kl=none"),
-        ({"overlong": "soft"}, r"overlong=soft needs overlong_buffer in 1 \.\.\. max_tokens=256"),
+        ({"positive_share": 0.25}, r"positive_share=0.25 holds an entropy: give ent_target"),
+        ({"overlong_buffer": 257}, r"overlong_buffer must lie in 1 \.\.\. max_tokens=256 or be null"),
         ({"bounds_low": [0.9, 0.6]}, r"bounds_low must be two numbers"),
-        ({"advantage": "gdpo", "overlong": "soft", "overlong_buffer": 9}, r"Give the penalty as a reward function"),
+        ({"advantage": "gdpo", "overlong": "soft"}, r"Give the penalty as a reward function"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(changes, message):
