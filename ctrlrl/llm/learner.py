@@ -109,7 +109,7 @@ class TokenLearner(Learner):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         head = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), last).to(device)
-        self.nets["value"] = head
+        self.nets.add_module("value", head)
         self.opt["value"] = self._step(list(head.parameters()), "value")
 
     # what the loop asks
