@@ -5,7 +5,7 @@ import torch
 
 from ctrlrl.llm.environment import longest_prompt, special_tokens
 from ctrlrl.llm.prompts import Prompts, decode
-from tests.llm.small_models import EOS, PAD, TOKENIZER, llama
+from tests.llm.small_models import EOS, PAD, TOKENIZER, WORDS, env, llama
 
 
 def made(prompts, columns=None, **options):
@@ -99,3 +99,16 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_sequence():
     assert special_tokens(Words()) == (7, 7)
     assert special_tokens(Plain()) == (None, 0)
     assert special_tokens(TOKENIZER) == (EOS, PAD)
+
+
+def test_every_prompt_is_asked_once_before_one_is_asked_again():
+    task = env()
+    rows = torch.cat([task.ask(3).rows for _ in range(8)]).tolist()
+    for begin in range(0, 24, len(WORDS)):
+        assert sorted(rows[begin : begin + len(WORDS)]) == list(range(len(WORDS)))
+
+
+def test_prompts_of_weight_0_are_never_asked():
+    weight = torch.zeros(len(WORDS))
+    weight[3] = 0.1
+    assert env().ask(5, weight).rows.tolist() == [3] * 5

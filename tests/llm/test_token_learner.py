@@ -223,7 +223,7 @@ def test_a_response_without_tokens_counts_for_nothing():
     torch.testing.assert_close(learned(loop, rollout), learned(other, noisy), rtol=0, atol=1e-7)
 
 
-def test_success_rates_of_prompts_are_tracked_after_their_advantage_is_taken():
+def test_success_rates_of_prompts_are_tracked():
     loop = loop_of("spo", task=env(8, rewards=lambda completions, **_: [1.0] * len(completions)))
     loop.iterate()
     tracker = loop.learner.tracker
