@@ -1,8 +1,8 @@
-"""Judged responses on their way from the loop to the learner, and what joins and selects them."""
+"""Judged responses on their way from the loop to the learner: joined, selected, and cut into what a step reads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,3 +104,54 @@ def joined(parts: Sequence[Rollout]) -> Rollout:
         )
         offset += len(part.prompt_ids)
     return tree_map(lambda *rows: torch.cat(rows), aligned[0], *aligned[1:])
+
+
+class Rows(NamedTuple):
+    """What one optimiser step reads: P prompts and C responses to each; None where the method does not need it."""
+
+    prompt_ids: Tensor  # [P, ...]
+    prompt_mask: Tensor | None
+    ids: Tensor  # [P, C, ...], as all below
+    mask: Tensor
+    advantage: Tensor
+    target: Tensor | None = None
+    returns: Tensor | None = None
+    value_old: Tensor | None = None
+    value_mask: Tensor | None = None
+    log_prob_old: Tensor | None = None
+    log_prob_ref: Tensor | None = None
+    weight: Tensor | None = None  # of tokens that another engine sampled
+
+
+def bunched(rows: Rows, limit: int) -> Rows:
+    """Of N responses [N, ...] to P prompts: [P, C, ...], the unit of minibatches.
+
+    C: the largest equal part of a prompt's responses that is at most `limit`; its prompt is then repeated.
+    """
+    group = len(rows.ids) // len(rows.prompt_ids)
+    size = next(c for c in range(min(group, max(limit, 1)), 0, -1) if group % c == 0)
+    made = {
+        name: x.repeat_interleave(group // size, 0) if name.startswith("prompt_") else x.unflatten(0, (-1, size))
+        for name, x in rows._asdict().items()
+        if x is not None
+    }
+    return rows._replace(**made)
+
+
+def parts(rows: Rows, n: int | None) -> Iterator[Rows]:
+    """About n responses of bunched rows at a time, again as [N, ...]; None: all of them."""
+    size = len(rows.prompt_ids) if n is None else max(n // rows.ids.shape[1], 1)
+    for begin in range(0, len(rows.prompt_ids), size):
+        flat = {
+            name: x[begin : begin + size] if name.startswith("prompt_") else x[begin : begin + size].flatten(0, 1)
+            for name, x in rows._asdict().items()
+            if x is not None
+        }
+        yield rows._replace(**flat)
+
+
+def trimmed(batch: Rollout) -> Rollout:
+    """Without the columns behind the longest response; reads the device."""
+    longest = max(int(batch.mask.any(0).nonzero().amax()) + 1, 1) if bool(batch.mask.any()) else 1
+    own = None if batch.log_prob is None else batch.log_prob[:, :longest]
+    return batch._replace(ids=batch.ids[:, :longest], mask=batch.mask[:, :longest], log_prob=own)

@@ -133,4 +133,6 @@ def sampled_elsewhere(
         log_prob = log_prob.to(ids.device, torch.float32).where(mask, 0.0)
         if not bool(torch.isfinite(log_prob).all()):
             raise ValueError("engine: a log_prob of a token that counts is not finite")
-    return Responses(ids, mask, log_prob, first < ids.shape[1])
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    ended = (last & (ids == eos)).any(1) if eos is not None else torch.zeros_like(first, dtype=torch.bool)
+    return Responses(ids, mask, log_prob, ended)

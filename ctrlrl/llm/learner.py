@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.update import GradStep, run_epochs
 from ctrlrl.functional.ratio import silenced, truncated_importance
 from ctrlrl.llm.algebra import advantages, controls, next_controls, summed, token_loss, value_loss
-from ctrlrl.llm.batches import Rollout
+from ctrlrl.llm.batches import Rollout, Rows, bunched, parts, trimmed
 from ctrlrl.llm.config import TokenConfig
 from ctrlrl.llm.estimators import AdvantageOut
 from ctrlrl.llm.generate import Engine, Responses, sample, sampled_elsewhere
@@ -23,23 +23,6 @@ from ctrlrl.llm.objectives import RATIOS, Bounds, adaptive_bounds
 from ctrlrl.llm.tokens import head_log_prob, token_log_prob
 from ctrlrl.llm.tracker import PromptTracker
 from ctrlrl.types import EnvSpec, Metrics, tree_map
-
-
-class Rows(NamedTuple):
-    """What one optimiser step reads: P prompts and C responses to each; None where the method does not need it."""
-
-    prompt_ids: Tensor  # [P, ...]
-    prompt_mask: Tensor | None
-    ids: Tensor  # [P, C, ...], as all below
-    mask: Tensor
-    advantage: Tensor
-    target: Tensor | None = None
-    returns: Tensor | None = None
-    value_old: Tensor | None = None
-    value_mask: Tensor | None = None
-    log_prob_old: Tensor | None = None
-    log_prob_ref: Tensor | None = None
-    weight: Tensor | None = None  # of tokens that another engine sampled
 
 
 class TokenLearner(Learner):
@@ -167,7 +150,7 @@ class TokenLearner(Learner):
     def update(self, batch: Rollout) -> Metrics:
         rows, metrics = self._prepared(batch)
         cfg = self.cfg
-        rows = self._bunched(rows, len(batch.reward))
+        rows = self._bunched(rows)
         found, n_steps = run_epochs(rows, self._learn, n_epochs=cfg.n_epochs, n_minibatches=cfg.n_minibatches)
         return {**metrics, **found, "train/gradient_steps": torch.tensor(float(n_steps))}
 
@@ -176,7 +159,7 @@ class TokenLearner(Learner):
         """What of a batch is known before the first step: old and reference log-probs, values, advantages."""
         cfg, x = self.cfg, batch
         if self.ranks.size == 1:
-            batch = x = _trimmed(batch)
+            batch = x = trimmed(batch)
         rows = Rows(x.prompt_ids, x.prompt_mask, x.ids, x.mask, x.reward)
         several = cfg.n_epochs * cfg.n_minibatches > 1
         in_reward = cfg.kl == "reward" and cfg.needs_reference
@@ -295,37 +278,19 @@ class TokenLearner(Learner):
         """[N, L], or [N, L, 2]."""
         return self.nets.get_submodule("value")(states.detach().float()).squeeze(-1)
 
-    def _bunched(self, rows: Rows, n: int) -> Rows:
-        """N responses as [P, C, ...], the unit of minibatches: a prompt's responses, or an equal part of them."""
-        group = n // len(rows.prompt_ids)
-        limit = min(self.cfg.micro_batch_size or n, max(n // self.cfg.n_minibatches, 1))
-        size = next(c for c in range(min(group, limit), 0, -1) if group % c == 0)
-        parts = {
-            name: x.repeat_interleave(group // size, 0) if name.startswith("prompt_") else x.unflatten(0, (-1, size))
-            for name, x in rows._asdict().items()
-            if x is not None
-        }
-        return rows._replace(**parts)
+    def _bunched(self, rows: Rows) -> Rows:
+        n = rows.ids.shape[0]
+        return bunched(rows, min(self.cfg.micro_batch_size or n, max(n // self.cfg.n_minibatches, 1)))
 
     def _micro(self, rows: Rows) -> Iterator[Any]:
-        """Parts that one forward pass takes, their responses as [N, ...]."""
-        n = len(rows.prompt_ids)
-        size = n if self.cfg.micro_batch_size is None else max(self.cfg.micro_batch_size // rows.ids.shape[1], 1)
-        for begin in range(0, n, size):
-            part = tree_map(lambda x, begin=begin: x[begin : begin + size], rows)
-            flat = {
-                name: x if name.startswith("prompt_") else x.flatten(0, 1)
-                for name, x in part._asdict().items()
-                if x is not None
-            }
-            yield part._replace(**flat)
+        return parts(rows, self.cfg.micro_batch_size)
 
     @torch.no_grad()
     def _scored(self, rows: Any, model: LanguageModel) -> tuple[Tensor, Tensor | None]:
         """Log-probs [N, L] of responses [N, L] and, with a critic, values."""
         found, values = [], []
         told = Rows(rows.prompt_ids, rows.prompt_mask, rows.ids, rows.mask, rows.mask)
-        for part in self._micro(self._bunched(told, len(rows.ids))):
+        for part in self._micro(self._bunched(told)):
             log_prob, _, states = self._forward(part, model)
             found.append(log_prob)
             if "value" in self.opt:
@@ -336,17 +301,17 @@ class TokenLearner(Learner):
         if self.reference is None:
             with self.model.without_adapters():
                 return self._scored(rows, self.model)[0]
-        bunched = self._bunched(rows, len(rows.ids))
-        return torch.cat([self._forward(part, self.reference)[0] for part in self._micro(bunched)])
+        whole = self._micro(self._bunched(rows))
+        return torch.cat([self._forward(part, self.reference)[0] for part in whole])
 
     @torch.no_grad()
     def _bounds(self, rows: Rows) -> Bounds | None:
         """Those of the ratio where a method chooses them for the whole step, which its parts do not see."""
-        parts = list(self._micro(rows))
-        if self.cfg.surrogate != "clip_bounds" or (self.ranks.size == 1 and len(parts) == 1):
+        pieces = list(self._micro(rows))
+        if self.cfg.surrogate != "clip_bounds" or (self.ranks.size == 1 and len(pieces) == 1):
             return None
         seen = []
-        for part in parts:
+        for part in pieces:
             now = self._forward(part, self.model)[0]
             log_ratio = silenced(now, now if part.log_prob_old is None else part.log_prob_old, part.mask)
             ratio = RATIOS[self.cfg.ratio](self.cfg, log_ratio, part.mask, self.now.holder_p)
@@ -385,13 +350,6 @@ class TokenLearner(Learner):
             self.tracker = PromptTracker(len(tracked["success"]), longest=self.spec.episode_length, device=self.device)
             for name, tensor in self.tracker.state.items():
                 tensor.copy_(tracked[name])
-
-
-def _trimmed(batch: Rollout) -> Rollout:
-    """Without the columns behind the longest response; reads the device."""
-    longest = max(int(batch.mask.any(0).nonzero().amax()) + 1, 1) if bool(batch.mask.any()) else 1
-    own = None if batch.log_prob is None else batch.log_prob[:, :longest]
-    return batch._replace(ids=batch.ids[:, :longest], mask=batch.mask[:, :longest], log_prob=own)
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -31,6 +31,15 @@ def llama(seed: int = 0, scale: float = 8.0, **sizes: Any) -> Any:
     return model.eval()
 
 
+def gpt2() -> Any:
+    """Its positions are absolute, and it comes with dropout on."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=22, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+    return GPT2LMHeadModel(config)
+
+
 class Bigram(nn.Module):
     """tokens [N, L] -> logits [N, L, V]: the next token depends on the present one."""
 

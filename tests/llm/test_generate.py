@@ -8,7 +8,7 @@ import torch
 from ctrlrl.llm.generate import sample, sampled_elsewhere
 from ctrlrl.llm.language_model import LanguageModel
 from ctrlrl.llm.prompts import Prompts
-from tests.llm.small_models import EOS, PAD, TOKENIZER, Bigram, llama
+from tests.llm.small_models import EOS, PAD, TOKENIZER, Bigram, gpt2, llama
 
 
 def asked(*texts):
@@ -30,8 +30,9 @@ def by_hand(model, text, n):
     return torch.tensor(ids[-n:])
 
 
-def test_greedy_decoding_with_a_cache_is_the_argmax_without_one_also_behind_padding():
-    model = llama()
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_greedy_decoding_with_a_cache_is_the_argmax_without_one_also_behind_padding(make):
+    model = make().eval()
     found = said(model, "^a>", "^abcdef>", "^fed>", eos=None)
     for row, text in zip(found.ids, ("^a>", "^abcdef>", "^fed>"), strict=True):
         assert torch.equal(row, by_hand(model, text, 6))
