@@ -34,6 +34,6 @@ def tracker_step(success: Tensor, failure: Tensor, reward: Tensor, change: Tenso
 
 
 def prompt_weight(success: Tensor, failure: Tensor, *, floor: float = 0.05) -> Tensor:
-    """How much a prompt is worth sampling, unnormalised: sqrt(v (1 - v)) + floor, v its success rate."""
+    """How much a prompt is worth sampling, unnormalized: sqrt(v (1 - v)) + floor, v its success rate."""
     value = tracker_value(success, failure)
     return (value * (1.0 - value)).sqrt() + floor

@@ -1,7 +1,7 @@
 """From rewards to advantages, and from log-probabilities to the loss of one (micro-)batch, as a TokenConfig says.
 
 N responses of up to L tokens. mask [N, L] bool: True on tokens that the policy chose, the first end-of-sequence token
-included; False behind it and on tokens of a tool. Everything is normalised by the counts of the whole optimiser step,
+included; False behind it and on tokens of a tool. Everything is normalized by the counts of the whole optimizer step,
 so the sum of the losses of its micro-batches, or of its ranks, is its loss.
 """
 
@@ -147,7 +147,7 @@ def controls(config: TokenConfig, *, like: Tensor | None = None) -> Controls:
 
 
 def next_controls(config: TokenConfig, now: Controls, metrics: Metrics, *, progress: float = 0.0) -> Controls:
-    """Their values for the next optimiser step from the metrics of this one; no host read.
+    """Their values for the next optimizer step from the metrics of this one; no host read.
 
     progress: fraction of the run that is done, in [0, 1].
     """
@@ -184,7 +184,7 @@ def token_loss(
     log_prob, log_prob_old, log_prob_ref, entropy: [N, L] nats; under the mask anything. Rows to be left out have an
     empty mask. advantage: [N] or [N, L]. target: the second signal of AdvantageOut.
     weight:   [N, L] without gradient, on the policy's loss (`functional.ratio.truncated_importance`).
-    n_tokens, n_sequences: of the whole optimiser step; None = of this call.
+    n_tokens, n_sequences: of the whole optimizer step; None = of this call.
     now:      what the method adapts; None = the values of the start.
     bounds:   of clip_bounds, if chosen for the whole step (`objectives.adaptive_bounds`); None = for this call.
     What compares tokens with each other (entropy_share, covariance) compares those of this call.
@@ -252,7 +252,7 @@ def value_loss(
     value, value_old: [N, L], or [N, L, 2]; returns, mask: [N, L]. T-PPO's mask holds finished responses only.
     """
     mean, old = (value[..., 0], value_old[..., 0]) if value.ndim == 3 else (value, value_old)
-    limit = INFINITE if config.clip_range_vf is None else config.clip_range_vf
+    limit = float("inf") if config.clip_range_vf is None else config.clip_range_vf
     error = 0.5 * clipped_value(mean, old, returns, clip_range=limit, take_max=True)
     loss = masked_mean(error, mask, count=n_tokens)
     metrics = {"loss/value": loss.detach()}
@@ -264,11 +264,8 @@ def value_loss(
     return loss, metrics
 
 
-INFINITE = float("inf")
-
-
 def summed(parts: list[Metrics]) -> Metrics:
-    """The metrics of an optimiser step from those of its micro-batches, all taken with the step's counts."""
+    """The metrics of an optimizer step from those of its micro-batches, all taken with the step's counts."""
     rules = {"ratio/min": torch.amin, "ratio/max": torch.amax}
     return {name: rules.get(name, torch.sum)(torch.stack([p[name] for p in parts]), 0) for name in parts[0]}
 

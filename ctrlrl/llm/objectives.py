@@ -29,7 +29,7 @@ class Elements(NamedTuple):
     log_prob: Tensor  # [N, L], 0 under the mask
     mask: Tensor  # [N, L] bool
     variance_coef: float | Tensor  # the multiplier of ratio_variance
-    bounds: Bounds | None  # of the ratio, where they were chosen for the whole optimiser step
+    bounds: Bounds | None  # of the ratio, where they were chosen for the whole optimizer step
 
 
 def _holder(cfg: Any, log_ratio: Tensor, mask: Tensor, holder_p: float) -> Tensor:

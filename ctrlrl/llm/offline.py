@@ -52,7 +52,7 @@ def direct_advantage_loss(
     step:      [N, L] int64 in 0 ... L - 1: which step of its response a token belongs to (`line_steps`); None: a
                response is one step.
     advantage: of the reference policy: [N] where a response is one step, else [N, L], read at the step's number.
-    n_steps:   of the whole optimiser step, as `masked_mean.count`.
+    n_steps:   of the whole optimizer step, as `masked_mean.count`.
     Source: arXiv:2412.18279; how it weighs steps, and its beta, are not known.
     """
     log_ratio = silenced(log_prob, log_prob_ref, mask, limit=LIMIT)

@@ -16,7 +16,12 @@ from ctrlrl.types import Tree, tree_map
 def resampling_temperature(config: TokenConfig, entropy: Tensor) -> Tensor:
     """At which to sample again, 0-dim; entropy: mean over the batch's tokens, nats."""
     colder, hotter = config.positive_temperatures
-    return torch.where(entropy < config.ent_target, hotter, colder)
+    return torch.where(_too_sure(config, entropy), hotter, colder)
+
+
+def _too_sure(config: TokenConfig, entropy: Tensor) -> Tensor:
+    assert config.ent_target is not None
+    return entropy < config.ent_target
 
 
 def overwritten(
@@ -32,7 +37,7 @@ def overwritten(
     first = min(config.positive_rows, len(good), len(advantage))
     order = good.long().argsort(descending=True, stable=True)[:first]
     n = good.sum().clamp(max=first)
-    n = torch.where(entropy < config.ent_target, n, n // 2)
+    n = torch.where(_too_sure(config, entropy), n, n // 2)
     taken = torch.arange(first, device=good.device) < n
 
     def put(x: Tensor, y: Tensor) -> Tensor:

@@ -96,6 +96,17 @@ def test_the_geometric_hoelder_mean_is_gspo():
     compare(plain("gspo", ratio="sequence", **bounds), plain("gspo", **bounds))
 
 
+def test_in_its_token_form_the_ratio_of_a_response_meets_an_advantage_a_token():
+    old, change, _, _, mask = batch()
+    advantage = torch.randn(12, 5, dtype=F64)
+    config = plain("ppo_tokens", ratio="sequence_token", surrogate="is")
+    log_prob = (old + change).requires_grad_()
+    loss, _ = token_loss(config, log_prob, old, advantage, mask)
+    (gradient,) = torch.autograd.grad(loss, log_prob)
+    ratio = (torch.where(mask, change, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).exp()
+    same(gradient, torch.where(mask, -advantage * ratio, 0.0) / mask.sum())
+
+
 def test_rloo_advantages_stretch_those_of_dr_grpo():
     _, _, reward, group, mask = batch()
     stretched = signals(plain("dr_grpo"), reward, group, mask).advantage * 4 / 3
@@ -114,6 +125,17 @@ def test_a_stiff_elastic_bound_is_grpo():
 def test_fixed_bounds_are_the_dual_clip():
     one = plain("bapo", bounds_low=[0.8, 0.8], bounds_high=[1.2, 1.2])
     compare(one, plain("grpo", aggregation="token_mean", dual_clip=3.0))
+
+
+@pytest.mark.parametrize("name", ["spo", "bapo", "etr"])
+def test_the_loss_of_a_bad_token_stops_at_the_dual_bound(name):
+    config = plain(name, dual_clip=1.5, group_size=4)
+    old = torch.zeros(1, 2, dtype=F64)
+    new = torch.tensor([[1.0, 0.1]], dtype=F64, requires_grad=True)
+    target = torch.full((1,), 0.2, dtype=F64) if name == "etr" else None
+    loss, _ = token_loss(config, new, old, torch.tensor([-2.0], dtype=F64), old == 0, target=target)
+    (gradient,) = torch.autograd.grad(loss, new)
+    same(gradient, torch.stack([torch.zeros_like(new[0, 1]), new[0, 1].exp()]).detach().unsqueeze(0))
 
 
 def test_gdpo_of_one_reward_is_grpo_whitened():
@@ -229,6 +251,14 @@ def test_a_group_with_equal_rewards_teaches_nothing(name):
 def test_beside_a_virtual_success_an_all_wrong_group_is_pushed_away():
     out = signals(plain("ngrpo", advantage_eps=0.0), torch.zeros(4, dtype=F64), GROUP, MASK)
     same(out.advantage, torch.full((4,), -0.2 / 0.2**0.5, dtype=F64))
+
+
+def test_the_side_of_bpo_is_the_return_less_the_median_and_its_weight_the_return_less_the_mean():
+    value = torch.rand(4, 4, 2, dtype=F64)
+    out = advantages(plain("bpo_tokens", gae_lambda=1.0), REWARD, GROUP, MASK, value=value)
+    zero = torch.zeros((), dtype=F64)
+    same(out.advantage, torch.where(MASK, REWARD.unsqueeze(1) - value[..., 0], zero))
+    same(out.target, torch.where(MASK, REWARD.unsqueeze(1) - value[..., 1], zero))
 
 
 def test_tokens_of_a_tool_cost_no_discount():

@@ -45,7 +45,10 @@ CASES = {  # theirs, ours
         {"loss_type": "dapo", "beta": 0.1, "use_bias_correction_kl": True},
         ("grpo", {"aggregation": "token_mean", "kl": "loss", "kl_coef": 0.1, "kl_off_policy": True}),
     ),
-    "entropy_share": ({"loss_type": "dapo", "top_entropy_quantile": 0.2}, ("dapo", {"entropy_share": 0.2})),
+    "entropy_share": (
+        {"loss_type": "dapo", "top_entropy_quantile": 0.2, "epsilon_high": 0.28},
+        ("dapo", {"entropy_share": 0.2}),
+    ),
     "off_policy_limit": (
         {"loss_type": "grpo", "off_policy_mask_threshold": 0.02},
         ("grpo", {"off_policy_limit": 0.02}),

@@ -128,6 +128,9 @@ def test_clip_fraction_counts_only_where_the_gradient_is_gone():
     _, metrics = token_loss(config, current(), OLD, out.advantage, MASK)
     close(metrics["policy/clip_fraction_low"] + metrics["policy/clip_fraction_high"], 0.3)
     close(metrics["ratio/variance"], 0.115945)
+    _, turned = token_loss(config, current(), OLD, -out.advantage, MASK)
+    close(turned["policy/clip_fraction_low"], 0.0)
+    close(turned["policy/clip_fraction_high"], 0.3)
     outside = (CHANGE.exp() - 1).abs() > 0.2
     close(masked_mean(outside.to(F64), MASK), 0.6)
 
