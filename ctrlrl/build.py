@@ -54,7 +54,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
     """
     whole, cfg = cfg, share(cfg, ranks, cuda=device_of(cfg).type == "cuda")
     device = device_of(cfg)
-    set_threads(cfg.threads, widest_layer(cfg.algo), device)
+    set_threads(cfg.threads, widest_layer(cfg.algo, cfg.env), device)
     loop = training_loop(cfg, ranks)
     every = loop.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
@@ -126,7 +126,10 @@ def _stacked_trainer(cfg: TrainConfig, loop: Any, folder: Path, options: dict[st
     )
 
 
-def widest_layer(algo: Any) -> int:
+def widest_layer(algo: Any, env: Any = None) -> int:
+    """Of the networks, or of a language model as its task describes it: one from the disk counts as wide."""
+    if not hasattr(algo, "hidden"):
+        return getattr(env, "hidden_size", 4096)
     return max([*algo.hidden, *(getattr(algo, "vf_hidden", None) or [])], default=0)
 
 
@@ -152,4 +155,5 @@ def run_folder(cfg: TrainConfig) -> Path:
             raise ValueError(f"run.dir={path} is taken; use another name, or go on with run.resume={path}")
         return path
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{cfg.algo.name}-{cfg.env.name}-s{cfg.seed}-{stamp}-{os.getpid()}"
+    env = cfg.env.name.replace("/", "-")
+    return Path("runs") / f"{cfg.algo.name}-{env}-s{cfg.seed}-{stamp}-{os.getpid()}"

@@ -197,7 +197,7 @@ class TrainConfig:
         if self.iterations is not None:
             if not hasattr(self.algo, "n_epochs"):  # n_steps of a replayed step is another thing
                 raise ValueError(f"iterations counts rollouts, and algo={self.algo.name} makes none")
-            self.total_steps, self.iterations = self.iterations * self.n_envs * self.algo.n_steps, None
+            self.total_steps, self.iterations = self.iterations * self.n_envs * getattr(self.algo, "n_steps", 1), None
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.compile not in ("auto", "eager", "compile", "graph"):

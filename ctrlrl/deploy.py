@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctrlrl import build, provenance, runs, tasks
+from ctrlrl import build, provenance, runs, tasks, texts
 from ctrlrl.core.learner import Learner
 from ctrlrl.deployed import Deployed, DeployedChunks
 from ctrlrl.envs.spec import Array
@@ -48,6 +48,12 @@ def export_run(
     words: settings other than the run's that its weights fit, e.g. "algo.sampling_steps=5".
     """
     cfg, learner = runs.load_run(folder, checkpoint, words)
+    if texts.answers_prompts(cfg):
+        if format not in (None, "transformers"):
+            raise ValueError(f"format={format}: algo={cfg.algo.name} is exported with format=transformers out=FOLDER")
+        tokenizer = texts.text_env(cfg, torch.device("cpu")).tokenizer
+        texts.save_pretrained(learner.nets["policy"], tokenizer, path)  # type: ignore[index]
+        return path
     env = tasks.make_env(cfg.env, 1, stagger=False)
     both = tasks.spaces(cfg.env, env.spec)
     env.close()

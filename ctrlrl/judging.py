@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
 from ctrlrl.tasks import backend_of, device_of, env_device, eval_env, make_env, make_sim, same_spaces
+from ctrlrl.texts import answers_prompts, text_env, text_evaluator
 from ctrlrl.train.evaluate import Evaluation, evaluate, forked_rng
 from ctrlrl.train.held_out import Rows, held_out_means
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
@@ -71,6 +73,11 @@ def evaluator(
     unseen: rows that it did not learn from, on which its error is told besides; all that there is with env=none.
     """
     task = eval_env(cfg)
+    if answers_prompts(cfg):
+        prompts = text_env(replace(cfg, env=task), device_of(cfg))
+        greedy = cfg.eval.deterministic is not False
+        asked: Any = learner
+        return text_evaluator(asked, prompts, episodes=episodes, seed=seed, deterministic=greedy)
     device = env_device(cfg, task)
     if cfg.eval.env:
         same_spaces(cfg, task)

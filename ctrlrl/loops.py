@@ -23,6 +23,7 @@ from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together
 from ctrlrl.sources import cache_folder, dataset, read_data, same_robot, same_task, spec_of
 from ctrlrl.tasks import backend_of, device_of, env_extras, env_spec, is_staggered, make_env
+from ctrlrl.texts import token_loop
 from ctrlrl.train.checkpoint import read_folder, same_spec
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
@@ -67,6 +68,8 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
     kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
     if cfg.seeds > 1:
         refuse_unless_stackable(kind, cfg.seeds)
+    if kind.loop == "tokens":
+        return token_loop(cfg, device, ranks)
     if kind.loop in ("off_policy", "hybrid"):
         return off_policy_loop(cfg, kind, device, ranks)
     if cfg.data.name != "none":

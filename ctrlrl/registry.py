@@ -34,6 +34,12 @@ ALGORITHMS = {
     "beso": "ctrlrl.algos.beso:BESOLearner",
 }
 
+TOKEN_METHODS = (
+    "grpo dr_grpo dapo gspo gbpo bpo_tokens ppo_tokens tppo spo holder_po mc_grpo ngrpo bnpo gdpo bapo r2vpo etr topr "
+    "remax rloo reinforce_pp reinforce_pp_baseline aepo cispo sapo gmpo opo simple_po_tokens"
+).split()
+ALGORITHMS |= {name: f"ctrlrl.llm.methods:{name}" for name in TOKEN_METHODS}
+
 DATA = ("none", "file", "d4rl", "minari", "ogbench")
 
 SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
@@ -48,6 +54,14 @@ SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
     "slippery_lake": "ctrlrl.envs.lake:SlipperyLake",
     "multigoal": "ctrlrl.envs.multigoal:MultiGoal",
     "pointmaze": "ctrlrl.envs.maze:PointMaze",
+}
+
+TOKEN_TASKS = {  # prompts that a language model answers
+    "tokens/copy": "ctrlrl.llm.tasks:Copy",
+    "tokens/sorting": "ctrlrl.llm.tasks:Sorting",
+    "tokens/parity": "ctrlrl.llm.tasks:Parity",
+    "tokens/addition": "ctrlrl.llm.tasks:Addition",
+    "tokens/gsm8k": "ctrlrl.llm.tasks:WordProblems",
 }
 
 ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymnasium id of the same task
@@ -81,14 +95,15 @@ GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and f
 
 ROBOT_SETTINGS = "ctrlrl.envs.dynamics:Dynamics"
 
-ENVIRONMENTS = (*SIMULATORS, *ROBOTS, "gym", "none")
+ENVIRONMENTS = (*SIMULATORS, *ROBOTS, *TOKEN_TASKS, "gym", "none")
 
 
 def env_settings(name: str) -> type | None:
     """The dataclass of what a user may choose about a task beside EnvConfig; None where there is nothing."""
     if name in ROBOTS:
         return load(ROBOT_SETTINGS)
-    return load(SIMULATORS[name]).Settings if name in SIMULATORS else None
+    own = SIMULATORS | TOKEN_TASKS
+    return load(own[name]).Settings if name in own else None
 
 
 def load(target: str) -> Any:

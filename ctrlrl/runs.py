@@ -16,19 +16,21 @@ from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
 from ctrlrl.core.ranks import Ranks
-from ctrlrl.judging import Gaps, gaps, judged, scorer, trials
+from ctrlrl.judging import Gaps, evaluator, gaps, judged, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env
-from ctrlrl.train.checkpoint import exists, fit, read_folder, same_spec, saved_spec
+from ctrlrl.texts import answers_prompts, text_env, token_learner
+from ctrlrl.train.checkpoint import Checkpoint, exists, fit, read_folder, same_spec, saved_spec
 from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.distributed import agree, join, part
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.train.stacked import seed_folder
 from ctrlrl.train.trainer import Trainer
 from ctrlrl.train.trials import TRIALS, Trials, coverage
+from ctrlrl.types import EnvSpec
 
 
 def start(raw: DictConfig, words: Sequence[str]) -> tuple[Trainer, Path]:
@@ -100,18 +102,16 @@ def load_run(folder: Path, checkpoint: str = "last", words: Sequence[str] = ()) 
     if cfg.seeds > 1:
         named = seed_folder(folder, cfg.seed)
         raise ValueError(f"{folder} holds {cfg.seeds} seeds trained together; name one of them: run={named}")
-    set_threads(cfg.threads, widest_layer(cfg.algo), device_of(cfg))
+    set_threads(cfg.threads, widest_layer(cfg.algo, cfg.env), device_of(cfg))
     path = _checkpoint_folder(folder, checkpoint)
     found = read_folder(path)
-    if cfg.env.name == "none":
-        spec = saved_spec(found.state, str(path), device_of(cfg))
+    learner: Learner
+    if answers_prompts(cfg):
+        learner = token_learner(cfg, text_env(cfg, device_of(cfg)))
+        same_spec(found.state, learner.spec, str(path), lanes=False)
     else:
-        env = make_env(cfg.env, 1, stagger=False, device=env_device(cfg))
-        spec = env.spec
-        env.close()
-        same_spec(found.state, spec, str(path), lanes=False)
-    learner = make_learner(cfg.algo, spec)
-    learner.set_dtype(cfg.dtype)
+        learner = make_learner(cfg.algo, _spec(cfg, found, path))
+        learner.set_dtype(cfg.dtype)
     try:
         fit(found.model, learner.model_state())
         learner.load_model_state(found.model)
@@ -120,6 +120,16 @@ def load_run(folder: Path, checkpoint: str = "last", words: Sequence[str] = ()) 
         changed = f" with {' '.join(words)}" if words else ""
         raise ValueError(f"{path} does not fit {folder}/config.yaml{changed}: {first}") from None
     return cfg, learner
+
+
+def _spec(cfg: TrainConfig, found: Checkpoint, path: Path) -> EnvSpec:
+    """Of the run's environment, which must be the one that the checkpoint was trained on."""
+    if cfg.env.name == "none":
+        return saved_spec(found.state, str(path), device_of(cfg))
+    env = make_env(cfg.env, 1, stagger=False, device=env_device(cfg))
+    env.close()
+    same_spec(found.state, env.spec, str(path), lanes=False)
+    return env.spec
 
 
 def _checkpoint_folder(folder: Path, checkpoint: str) -> Path:
@@ -151,10 +161,14 @@ def evaluate_run(
     """
     cfg, learner = load_run(folder, checkpoint, words)
     deterministic = cfg.eval.deterministic if deterministic is None else deterministic
-    task = eval_env(cfg)
-    env = make_env(task, min(episodes, 64), stagger=False, device=env_device(cfg, task))
-    returns, lengths, success, *_ = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
-    env.close()
+    if answers_prompts(cfg):
+        asked = replace(cfg, eval=replace(cfg.eval, deterministic=deterministic))
+        returns, lengths, success, *_ = evaluator(learner, asked, episodes=episodes, seed=seed)()
+    else:
+        task = eval_env(cfg)
+        env = make_env(task, min(episodes, 64), stagger=False, device=env_device(cfg, task))
+        returns, lengths, success, *_ = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
+        env.close()
     tried = trials(learner, cfg, seed=seed, n=n_trials)
     if picture is not None:
         gap = gaps(learner, cfg, seed=seed)
@@ -168,7 +182,7 @@ def evaluate_run(
         "algo": cfg.algo.name,
         "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
         "checkpoint": checkpoint,
-        "episodes": episodes,
+        "episodes": len(returns),
         "seed": seed,
         "deterministic": not learner.stochastic_eval if deterministic is None else deterministic,
         "overrides": list(words),
@@ -260,7 +274,7 @@ def illustrate(folder: Path) -> list[str]:
         tried = trials(learner, cfg, seed=cfg.eval.seed)
         gap = gaps(learner, cfg, seed=cfg.eval.seed)
         try:
-            if tried is None and cfg.env.name != "none":
+            if tried is None and cfg.env.name != "none" and not answers_prompts(cfg):
                 film(cfg, learner, folder / "video.mp4", seed=cfg.eval.seed)
         except RuntimeError as error:
             notes.append(str(error))

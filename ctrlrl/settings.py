@@ -171,7 +171,8 @@ def _register() -> None:
     for name in ALGORITHMS:
         store.store(group="algo", name=name, node=lookup(ALGORITHMS, name, "algorithm").config)
     for name in ENVIRONMENTS:
-        store.store(group="env", name=name, node=env_config_with(env_settings(name))(name=name))
+        folder, _, leaf = f"env/{name}".rpartition("/")
+        store.store(group=folder, name=leaf, package="env", node=env_config_with(env_settings(name))(name=name))
     for name in DATA:
         # made without its checks: the path or id that they ask for comes as an override
         store.store(group="data", name=name, node=OmegaConf.merge(OmegaConf.structured(DataConfig), {"name": name}))

@@ -32,8 +32,8 @@ def share(cfg: TrainConfig, ranks: Ranks, *, cuda: bool) -> TrainConfig:
         algo = replace(algo, batch_size=_part("algo.batch_size", algo.batch_size, n))
     else:
         own["n_envs"] = _part("n_envs", cfg.n_envs, n)
-        algo = algo.for_envs(cfg.n_envs)
-        if algo.minibatch_size is not None:
+        algo = algo.for_envs(cfg.n_envs) if hasattr(algo, "for_envs") else algo
+        if getattr(algo, "minibatch_size", None) is not None:
             algo = replace(algo, minibatch_size=_part("algo.minibatch_size", algo.minibatch_size, n))
     if cuda and cfg.compile == "auto":
         own["compile"] = "eager"  # the exchange between ranks is not captured in a graph

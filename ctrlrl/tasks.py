@@ -12,10 +12,10 @@ from ctrlrl.envs.dynamics import Dynamics
 from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
-from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, lookup, unknown
+from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, TOKEN_TASKS, lookup, unknown
 from ctrlrl.types import EnvSpec, VecEnv
 
-ON_ANY_DEVICE = ("torch", "mujoco_warp")  # backends that step where the learner computes
+ON_ANY_DEVICE = ("torch", "mujoco_warp", "tokens")  # backends that step where the learner computes
 
 
 def make_env(
@@ -38,6 +38,8 @@ def make_env(
     device, backend = torch.device(device), backend_of(cfg)
     if backend == "none":
         raise ValueError("env=none: only learning from a data set goes without an environment; name one with env=...")
+    if backend == "tokens":
+        raise ValueError(f"env={cfg.name} is answered by a language model: use algo=grpo, or another method for tokens")
     stagger = cfg.stagger if stagger is None else stagger
     if cfg.timeout is not None and backend != "gymnasium":
         raise ValueError(f"env.timeout is for environments that Python code steps; env={cfg.name} runs on {backend}")
@@ -132,9 +134,10 @@ def backend_of(cfg: EnvConfig) -> str:
         return "none"
     has = {"torch": cfg.name in SIMULATORS, "mujoco": cfg.name in ROBOTS}
     has["mujoco_warp"] = has["mujoco"]
+    has["tokens"] = cfg.name in TOKEN_TASKS
     has["gymnasium"] = has["envpool"] = cfg.id is not None or cfg.name in GYMNASIUM_IDS
     if not any(has.values()):
-        raise ValueError(unknown("environment", cfg.name, [*SIMULATORS, *ROBOTS, "gym"]))
+        raise ValueError(unknown("environment", cfg.name, [*SIMULATORS, *ROBOTS, *TOKEN_TASKS, "gym"]))
     if cfg.backend == "auto":
         return next(name for name, there in has.items() if there)
     if not has[cfg.backend]:

@@ -27,22 +27,26 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "sources": {"config", "core", "data", "registry", "types"},
     "seeds": {"core", "data", "nn"},
     "provenance": {"config", "data"},
+    "texts": {"config", "core", "llm", "registry", "shares", "train"},
     "tasks": {"config", "envs", "registry", "types"},
-    "judging": {"config", "core", "envs", "nn", "policies", "tasks", "train", "types"},
-    "loops": {"config", "core", "data", "registry", "seeds", "shares", "sources", "tasks", "train", "types"},
+    "judging": {"config", "core", "envs", "nn", "policies", "tasks", "texts", "train", "types"},
+    "loops": {"config", "core", "data", "registry", "seeds", "shares", "sources", "tasks", "texts", "train", "types"},
     "build": GROUND
     | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"}
     | {"sources", "provenance", "seeds", "shares", "tasks", "judging", "loops"},
-    "runs": GROUND | {"core", "train", "report", "build", "tasks", "judging", "loops", "settings", "provenance"},
+    "runs": GROUND
+    | {"core", "train", "report", "build", "tasks", "texts", "judging", "loops", "settings", "provenance"},
     "composing": {"algos", "settings", "config", "core", "judging", "report", "runs", "tasks", "train"},
     "shares": {"config", "core"},
     "deployed": {"core", "envs", "functional", "policies"},
-    "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"},
+    "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"}
+    | {"texts"},
     "sweep": {"settings", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"}
     | {"deploy", "deployed"},
-    "face": GROUND | {"algos", "envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
+    "face": GROUND
+    | {"algos", "core", "envs", "llm", "train", "build", "tasks", "texts", "judging", "loops", "provenance", "deploy"},
     "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
     | {"core", "data", "envs", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},

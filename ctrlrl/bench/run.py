@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ctrlrl import settings
-from ctrlrl.bench import chunks, offline_ours, peers, replay_peers
+from ctrlrl.bench import chunks, offline_ours, peers, replay_peers, token_peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
 from ctrlrl.bench.rows import append, compare, identity, line
 from ctrlrl.config import TrainConfig
@@ -37,7 +37,7 @@ OWN += ("sizes", "engines", "steps")
 class BenchOptions:
     """Keys of `bench` itself; every other key is one of `ctrlrl train`, e.g. n_envs=1024,65536 or compile=compile."""
 
-    vs: str | None = None  # throughput: gymnasium | mj_step | sb3; train: sb3 | rsl_rl; score, latency: sb3, and
+    vs: str | None = None  # throughput: gymnasium | mj_step | sb3; train: sb3 | rsl_rl | trl; score, latency: sb3, and
     # diffusers for policies that predict chunks of actions;
     # updates: corl | prdc | a2pr (the authors' code in peer_dir) | floor (IQL's matrix products) | single (seeds=8),
     # and sb3 for sac and td3
@@ -143,6 +143,8 @@ def _adapter(cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
 
 
 def _train(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    if backend_of(cfg.env) == "tokens":
+        return _answers(cfg, options)
     ours = Training(cfg, options.seconds)
     peer: Any = None
     if options.vs == "sb3":
@@ -154,6 +156,17 @@ def _train(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dic
     elif options.vs is not None:
         raise ValueError(f"train compares with vs=sb3 or vs=rsl_rl, got {options.vs}")
     return compare(ours, peer, options.pairs, note=note)
+
+
+def _answers(cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
+    """A language model that learns."""
+    ours = token_peers.Answering(cfg, options.seconds)
+    if options.vs not in (None, "trl"):
+        raise ValueError(f"train of env={cfg.env.name} compares with vs=trl, got {options.vs}")
+    peer = None if options.vs is None else token_peers.TRLTraining(ours, cfg, options.seconds)
+    spec = ours.loop.env.spec
+    shapes = {"prompt_tokens": spec.obs_dim, "response_tokens": spec.episode_length, "group_size": cfg.algo.group_size}
+    return compare(ours, peer, options.pairs, note=note) | shapes | {"unit": "tokens/s"}
 
 
 def _score(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Public, pure functions of tensors: every formula of the library, once. Files inside ctrlrl import the modules."""
 
+from ctrlrl.functional.adaptive_bounds import bound_ladder, bound_sums, choose_bounds
 from ctrlrl.functional.averaging import ema_decay
 from ctrlrl.functional.composition import (
     and_along_flow,
@@ -47,7 +48,32 @@ from ctrlrl.functional.gap import (
     log_share,
 )
 from ctrlrl.functional.gates import advantage_gate, better_action
-from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, standardize
+from ctrlrl.functional.group import (
+    beta_norm,
+    bounded_signals,
+    equal_rewards,
+    group_center,
+    group_mean,
+    group_median,
+    group_size,
+    group_std,
+    group_sum,
+    group_z,
+    leave_one_out,
+    length_baseline,
+    median_mad,
+    virtual_max,
+)
+from ctrlrl.functional.kl import kl_estimate
+from ctrlrl.functional.masked import (
+    batch_mean,
+    masked_mean,
+    masked_std,
+    sequence_mean,
+    sequence_sum,
+    standardize,
+    whiten,
+)
 from ctrlrl.functional.paths import brownian_residual, path_point, predicted_noise, sample_path, velocity_log_ratio
 from ctrlrl.functional.post_decision import post_decision_advantage
 from ctrlrl.functional.predictions import (
@@ -60,6 +86,15 @@ from ctrlrl.functional.predictions import (
     on_path,
     prediction,
     reversed_time,
+)
+from ctrlrl.functional.preference import direct_advantage, dpo
+from ctrlrl.functional.ratio import (
+    holder_log_ratio,
+    product_log_ratio,
+    sequence_log_ratio,
+    silenced,
+    token_form,
+    truncated_importance,
 )
 from ctrlrl.functional.regression import (
     clipped_value,
@@ -114,7 +149,22 @@ from ctrlrl.functional.schedules import (
     trailing_levels,
     vp_schedule,
 )
-from ctrlrl.functional.surrogate import bpo, bpo_target, ppo_clip
+from ctrlrl.functional.selection import covariance, elastic_width, highest, on_policy_rows, soft_overlong
+from ctrlrl.functional.surrogate import (
+    bpo,
+    bpo_target,
+    dual_ascent,
+    dual_clip,
+    importance,
+    one_sided,
+    ppo_clip,
+    ratio_variance,
+    reinforce,
+    simple_quad,
+    soft_gate,
+    weighted_reinforce,
+)
+from ctrlrl.functional.tracker import prompt_weight, tracker_start, tracker_step, tracker_value
 from ctrlrl.functional.weights import awr_weight, q_scale
 
 __all__ = [
@@ -129,7 +179,11 @@ __all__ = [
     "awr_weight",
     "batch_mean",
     "best_weight",
+    "beta_norm",
     "better_action",
+    "bound_ladder",
+    "bound_sums",
+    "bounded_signals",
     "bpo",
     "bpo_target",
     "brownian_residual",
@@ -138,6 +192,7 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "choose_bounds",
     "classification_loss",
     "climbed",
     "clipped_value",
@@ -145,13 +200,18 @@ __all__ = [
     "conservative_gap",
     "convex",
     "cosine_schedule",
+    "covariance",
     "ddim",
     "ddim_step",
     "ddpm",
     "ddpm_step",
+    "direct_advantage",
     "discounted_returns",
     "discounted_sums",
     "divergence",
+    "dpo",
+    "dual_ascent",
+    "dual_clip",
     "dynamics_gap",
     "dynamics_weight",
     "edited",
@@ -166,9 +226,11 @@ __all__ = [
     "edm_step",
     "edm_target",
     "egae",
+    "elastic_width",
     "ema_decay",
     "ends",
     "entropy_policy_loss",
+    "equal_rewards",
     "error_weights",
     "euler",
     "expectile",
@@ -182,13 +244,26 @@ __all__ = [
     "gaussian_sample",
     "goal_reached",
     "goal_shares",
+    "group_center",
+    "group_mean",
+    "group_median",
+    "group_size",
+    "group_std",
+    "group_sum",
+    "group_z",
     "guided",
     "heads_loss",
+    "highest",
+    "holder_log_ratio",
     "huber",
     "hutchinson",
+    "importance",
     "karras_levels",
+    "kl_estimate",
     "lambda_returns",
     "leading_levels",
+    "leave_one_out",
+    "length_baseline",
     "level_at",
     "linear_levels",
     "linear_recurrence",
@@ -198,6 +273,7 @@ __all__ = [
     "log_share",
     "masked_mean",
     "masked_std",
+    "median_mad",
     "midpoint",
     "mixing_error",
     "n_step",
@@ -205,6 +281,8 @@ __all__ = [
     "next_valid",
     "noisy",
     "on_path",
+    "on_policy_rows",
+    "one_sided",
     "or_rule",
     "or_weights",
     "path_point",
@@ -215,17 +293,28 @@ __all__ = [
     "ppo_clip",
     "predicted_noise",
     "prediction",
+    "product_log_ratio",
+    "prompt_weight",
     "q_scale",
     "quantile_huber",
+    "ratio_variance",
+    "reinforce",
     "reversed_time",
     "routed_advantage",
     "row_weights",
     "sample_path",
     "schedule_of",
+    "sequence_log_ratio",
+    "sequence_mean",
+    "sequence_sum",
     "share_entropy",
     "shifted",
+    "silenced",
+    "simple_quad",
     "smoothed_action",
+    "soft_gate",
     "soft_median_loss",
+    "soft_overlong",
     "soft_quantile_loss",
     "squared_distance",
     "standardize",
@@ -235,9 +324,17 @@ __all__ = [
     "tanh_gaussian_sample",
     "td_target",
     "temperature_loss",
+    "token_form",
+    "tracker_start",
+    "tracker_step",
+    "tracker_value",
     "trailing_levels",
+    "truncated_importance",
     "uniform_times",
     "velocity_log_ratio",
+    "virtual_max",
     "vp_schedule",
     "weight_entropy",
+    "weighted_reinforce",
+    "whiten",
 ]

@@ -38,12 +38,37 @@ def masked_std(x: Tensor, mask: Tensor | None = None, *, unbiased: bool = True) 
     return (deviation.square().sum() / (mask.sum() - int(unbiased)).clamp(min=1)).sqrt()
 
 
+def sequence_mean(x: Tensor, mask: Tensor, *, n_sequences: Tensor | float | None = None) -> Tensor:
+    """Mean over sequences of the mean over a sequence's counting elements; [N, L] -> 0-dim.
+
+    A sequence without any is not one of them. n_sequences: their number to divide by instead, as `masked_mean.count`.
+    """
+    length = mask.sum(-1)
+    per_sequence = torch.where(mask, x, 0.0).sum(-1) / length.clamp(min=1)
+    return masked_mean(per_sequence, length > 0, count=n_sequences)
+
+
+def sequence_sum(x: Tensor, mask: Tensor, *, n_sequences: Tensor | float | None = None) -> Tensor:
+    """Mean over sequences of the sum over a sequence's counting elements; otherwise as `sequence_mean`."""
+    return masked_mean(torch.where(mask, x, 0.0).sum(-1), mask.any(-1), count=n_sequences)
+
+
 def pooled_std_mean(n: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """Unbiased std and mean of the union of R samples, 0-dim, from their sizes, means and biased variances [R]."""
     total = n.sum()
     center = (n * mean).sum() / total
     squares = (n * (var + (mean - center).square())).sum()
     return (squares / (total - 1).clamp(min=1)).sqrt(), center
+
+
+def whiten(x: Tensor, mask: Tensor | None = None, *, eps: float = 1e-8) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the counting elements, with the unbiased variance; 0 where masked.
+
+    As `standardize`, but for where eps stands: the form of verl and TRL for token advantages.
+    """
+    scale = (masked_std(x, mask).square() + eps).sqrt()
+    whitened = (x - masked_mean(x, mask)) / scale
+    return whitened if mask is None else torch.where(mask, whitened, 0.0)
 
 
 def standardize(

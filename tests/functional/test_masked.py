@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from ctrlrl.functional.masked import batch_mean, masked_mean, masked_std, pooled_std_mean, standardize
+from ctrlrl.functional.masked import (
+    batch_mean,
+    masked_mean,
+    masked_std,
+    pooled_std_mean,
+    sequence_mean,
+    sequence_sum,
+    standardize,
+    whiten,
+)
 
 F64 = torch.float64
 
@@ -120,3 +129,30 @@ def test_a_part_standardized_by_the_moments_of_the_whole_is_a_part_of_the_standa
     torch.testing.assert_close(part, standardize(x)[2:4], rtol=0, atol=1e-12)
     masked = standardize(x[2:4], mask[2:4], std_mean=(masked_std(x, mask), masked_mean(x, mask)))
     torch.testing.assert_close(masked, standardize(x, mask)[2:4], rtol=0, atol=1e-12)
+
+
+def test_whitening_has_unit_variance_but_for_eps_inside_the_root():
+    x = torch.tensor([1.0, 2.0, 4.0, torch.nan], dtype=torch.float64)
+    mask = torch.tensor([True, True, True, False])
+    wanted = (x[:3] - x[:3].mean()) / (x[:3].var() + 0.5).sqrt()
+    torch.testing.assert_close(whiten(x, mask, eps=0.5)[:3], wanted)
+    assert whiten(x, mask)[3] == 0.0
+    torch.testing.assert_close(whiten(x[:3], eps=0.5), wanted)
+
+
+def test_sequences_count_alike_in_their_mean_and_by_their_length_in_their_sum():
+    x = torch.tensor([[1.0, 3.0, torch.nan], [5.0, torch.nan, torch.nan], [torch.nan] * 3])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
+    assert sequence_mean(x, mask) == 3.5  # the empty row is no sequence
+    assert sequence_sum(x, mask) == 4.5
+    assert sequence_mean(x, mask, n_sequences=7) == 1.0
+    assert sequence_sum(x, mask, n_sequences=9) == 1.0
+
+
+def test_sequences_without_any_element_have_mean_zero_and_no_gradient():
+    x = torch.full((2, 3), torch.nan, requires_grad=True)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    loss = sequence_mean(x, nothing) + sequence_sum(x, nothing)
+    loss.backward()
+    assert loss == 0.0
+    assert bool((x.grad == 0).all())

@@ -1,0 +1,169 @@
+"""A language model that learns from rewards: `GBPO(model, tokenizer, reward_fns=[...], dataset=x).learn(9_600)`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from ctrlrl import tasks, texts
+from ctrlrl.core.process import keep_memory
+from ctrlrl.llm.environment import TextEnv, longest_prompt, special_tokens
+from ctrlrl.llm.generate import Engine
+from ctrlrl.llm.learner import TokenLearner
+from ctrlrl.llm.loop import TokenLoop
+from ctrlrl.llm.prompts import Prompts, decode
+from ctrlrl.llm.rewards import RewardFn, Rewards
+from ctrlrl.llm.symbols import need_transformers
+from ctrlrl.registry import ALGORITHMS, lookup, unknown
+from ctrlrl.train.evaluate import Evaluation
+from ctrlrl.train.log import Progress
+
+
+class LanguageAgent:
+    """model:      a causal language model of transformers, with or without PEFT, a folder or name of one, or any module
+                tokens [N, L] -> logits [N, L, V].
+    tokenizer:  of transformers, or an object with encode, decode, eos_token_id and pad_token_id; None with a folder.
+    reward_fns: one or several functions (prompts, completions, **columns) -> list[float | None], as TRL takes them.
+    dataset:    prompts (texts or chats), dicts with `prompt` and further columns, or a `datasets.Dataset`.
+    eval_dataset: prompts of `evaluate`; None: those of `dataset`. n_envs: responses of one update; None: 8 prompts' or,
+    where every prompt has one response, 64. engine: samples instead of the model, see `llm.generate.sampled_elsewhere`.
+    ref_model:  what a KL penalty is to; None: the model as it is given, or without its adapters.
+    Further keyword arguments are the fields of the method's config: `group_size=8`, `learning_rate=1e-6`, ...
+    """
+
+    algo: ClassVar[str]
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        reward_fns: RewardFn | Sequence[RewardFn] = (),
+        dataset: Any = None,
+        *,
+        eval_dataset: Any = None,
+        n_envs: int | None = None,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        dtype: str = "float32",
+        engine: Engine | None = None,
+        ref_model: nn.Module | None = None,
+        **settings: Any,
+    ):
+        where = type(self).__name__
+        kind = lookup(ALGORITHMS, self.algo, "algorithm")
+        known = [f.name for f in fields(kind.config) if f.name != "name"]
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"{where}: {unknown('argument', name, known)}")
+        if dataset is None:
+            raise ValueError(f"{where} needs dataset, the prompts to learn from")
+        self.cfg = kind.config(**settings)
+        for line in self.cfg.notices():
+            warnings.warn(line, stacklevel=2)
+        keep_memory()
+        self.device = tasks.resolve_device(str(device))
+        if seed is not None:
+            torch.manual_seed(seed)
+        self.model, self.tokenizer = _opened(model, tokenizer)
+        self.model.to(self.device)
+        n = (64 if self.cfg.group_size == 1 else 8 * self.cfg.group_size) if n_envs is None else n_envs
+        self.cfg.check_envs(n)
+        room, pad = longest_prompt(self.model, self.cfg.max_tokens), special_tokens(self.tokenizer)[1]
+        options: dict[str, Any] = {"pad": pad, "longest": room, "device": self.device}
+        prompts = Prompts.of(dataset, self.tokenizer, **options)
+        self.env = TextEnv(
+            prompts,
+            Rewards(reward_fns),
+            self.tokenizer,
+            make_model=lambda: self.model,
+            max_new_tokens=self.cfg.max_tokens,
+            n_envs=n,
+            device=self.device,
+            test=None if eval_dataset is None else Prompts.of(eval_dataset, self.tokenizer, **options),
+        )
+        self.learner: TokenLearner = kind(
+            self.cfg,
+            self.env.spec,
+            model=self.model,
+            eos=self.env.eos,
+            pad=self.env.pad,
+            engine=engine,
+            reference=ref_model,
+        )
+        self.learner.set_dtype(dtype)
+        self._loop = TokenLoop(self.learner, self.env, total_steps=0)
+        self.log_history: list[dict[str, float]] = []  # one row an update
+
+    @property
+    def num_timesteps(self) -> int:
+        """Responses so far."""
+        return self._loop.env_steps
+
+    def learn(
+        self,
+        total_timesteps: int | None = None,
+        *,
+        iterations: int | None = None,
+        callback: Callable[[dict[str, float]], bool | None] | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Learn from `total_timesteps` more responses, or for so many updates; a second call goes on.
+
+        callback: called with the metrics of each update; False ends learning.
+        """
+        if (total_timesteps is None) == (iterations is None):
+            raise ValueError("learn takes either total_timesteps, which counts responses, or iterations, updates")
+        loop = self._loop
+        steps = total_timesteps if total_timesteps is not None else (iterations or 0) * self.env.spec.n_envs
+        if steps < 1:
+            raise ValueError("learn: total_timesteps or iterations must be at least 1")
+        before, loop.total_steps = loop.env_steps, loop.env_steps + steps
+        with Progress(f"{self.algo} {steps:,} responses", steps, unit=loop.clock, enabled=progress_bar) as progress:
+            while not loop.done:
+                metrics = {name: float(value) for name, value in loop.iterate().items()}
+                row = {"env_steps": loop.env_steps, "gradient_steps": loop.gradient_steps}
+                self.log_history.append(row | loop.episode_metrics() | metrics)
+                progress.update(loop.env_steps - before, self.log_history[-1])
+                if callback is not None and callback(self.log_history[-1]) is False:
+                    break
+        return self
+
+    def generate(self, prompts: Any, *, n: int = 1, greedy: bool = True) -> list[Any]:
+        """Completions of one prompt or of several, `n` of each one after another; in the form of their prompts."""
+        single = isinstance(prompts, str) or bool(len(prompts) and isinstance(prompts[0], dict))
+        asked = [prompts] if single else list(prompts)
+        room = longest_prompt(self.model, self.cfg.max_tokens)
+        made = Prompts(asked, {}, self.tokenizer, pad=self.env.pad, longest=room, device=self.device)
+        ids, mask = made.tokens(torch.arange(len(made)))
+        found = self.learner.respond(ids, mask, n=n, max_new_tokens=self.cfg.max_tokens, greedy=greedy)
+        mirrored = [prompt for prompt in asked for _ in range(n)]
+        completions, _ = decode(self.tokenizer, found.ids, found.lengths, mirrored)
+        return completions
+
+    def evaluate(self, episodes: int = 100, *, seed: int = 0, deterministic: bool = True) -> Evaluation:
+        """Rewards and lengths of the responses to so many of the evaluation prompts; greedy, or sampled."""
+        return texts.text_evaluator(self.learner, self.env, episodes=episodes, seed=seed, deterministic=deterministic)()
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Model, or adapters, and tokenizer as transformers reads them."""
+        texts.save_pretrained(self.model, self.tokenizer, Path(folder))
+
+
+def _opened(model: Any, tokenizer: Any) -> tuple[nn.Module, Any]:
+    if isinstance(model, (str, PathLike)):
+        transformers = need_transformers()
+        if tokenizer is None:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module or the folder of one, got {type(model).__name__}")
+    if tokenizer is None:
+        raise ValueError("tokenizer: give that of the model")
+    return model, tokenizer

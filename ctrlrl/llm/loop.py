@@ -1,0 +1,118 @@
+"""The token loop: ask, let the learner answer, judge, let it learn. It knows no algorithm."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrlrl.llm.batches import Rollout, joined
+from ctrlrl.llm.environment import TextEnv
+from ctrlrl.types import Metrics
+
+RECENT = 1000  # iterations that the episode metrics are means over at most, where nobody asks for them
+
+
+class TokenLoop:
+    """One `iterate` is one batch of responses and one update; `env_steps` counts responses."""
+
+    clock = "env_steps"
+
+    def __init__(self, learner: Any, env: TextEnv, *, total_steps: int):
+        self.learner, self.env, self.total_steps = learner, env, total_steps
+        self.env_steps = self.gradient_steps = 0
+        self.n_prompts = env.spec.n_envs // learner.draws
+        self.recent: deque[dict[str, float]] = deque(maxlen=RECENT)
+        self._weights = learner.cfg.weights(torch.empty(1, len(env.rewards.fns), device=env.spec.device))
+
+    @property
+    def done(self) -> bool:
+        return self.env_steps >= self.total_steps
+
+    def iterate(self) -> Metrics:
+        learner = self.learner
+        learner.set_progress(min(self.env_steps / self.total_steps, 1.0))
+        begin = time.perf_counter()
+        rollout = self.collect()
+        middle = time.perf_counter()
+        metrics = learner.ranks.averaged(learner.update(rollout))
+        self.gradient_steps += int(metrics.pop("train/gradient_steps"))
+        bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
+        if bad:
+            raise ValueError(
+                f"training diverged: {bad[0]} is not finite after {self.env_steps} responses. Lower algo.learning_rate."
+            )
+        self.recent[-1] |= {"time/generate_s": middle - begin, "time/update_s": time.perf_counter() - middle}
+        return metrics
+
+    def collect(self) -> Rollout:
+        """A batch of judged responses; prompts that teach nothing are replaced where the learner asks for it."""
+        kept: list[Rollout] = []
+        missing, last = self.n_prompts, self.learner.rounds - 1
+        for turn in range(last + 1):
+            batch = self._round(missing)
+            self._count(batch)
+            if turn < last:
+                telling = batch.telling()
+                batch = batch.where(telling) if not bool(telling.all()) else batch
+            if len(batch.reward):
+                kept.append(batch)
+            missing -= len(batch.reward) // self.learner.draws
+            if missing == 0:
+                break
+        return joined(kept)
+
+    def _round(self, n_prompts: int) -> Rollout:
+        learner, env = self.learner, self.env
+        asked = env.ask(n_prompts, learner.prompt_weight(len(env.prompts)))
+        longest = env.max_new_tokens
+        responses = learner.respond(asked.ids, asked.mask, n=learner.draws, max_new_tokens=longest)
+        rewards = env.judge(asked, responses)
+        greedy = None
+        if "greedy" in learner.needs:
+            best = learner.respond(asked.ids, asked.mask, n=1, max_new_tokens=longest, greedy=True)
+            greedy = (env.judge(asked, best).nan_to_num(0.0) * self._weights).sum(1)
+        return Rollout.of(
+            asked.rows,
+            asked.ids,
+            asked.mask,
+            responses,
+            rewards,
+            self._weights,
+            greedy_reward=greedy,
+            own_log_prob=learner.engine is None,
+        )
+
+    def _count(self, batch: Rollout) -> None:
+        ranks, n = self.learner.ranks, len(batch.reward)
+        self.env_steps += n * ranks.size
+        length, reward = batch.mask.sum(1).double(), batch.reward.double()
+        told = [reward.mean(), reward.std(unbiased=False), length.mean(), 1.0 - batch.ended.double().mean()]
+        mean, std, tokens, cut = ranks.mean_(torch.stack(told)).tolist()
+        row = {"reward/mean": mean, "reward/std": std, "response/length": tokens, "response/cut": cut}
+        names = self.env.rewards.names
+        if len(names) > 1:
+            means = ranks.mean_(batch.rewards.double().nanmean(0)).tolist()
+            row |= {f"reward/{name}": value for name, value in zip(names, means, strict=True)}
+        self.recent.append(row | {"tokens": tokens * n * ranks.size})
+
+    def episode_metrics(self) -> dict[str, float]:
+        """Means over the batches since they were last asked for."""
+        if not self.recent:
+            return {}
+        rows = list(self.recent)
+        self.recent.clear()
+        tokens = sum(row.pop("tokens") for row in rows)
+        seconds = sum(row.get("time/generate_s", 0.0) + row.get("time/update_s", 0.0) for row in rows)
+        found = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        return means | {"time/tokens_per_s": round(tokens / max(seconds, 1e-9), 1)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"env/{name}": tensor for name, tensor in self.env.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.env.load_state_dict({k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")})

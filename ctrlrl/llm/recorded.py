@@ -1,0 +1,112 @@
+"""Recorded responses that somebody judged: read from a file, made into tokens, and paired."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LABELLED = ("question", "solution")
+
+
+class Labelled(NamedTuple):
+    """M prompts and N responses to them."""
+
+    prompts: list[str]  # M
+    responses: list[str]  # N
+    prompt: Tensor  # [N] int64, which prompt a response answers
+    reward: Tensor  # [N] float32
+
+
+class Recorded(NamedTuple):
+    """N judged responses as tokens; any rows of it are one too."""
+
+    prompt_ids: Tensor  # [N, P], padded on the left
+    prompt_mask: Tensor  # [N, P] bool, False on that padding
+    ids: Tensor  # [N, L], padded on the right
+    mask: Tensor  # [N, L] bool, the end-of-sequence token included
+    reward: Tensor  # [N]
+    group: Tensor  # [N] int64, which prompt, in 0 ... N - 1
+
+    def rows(self, index: Tensor) -> Recorded:
+        """Some rows, their groups numbered from 0."""
+        kept = Recorded(*(x[index] for x in self))
+        return kept._replace(group=torch.unique(kept.group, return_inverse=True)[1])
+
+
+def text_columns(path: str | Path, *names: str) -> list[list[str]]:
+    """Columns of text in an NPZ file: `<name>_utf8`, bytes one after another, cut at `<name>_offsets`."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        missing = [key for name in names for key in (f"{name}_utf8", f"{name}_offsets") if key not in file.files]
+        if missing:
+            raise ValueError(f"{path}: no {', '.join(missing)}; the file holds {', '.join(file.files)}")
+        columns = []
+        for name in names:
+            raw, edges = file[f"{name}_utf8"].tobytes(), file[f"{name}_offsets"].tolist()
+            if edges[0] != 0 or edges[-1] != len(raw) or any(a > b for a, b in itertools.pairwise(edges)):
+                raise ValueError(f"{path}: {name}_offsets must rise from 0 to the {len(raw)} bytes of {name}_utf8")
+            columns.append([raw[a:b].decode() for a, b in itertools.pairwise(edges)])
+    return columns
+
+
+def load_labelled(path: str | Path) -> Labelled:
+    """Solutions with a label each, as in the released samples of GSM8K: the reward is 1 where one is correct, else 0.
+
+    The file holds the texts `question` and `solution`, `solution_question_index` and `solution_is_correct`.
+    """
+    import numpy as np
+
+    questions, solutions = text_columns(path, *LABELLED)
+    with np.load(path, allow_pickle=False) as file:
+        for key in ("solution_question_index", "solution_is_correct"):
+            if key not in file.files or file[key].shape != (len(solutions),):
+                raise ValueError(f"{path}: wanted {key} with one entry for each of the {len(solutions)} solutions")
+        prompt = torch.from_numpy(file["solution_question_index"].astype(np.int64))
+        reward = torch.from_numpy(file["solution_is_correct"].astype(np.float32))
+    if len(prompt) and not (int(prompt.min()) >= 0 and int(prompt.max()) < len(questions)):
+        raise ValueError(f"{path}: solution_question_index must name one of the {len(questions)} questions")
+    return Labelled(questions, solutions, prompt, reward)
+
+
+def encode_labelled(
+    data: Labelled, encode: Callable[[str], Sequence[int]], *, eos: int, pad: int, longest: int
+) -> tuple[Recorded, int]:
+    """Tokens of all responses that fit in `longest` tokens with their prompt, and how many do not.
+
+    encode: a text to its ids, without special tokens. An end-of-sequence token is added to every response.
+    """
+    prompts = [list(encode(text)) for text in data.prompts]
+    rows = [
+        (prompts[g], [*encode(text), eos], i)
+        for i, (g, text) in enumerate(zip(data.prompt.tolist(), data.responses, strict=True))
+    ]
+    fit = [row for row in rows if row[0] and len(row[0]) + len(row[1]) <= longest]
+    if not fit:
+        raise ValueError(f"no prompt with its response fits in {longest} tokens; raise longest")
+    index = torch.tensor([i for _, _, i in fit])
+    before, after = max(len(p) for p, _, _ in fit), max(len(r) for _, r, _ in fit)
+    prompt_ids = torch.tensor([[pad] * (before - len(p)) + p for p, _, _ in fit])
+    ids = torch.tensor([r + [pad] * (after - len(r)) for _, r, _ in fit])
+    lengths = torch.tensor([[len(p), len(r)] for p, r, _ in fit])
+    recorded = Recorded(
+        prompt_ids,
+        torch.arange(before) >= before - lengths[:, :1],
+        ids,
+        torch.arange(after) < lengths[:, 1:],
+        data.reward[index],
+        torch.unique(data.prompt[index], return_inverse=True)[1],
+    )
+    return recorded, len(rows) - len(fit)
+
+
+def pairs(reward: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (chosen [K], rejected [K]) of all pairs of responses to one prompt of which the first has more reward."""
+    better = (group.unsqueeze(1) == group) & (reward.unsqueeze(1) > reward)
+    chosen, rejected = better.nonzero(as_tuple=True)
+    return chosen, rejected

@@ -1,0 +1,95 @@
+"""From a configuration to what learning with a language model takes: prompts, learner, loop, and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctrlrl.config import TrainConfig, own_settings
+from ctrlrl.core.ranks import Ranks
+from ctrlrl.llm.environment import TextEnv
+from ctrlrl.llm.learner import TokenLearner
+from ctrlrl.llm.loop import TokenLoop
+from ctrlrl.registry import ALGORITHMS, TOKEN_TASKS, lookup
+from ctrlrl.shares import start_together
+from ctrlrl.train.evaluate import Evaluation, forked_rng
+
+AT_ONCE = 256  # prompts that an evaluation answers together
+
+
+def answers_prompts(cfg: TrainConfig) -> bool:
+    """Whether a run trains a language model."""
+    return bool(lookup(ALGORITHMS, cfg.algo.name, "algorithm").loop == "tokens")
+
+
+def text_env(cfg: TrainConfig, device: torch.device) -> TextEnv:
+    """The prompts of a configured task; ValueError where the environment has none."""
+    if cfg.env.name not in TOKEN_TASKS:
+        raise ValueError(
+            f"algo={cfg.algo.name} teaches a language model, and env={cfg.env.name} has no prompts. Use one of "
+            f"{', '.join(f'env={name}' for name in TOKEN_TASKS)}"
+        )
+    kind = lookup(TOKEN_TASKS, cfg.env.name, "environment")
+    settings = own_settings(cfg.env, kind.Settings)
+    return kind(settings).env(n_envs=cfg.n_envs, device=device, max_tokens=cfg.algo.max_tokens, path=cfg.data.path)
+
+
+def token_learner(cfg: TrainConfig, env: TextEnv) -> TokenLearner:
+    kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
+    algo = replace(cfg.algo, max_tokens=env.max_new_tokens)
+    learner: TokenLearner = kind(algo, env.spec, model=env.make_model(), eos=env.eos, pad=env.pad)
+    learner.set_dtype(cfg.dtype)
+    return learner
+
+
+def token_loop(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> TokenLoop:
+    if cfg.data.name != "none":
+        raise ValueError(f"data={cfg.data.name}: algo={cfg.algo.name} learns from prompts; leave data out")
+    if cfg.compile == "graph":
+        raise ValueError(f"compile=graph is not for algo={cfg.algo.name}. Use compile=eager.")
+    cfg.algo.check_envs(cfg.n_envs)
+    env = text_env(cfg, device)
+    env.notices = cfg.algo.notices()
+    torch.manual_seed(cfg.seed)
+    learner = token_learner(cfg, env)
+    start_together(learner, cfg.seed, ranks)
+    steps = cfg.env_steps(type(learner))
+    return TokenLoop(learner, env, total_steps=steps)
+
+
+def text_evaluator(
+    learner: TokenLearner, env: TextEnv, *, episodes: int, seed: int, deterministic: bool = True
+) -> Callable[[], Evaluation]:
+    """A function that judges the responses to `episodes` of the test prompts, or to all where there are fewer."""
+    chosen = torch.randperm(len(env.test), generator=torch.Generator().manual_seed(seed))[:episodes]
+    n_rewards = len(env.rewards.fns)
+    weights = learner.cfg.weights(torch.empty(1, n_rewards, device=env.spec.device))
+
+    def run() -> Evaluation:
+        rewards, lengths = [], []
+        with forked_rng(seed):
+            for index in chosen.split(AT_ONCE):
+                asked = env.asked(env.test, index)
+                responses = learner.respond(
+                    asked.ids, asked.mask, n=1, max_new_tokens=env.max_new_tokens, greedy=deterministic
+                )
+                rewards.append((env.judge(asked, responses, test=True).nan_to_num(0.0) * weights).sum(1))
+                lengths.append(responses.lengths)
+        returns = torch.cat(rewards).double().cpu()
+        success = None if env.solved is None else (returns >= env.solved).float()
+        return Evaluation(returns, torch.cat(lengths).cpu(), success)
+
+    return run
+
+
+def save_pretrained(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A transformers or PEFT model and its tokenizer; of another module ValueError."""
+    if not hasattr(model, "save_pretrained"):
+        raise ValueError(f"{type(model).__name__} is not of transformers; save its state_dict() instead")
+    model.save_pretrained(str(folder))
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(str(folder))
