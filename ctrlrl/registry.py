@@ -48,6 +48,15 @@ SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
     "slippery_lake": "ctrlrl.envs.lake:SlipperyLake",
     "multigoal": "ctrlrl.envs.multigoal:MultiGoal",
     "pointmaze": "ctrlrl.envs.maze:PointMaze",
+    "deep_sea_treasure": "ctrlrl.envs.morl:DeepSeaTreasure",
+    "deep_sea_treasure_concave": "ctrlrl.envs.morl:DeepSeaTreasureConcave",
+    "resource_gathering": "ctrlrl.envs.morl:ResourceGathering",
+    "fruit_tree": "ctrlrl.envs.morl:FruitTree",
+    "minecart": "ctrlrl.envs.morl_motion:Minecart",
+    "mo_mountaincar": "ctrlrl.envs.morl_motion:MOMountainCar",
+    "mo_pendulum": "ctrlrl.envs.morl_motion:MOPendulum",
+    "mo_bandit": "ctrlrl.envs.morl_motion:QuadraticBandit",
+    "mo_irrigation": "ctrlrl.envs.morl_motion:Irrigation",
 }
 
 ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymnasium id of the same task
