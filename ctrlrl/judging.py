@@ -96,7 +96,8 @@ def evaluator(
         means = held_out_means(
             judge, rows, deterministic=not learner.stochastic_eval if asked is None else asked, seed=seed
         )
-        return found._replace(**{f"held_out_{name}": mean for name, mean in means.items()})
+        own: dict[str, Any] = {f"held_out_{name}": mean for name, mean in means.items()}
+        return found._replace(**own)
 
     return run
 

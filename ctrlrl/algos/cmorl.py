@@ -8,14 +8,13 @@ other ones by a log barrier. Every policy evaluated on the way is offered to the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ctrlrl.core.actor_critic import Batch
-from ctrlrl.core.archive import Archive
-from ctrlrl.core.learner import Learner
+from ctrlrl.core.front import FrontLearner
 from ctrlrl.core.members import Members
 from ctrlrl.core.on_policy_config import ActorCriticConfig
 from ctrlrl.core.random import Randomness
@@ -23,18 +22,16 @@ from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.masked import batch_mean
 from ctrlrl.functional.pareto import (
     depth_first_grid,
-    front_measures,
     log_barrier,
     ratio_barrier,
     return_floor,
-    simplex_grid,
 )
 from ctrlrl.functional.surrogate import bpo, ppo_clip
 from ctrlrl.nn.critics import VectorCritic
 from ctrlrl.nn.normalize import RewardScaler
 from ctrlrl.nn.stacked import stack
 from ctrlrl.policies.standard import standard_normalizer, standard_policy
-from ctrlrl.types import EnvSpec, Metrics, PolicyOutput, Rollout
+from ctrlrl.types import EnvSpec, Metrics, Rollout
 
 LEAST_GAP = 1e-2  # of a return above its floor, in units of the return: below it the barrier goes on as a line
 
@@ -116,8 +113,10 @@ class Team(Members):
     """Policies of one round: each climbs its own weighted sum, in stage two behind its own floors.
 
     achieved, floor, scale: [S, M] returns by the last evaluation, what they must not fall below, and their unit.
-    others: [S, M], 1 for objectives with a floor; extends: whether there are any.
+    others: [S, M], 1 for objectives with a floor. horizon: [S, 1], discounted steps of an episode.
     """
+
+    extends = False  # whether this is stage two
 
     def __init__(self, cfg: Any, nets: nn.ModuleDict, weight: Tensor):
         super().__init__(cfg, nets, weight)
@@ -125,11 +124,11 @@ class Team(Members):
         self.scale, self.others = torch.ones_like(weight), torch.zeros_like(weight)
         self.horizon = torch.ones_like(weight[:, :1])
         self.objective = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
-        self.extends = False
 
     def climb(self, weight: Tensor) -> None:
         """Stage one: preferences [S, M]."""
         self.weight.copy_(weight)
+        self.others.zero_()
         self.extends = False
 
     def extend(self, objective: Tensor, returns: Tensor) -> None:
@@ -185,103 +184,16 @@ class Team(Members):
         return (barrier * kept).sum(1) / max(rows - 1, 1)
 
 
-class ScalarizedPPOLearner(Learner):
-    """One round: a policy for every preference of the grid. The loop asks for rounds until there are none."""
+class ScalarizedPPOLearner(FrontLearner):
+    """One round: a policy for every preference of the grid."""
 
-    loop = "population"
-    multi_objective = True
-    config: type = ScalarizedPPOConfig
-    cfg: Any
+    config: ClassVar[type] = ScalarizedPPOConfig
+    team_state = ("weight", "others", "achieved", "floor", "scale", "horizon", "objective")
 
     def __init__(self, cfg: ScalarizedPPOConfig, spec: EnvSpec):
-        self.cfg, self.spec, self.n_objectives = cfg, spec, spec.reward_dim
-        if len(cfg.reference) != spec.reward_dim:
-            raise ValueError(
-                f"algo.reference: give the worst return that counts in each of {spec.reward_dim} objectives "
-                f"{' '.join(spec.objectives)}".rstrip()
-                + f", e.g. algo.reference=[{','.join(['-100'] * spec.reward_dim)}]; got {list(cfg.reference)}"
-            )
+        super().__init__(cfg, spec)
         self.grid = depth_first_grid(spec.reward_dim, cfg.weight_low, cfg.weight_high, cfg.weight_step)
-        divisions = cfg.eval_divisions or {1: 1, 2: 100, 3: 10}.get(spec.reward_dim, 2)
-        self.preferences = simplex_grid(spec.reward_dim, divisions)
-        self.archive = Archive(torch.tensor(cfg.reference), cfg.archive_size)
-        self.front: Metrics = {}
-        self._remeasure()  # here: an import that fails, fails before the training
-        self.rounds = [0]  # updates of every round
-        self.n_begun = self.n_updates = 0  # rounds begun; updates of the present one
-        self.team: Team | None = None
-        self._teams: dict[int, Team] = {}
-        self._compile = "eager"
-        self._chosen: Team | None = None
-        self._template = [self._nets() for _ in range(len(self.grid))]
-
-    @property
-    def device(self) -> torch.device:
-        return self.spec.device
-
-    # rounds, as the loop asks for them -------------------------------------------------------------------------------
-
-    def set_budget(self, total_steps: int, n_envs: int) -> None:
-        """total_steps: those of all policies' environments while they learn; evaluations are not counted."""
-        self.rounds = [self._first_round(total_steps, n_envs)]
-
-    def _first_round(self, steps: int, n_envs: int) -> int:
-        updates = steps // len(self.grid) // (self.cfg.n_steps * n_envs)
-        if updates < 1:
-            raise ValueError(
-                f"total_steps: {steps:,} steps give none of {len(self.grid)} policies the {self.cfg.n_steps * n_envs:,} "
-                "of one update (n_envs x algo.n_steps). Raise total_steps, or lower n_envs or algo.n_steps."
-            )
-        return updates
-
-    def begin_round(self) -> int:
-        """The members of the next round; 0 when there is none."""
-        if self.n_begun >= len(self.rounds):
-            return 0
-        self.n_updates = 0
-        size = self._begin(self.n_begun)
-        self.n_begun += size > 0
-        return size
-
-    def _begin(self, round_: int) -> int:
-        team = self._use(len(self.grid))
-        team.climb(self.grid.to(team.weight))
-        return team.size
-
-    @property
-    def round_over(self) -> bool:
-        return self.n_updates >= self.rounds[self.n_begun - 1]
-
-    @property
-    def evaluation_due(self) -> bool:
-        return self.n_updates % self.cfg.eval_every == 0 or self.round_over
-
-    @property
-    def finished(self) -> bool:
-        return self.n_begun >= len(self.rounds) and self.round_over
-
-    def update(self, batch: Rollout) -> Metrics:
-        assert self.team is not None
-        metrics = self.team.update(batch)
-        self.n_updates += 1
-        return metrics
-
-    def offer(self, returns: Tensor) -> None:
-        """Mean returns [S, M] of the present members by an evaluation."""
-        assert self.team is not None
-        self.team.achieved.copy_(returns)
-        self.archive.insert(returns, self._kept(self.team))
-        self._chosen = None
-        self._remeasure()
-
-    def _kept(self, team: Team) -> dict[str, Tensor]:
-        return {f"nets/{name}": x for name, x in team.rows().items()}
-
-    def _remeasure(self) -> None:
-        measures = front_measures(self.archive.returns, self.archive.reference, self.preferences)
-        self.front = {f"front/{name}": x for name, x in measures.items()}
-
-    # networks --------------------------------------------------------------------------------------------------------
+        self._fresh = [self._nets() for _ in self.grid]
 
     def _nets(self) -> nn.ModuleDict:
         cfg, spec = self.cfg, self.spec
@@ -295,100 +207,25 @@ class ScalarizedPPOLearner(Learner):
         }
         return nn.ModuleDict(nets).to(spec.device)
 
-    def _team(self, size: int) -> Team:
-        nets = [self._template[i % len(self._template)] for i in range(size)]
+    def make_team(self, size: int) -> Team:
+        nets = [self._fresh[i % len(self._fresh)] for i in range(size)]
         weight = torch.zeros(size, self.n_objectives, device=self.device)
         return Team(self.cfg, stack(nets, Randomness().bernoulli_like), weight)
 
-    def _use(self, size: int, rows: dict[str, Tensor] | None = None) -> Team:
-        """The team of that size, which begins with given rows or afresh; compiled ones are used again."""
-        if size not in self._teams:
-            self._teams[size] = self._team(size)
-            self._teams[size].set_compile(self._compile)
-        self.team = team = self._teams[size]
-        if rows is not None:
-            team.load_rows({k.removeprefix("nets/"): x for k, x in rows.items() if k.startswith("nets/")})
-        for name, x in team.opt.state_dict().items():
-            x.copy_(rows[f"adam/{name}"]) if rows is not None and f"adam/{name}" in rows else x.zero_()
-        team.forget_episodes()
-        return team
+    def plan(self, total_steps: int, n_envs: int) -> list[int]:
+        rows = self.cfg.n_steps * n_envs
+        updates = total_steps // len(self.grid) // rows
+        if updates < 1:
+            raise ValueError(
+                f"total_steps: {total_steps:,} steps of stage one give none of {len(self.grid)} policies the {rows:,} "
+                "of an update (n_envs x algo.n_steps). Raise total_steps, or lower n_envs or algo.n_steps."
+            )
+        return [updates]
 
-    def set_progress(self, done: float) -> None:
-        assert self.team is not None
-        share = 1.0 - done if self.cfg.lr_schedule == "linear" else 1.0
-        self.team.opt.learning_rate.fill_(self.cfg.learning_rate * share)
-
-    def set_compile(self, mode: str) -> None:
-        self._compile = mode
-
-    # the policies that were found ------------------------------------------------------------------------------------
-
-    def policies(self, index: Tensor) -> Team:
-        """Archived policies side by side, to act."""
-        team = self._team(len(index))
-        team.load_rows({k.removeprefix("nets/"): x[index] for k, x in self.archive.rows.items() if k[:5] == "nets/"})
-        return team
-
-    def prefer(self, preference: Any) -> int:
-        """Act from now on as the archived policy that is best for a preference [M]; its index is returned."""
-        index = self.archive.best_for(checked_preference(preference, self.n_objectives))
-        self._chosen = self.policies(torch.tensor([index]))
-        return index
-
-    def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
-        """By the preference told last, else by equal shares."""
-        if self._chosen is None:
-            self.prefer([1.0 / self.n_objectives] * self.n_objectives)
-        assert self._chosen is not None
-        return self._chosen.act(obs, deterministic=deterministic)
-
-    # state -----------------------------------------------------------------------------------------------------------
-
-    def model_state(self) -> dict[str, Tensor]:
-        """Every archived policy with its normalizer, [n, ...] each; nothing where the archive is empty."""
-        own = {f"archive/{name}": x for name, x in self.archive.rows.items()}
-        return own | {"archive/returns": self.archive.returns} if own else {}
-
-    def load_model_state(self, state: dict[str, Tensor]) -> None:
-        found = {k.removeprefix("archive/"): x for k, x in state.items() if k.startswith("archive/")}
-        returns = found.pop("returns", torch.zeros(0, self.n_objectives, dtype=torch.float64))
-        if found:
-            wanted = self._kept(self._team(1))
-            for name, x in wanted.items():
-                if name not in found or found[name].shape != (len(returns), *x.shape[1:]):
-                    got = tuple(found[name].shape) if name in found else "nothing"
-                    raise ValueError(f"archive/{name} is {got}, wanted {(len(returns), *x.shape[1:])}")
-            found = {name: found[name].to(self.device) for name in wanted}
-        self.archive.returns, self.archive.rows = returns.double(), found
-        self._chosen = None
-        self._remeasure()
-
-    def training_state(self) -> dict[str, Tensor]:
-        if not self.n_begun:
-            return {}
-        assert self.team is not None
-        team = self.team
-        state = {f"archive/{name}": x for name, x in self.archive.state_dict().items()}
-        state |= {f"team/nets/{name}": x for name, x in team.rows().items()}
-        state |= {f"team/adam/{name}": x for name, x in team.opt.state_dict().items()}
-        state |= {f"team/{name}": getattr(team, name) for name in ("weight", "objective", "achieved", "floor", "scale")}
-        state |= {"team/others": team.others, "team/extends": torch.tensor(team.extends)}
-        if team.discounted_return is not None:
-            state["team/discounted_return"] = team.discounted_return
-        return state | {"rounds": torch.tensor([self.n_begun, self.n_updates])}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        if "rounds" not in state:
-            return
-        self.n_begun, self.n_updates = state["rounds"].tolist()
-        self.archive.load_state_dict({k[8:]: x for k, x in state.items() if k.startswith("archive/")})
-        own = {k[5:]: x for k, x in state.items() if k.startswith("team/")}
-        team = self._use(len(own["weight"]), own)
-        for name in ("weight", "objective", "achieved", "floor", "scale", "others"):
-            getattr(team, name).copy_(own[name])
-        team.extends = bool(own["extends"])
-        if "discounted_return" in own:
-            team.discounted_return = own["discounted_return"].to(self.device, copy=True)
+    def begin(self, round_: int) -> int:
+        team = self.use(len(self.grid))
+        team.climb(self.grid.to(team.weight))
+        return team.size
 
 
 class CMORLLearner(ScalarizedPPOLearner):
@@ -399,7 +236,7 @@ class CMORLLearner(ScalarizedPPOLearner):
 
     config = CMORLConfig
 
-    def set_budget(self, total_steps: int, n_envs: int) -> None:
+    def plan(self, total_steps: int, n_envs: int) -> list[int]:
         cfg = self.cfg
         first = 2 * total_steps // 3 if cfg.init_steps is None else cfg.init_steps
         if first > total_steps:
@@ -408,49 +245,39 @@ class CMORLLearner(ScalarizedPPOLearner):
         full, rest = divmod(updates, cfg.extension_updates)
         lengths = [cfg.extension_updates] * full + [rest] * (rest > 0)
         one_by_one = self.n_objectives if cfg.ipo == "released" else 1
-        self.rounds = [self._first_round(first, n_envs), *(n for n in lengths for _ in range(one_by_one))]
+        return [*super().plan(first, n_envs), *(n for n in lengths for _ in range(one_by_one))]
 
     @property
     def evaluation_due(self) -> bool:
         return self.n_begun > 1 or super().evaluation_due
 
-    def _kept(self, team: Team) -> dict[str, Tensor]:
-        kept = super()._kept(team)
+    def kept(self, team: Team) -> dict[str, Tensor]:
+        kept = super().kept(team)
         if self.cfg.ipo == "released":
             kept |= {f"adam/{name}": x for name, x in team.opt.state_dict().items()}
         return kept
 
-    def _begin(self, round_: int) -> int:
+    def begin(self, round_: int) -> int:
         if round_ == 0:
-            return super()._begin(round_)
+            return super().begin(round_)
         m, released = self.n_objectives, self.cfg.ipo == "released"
         objective = (round_ - 1) % m
-        if released and objective:
-            assert self.team is not None
-            self.team.extend(torch.full((self.team.size,), objective, device=self.device), self.team.achieved)
+        if released and objective:  # the chain goes on
+            self.team.extend(torch.full((self.team.size,), objective), self.team.achieved)
             self.team.forget_episodes()
             return self.team.size
         if not len(self.archive):
             raise ValueError(self.archive.why_empty())
         index = self.archive.select(self.cfg.n_extended)
         if not len(index):
-            self.rounds = self.rounds[:round_]  # nothing new to extend: the run ends here
             return 0
         objectives = torch.zeros(len(index), dtype=torch.int64) if released else torch.arange(m).repeat(len(index))
         chosen = index if released else index.repeat_interleave(m)
-        team = self._use(len(chosen), {name: x[chosen.to(x.device)] for name, x in self.archive.rows.items()})
-        team.extend(objectives.to(self.device), self.archive.returns[chosen])
+        team = self.use(len(chosen), {name: x[chosen.to(x.device)] for name, x in self.archive.rows.items()})
+        team.extend(objectives, self.archive.returns[chosen])
         return team.size
 
-
-def checked_preference(preference: Any, objectives: int) -> Tensor:
-    """[M] float64, as given; ValueError for what is no preference."""
-    weight = torch.as_tensor(preference, dtype=torch.float64).reshape(-1)
-    shown = [round(x, 6) for x in weight.tolist()]
-    if len(weight) != objectives:
-        raise ValueError(f"preference={shown} has {len(weight)} entries, the task has {objectives} objectives")
-    if not bool((weight >= 0.0).all()):
-        raise ValueError(f"preference={shown}: an entry is negative or not a number; all lie in [0, 1]")
-    if abs(float(weight.sum()) - 1.0) > 1e-6:
-        raise ValueError(f"preference={shown} sums to {float(weight.sum()):g}, not to 1")
-    return weight
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        super().load_training_state(state)
+        if self.team is not None:
+            self.team.extends = self.n_begun > 1

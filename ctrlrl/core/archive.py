@@ -51,7 +51,7 @@ class Archive:
         }
 
     def select(self, n: int) -> Tensor:
-        """Indices of up to n policies with the most room around them that were never selected before; remembers them."""
+        """Indices of up to n policies with the most room around them, none selected before; they are remembered."""
         order = crowding_distance(self.returns).argsort(descending=True, stable=True)
         fresh = ~(self.returns.unsqueeze(1) == self.chosen.unsqueeze(0)).all(2).any(1)
         index = order[fresh[order]][:n]

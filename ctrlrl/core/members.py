@@ -183,9 +183,9 @@ class Members:
         obs = self.normalizer(rollout.obs.unflatten(1, (self.size, -1))).flatten(1, 2)
         own = advantage.unflatten(1, (self.size, -1)) * unit
         scalar = (own * self.weight.unsqueeze(1)).sum(-1).flatten(1, 2)
-        columns = (obs, rollout.action, rollout.log_prob, rollout.value, scalar, target)
-        extras = {"advantages": self._rows(own.flatten(1, 2))}
-        return Batch(*(self._rows(x) for x in columns), extras)
+        extras = {"advantages": own.flatten(1, 2)}
+        every = Batch(obs, rollout.action, rollout.log_prob, rollout.value, scalar, target, extras)
+        return tree_map(self._rows, every)
 
     def step(self, batch: Batch) -> Metrics:
         loss, metrics = self._loss(tree_map(lambda x: x.transpose(0, 1), batch))

@@ -91,15 +91,12 @@ class PopulationLoop:
         cfg = learner.cfg
         self.returns = VectorReturns(make_eval_env, gamma=cfg.eval_gamma, max_steps=cfg.eval_max_steps)
         self.round: OnPolicyLoop | None = None
+        self.env: VecEnv | None = None  # of the present round
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)
         self.env_steps = self.gradient_steps = self.n_evaluations = 0
         self._members: Metrics = {}
         self._envs: dict[int, VecEnv] = {}
         learner.set_budget(total_steps, spec.n_envs)
-
-    @property
-    def env(self) -> VecEnv | None:
-        return None if self.round is None else self.round.env
 
     @property
     def done(self) -> bool:
@@ -138,9 +135,10 @@ class PopulationLoop:
         n = size * self.spec.n_envs
         if n not in self._envs:
             self._envs[n] = self.make_env(n)
+        self.env = self._envs[n]
         loop = OnPolicyLoop(
             self.learner.team,
-            self._envs[n],
+            self.env,
             n_steps=self.learner.cfg.n_steps,
             total_steps=self.total_steps,
             seed=fresh_seed(self.seed, self.env_steps),
@@ -162,9 +160,7 @@ class PopulationLoop:
             "objectives": list(self.spec.objectives) or None,
             "reference": archive.reference.tolist(),
             "hypervolume_stored": stored["hypervolume"],
-            "expected_utility_stored": None
-            if stored["expected_utility"] != stored["expected_utility"]
-            else stored["expected_utility"],
+            "expected_utility_stored": stored["expected_utility"] if len(archive) else None,
             "sparsity_stored": stored["sparsity"],
             "front_stored": archive.returns.tolist(),
             "evaluation_steps": self.returns.env_steps,
