@@ -61,6 +61,18 @@ SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
     "mo_irrigation": "ctrlrl.envs.morl_motion:Irrigation",
 }
 
+VECTOR_ROBOTS = {  # MuJoCo, paid with vectors; the mo-gymnasium id of the same task
+    "mo_halfcheetah": "mo-halfcheetah-v5",
+    "mo_hopper": "mo-hopper-v5",
+    "mo_hopper_2obj": "mo-hopper-2obj-v5",
+    "mo_walker2d": "mo-walker2d-v5",
+    "mo_ant": "mo-ant-v5",
+    "mo_ant_2obj": "mo-ant-2obj-v5",
+    "mo_humanoid": "mo-humanoid-v5",
+    "mo_swimmer": "mo-swimmer-v5",
+    "mo_reacher": "mo-reacher-v5",
+}
+
 ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymnasium id of the same task
     "halfcheetah": "HalfCheetah-v5",
     "hopper": "Hopper-v5",
@@ -79,6 +91,7 @@ ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymn
     "ant-v4": "Ant-v4",
     "humanoid-v4": "Humanoid-v4",
     "swimmer-v4": "Swimmer-v4",
+    **VECTOR_ROBOTS,
 }
 
 GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and for ids given to the Python API
@@ -88,6 +101,18 @@ GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and f
     "mountaincar_continuous": "MountainCarContinuous-v0",
     "acrobot": "Acrobot-v1",
     **ROBOTS,
+}
+
+SAME_SPACES = {  # Gymnasium ids of the same observations and actions; "" where there is none
+    "mo_halfcheetah": "HalfCheetah-v5",
+    "mo_hopper": "Hopper-v5",
+    "mo_hopper_2obj": "Hopper-v5",
+    "mo_walker2d": "Walker2d-v5",
+    "mo_ant": "Ant-v5",
+    "mo_ant_2obj": "Ant-v5",
+    "mo_humanoid": "Humanoid-v5",
+    "mo_swimmer": "Swimmer-v5",
+    "mo_reacher": "",
 }
 
 ROBOT_SETTINGS = "ctrlrl.envs.dynamics:Dynamics"

@@ -142,10 +142,7 @@ class ResourceGathering(Sim):
         return columns(row, col, state.gold.long(), state.diamond.long()).to(self.dtype)
 
     def pareto_front(self, gamma: float) -> Tensor:
-        """[6, 3] float64 expected returns of six ways, by what they pick up and which enemies they pass.
-
-        At a discount near 1 none dominates another, except that at gamma = 1 a detour costs nothing.
-        """
+        """[n, 3] float64 expected returns of the ways that no other dominates: which are worth it depends on gamma."""
         live = 1.0 - self.death
 
         def way(steps: int, gold: float, diamond: float, fights: tuple[int, ...]) -> list[float]:
@@ -154,15 +151,20 @@ class ResourceGathering(Sim):
             alive = live ** len(fights) * gamma**steps
             return [lost, gold * alive, diamond * alive]
 
-        ways = [
-            way(10, 0, 1, ()),
-            way(12, 1, 1, (7, 9)),
-            way(8, 1, 0, (3, 5)),
-            way(14, 1, 1, (7,)),
-            way(12, 1, 0, ()),
-            way(10, 1, 0, (7,)),
-        ]
-        return torch.tensor(ways, dtype=torch.float64)
+        returns = torch.tensor(
+            [
+                way(10, 0, 1, ()),
+                way(12, 1, 1, (7, 9)),
+                way(8, 1, 0, (3, 5)),
+                way(14, 1, 1, (7,)),
+                way(12, 1, 0, ()),
+                way(10, 1, 0, (7,)),
+            ],
+            dtype=torch.float64,
+        )
+        one, other = returns.unsqueeze(1), returns.unsqueeze(0)
+        dominated = (one <= other).all(2) & (one < other).any(2)
+        return returns[~dominated.any(1)]
 
 
 class TreeState(NamedTuple):

@@ -29,7 +29,7 @@ class MOMountainCar(MountainCar):
 
 
 class MOPendulum(Pendulum):
-    """Pendulum-v1 with its cost in two: reward (-(theta^2 + 0.1 theta'^2), -torque^2), theta = 0 upright, torque in N m.
+    """Pendulum-v1 with its cost in two: reward (-(theta^2 + 0.1 theta'^2), -torque^2), 0 = upright, torque in N m.
 
     The weights (1, 0.001) give Pendulum-v1's reward. Both are of the state before the step.
     """

@@ -54,7 +54,7 @@ class Sim:
         raise NotImplementedError
 
     def step(self, state: State, action: Tensor) -> tuple[State, Tensor, Tensor] | tuple[State, Tensor, Tensor, Extras]:
-        """One control step: the next state, reward [B] or [B, M], terminated [B] bool, and extras [B, ...] if it has any."""
+        """One control step: the next state, reward [B] or [B, M], terminated [B] bool, extras [B, ...] if any."""
         raise NotImplementedError
 
     def observe(self, state: State) -> Tensor:
@@ -272,13 +272,13 @@ class BatchedSim:
     def _compiled_step(self) -> Any:
         n, o, sim, limit = self.spec.n_envs, self.spec.obs_dim, self.sim, self.limit
         flag = torch.zeros(n, dtype=torch.uint8, device=self.device)
-        row = torch.zeros(*((m,) if (m := len(sim.objectives)) else ()), n, dtype=self.dtype, device=self.device)
+        reward = torch.zeros(len(sim.objectives) or 1, n, dtype=self.dtype, device=self.device).T
+        reward = reward if sim.objectives else reward[:, 0]
         obs = torch.zeros(o, n, dtype=self.dtype, device=self.device).T
         # Outputs into the same buffers at every step: fresh blocks of megabytes cost more page faults than arithmetic.
         extras = {name: x.new_zeros(*x.shape[1:], n).movedim(-1, 0) for name, x in self._one_step().extras.items()}
-        out = TimeStep(
-            obs, obs.clone(memory_format=torch.preserve_format), row.movedim(-1, 0), flag, flag.clone(), extras
-        )
+        final_obs = obs.clone(memory_format=torch.preserve_format)
+        out = TimeStep(obs, final_obs, reward, flag, flag.clone(), extras)
         seen = out._replace(terminated=out.terminated.view(torch.bool), truncated=out.truncated.view(torch.bool))
 
         def write(buffer: Tensor, value: Tensor) -> None:
