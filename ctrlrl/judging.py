@@ -12,11 +12,13 @@ from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.envs.mjcf_tasks import HEIGHT_AND_SPEED
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.functional.pareto import front_measures
 from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
 from ctrlrl.tasks import backend_of, device_of, env_device, eval_env, make_env, make_sim, same_spaces
 from ctrlrl.train.evaluate import Evaluation, evaluate, forked_rng
 from ctrlrl.train.held_out import Rows, held_out_means
+from ctrlrl.train.population import AT_ONCE, VectorReturns
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import VecEnv
 
@@ -74,6 +76,8 @@ def evaluator(
     device = env_device(cfg, task)
     if cfg.eval.env:
         same_spaces(cfg, task)
+    if learner.multi_objective and hasattr(learner, "policies"):
+        return lambda: front_evaluation(learner, cfg, episodes=episodes, seed=seed)
     env: VecEnv | None = None
 
     def run() -> Evaluation:
@@ -92,9 +96,31 @@ def evaluator(
         means = held_out_means(
             judge, rows, deterministic=not learner.stochastic_eval if asked is None else asked, seed=seed
         )
-        return found._replace(**{f"held_out_{name}": mean for name, mean in means.items()})
+        own: dict[str, Any] = {f"held_out_{name}": mean for name, mean in means.items()}
+        return found._replace(**own)
 
     return run
+
+
+def front_evaluation(learner: Any, cfg: TrainConfig, *, episodes: int, seed: int) -> Evaluation:
+    """All policies that a learner has kept, on fresh episodes; what they are worth together is measured on these."""
+    task = eval_env(cfg)
+    device = env_device(cfg, task)
+    returns = VectorReturns(
+        lambda n: make_env(task, n, seed=seed, device=device, stagger=False),
+        gamma=learner.cfg.eval_gamma,
+        max_steps=learner.cfg.eval_max_steps,
+    )
+    index = torch.arange(len(learner.archive))
+    parts = [
+        returns(learner.policies(part), episodes=episodes, seed=seed)[0] for part in index.split(AT_ONCE) if len(part)
+    ]
+    if not parts:
+        return Evaluation.nothing()
+    found = torch.cat(parts).cpu()
+    measures = front_measures(found, learner.archive.reference, learner.preferences)
+    measures.pop("size")
+    return Evaluation.nothing()._replace(front={"returns": found, **measures})
 
 
 def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) -> Trials | None:

@@ -13,6 +13,8 @@ ALGORITHMS = {
     "pdppo": "ctrlrl.algos.pdppo:PDPPOLearner",
     "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
     "fpo": "ctrlrl.algos.fpo:FPOLearner",
+    "cmorl": "ctrlrl.algos.cmorl:CMORLLearner",
+    "scalarized_ppo": "ctrlrl.algos.cmorl:ScalarizedPPOLearner",
     "sac": "ctrlrl.algos.sac:SACLearner",
     "td3": "ctrlrl.algos.td3:TD3Learner",
     "rlpd": "ctrlrl.algos.rlpd:RLPDLearner",

@@ -28,7 +28,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "seeds": {"core", "data", "nn"},
     "provenance": {"config", "data"},
     "tasks": {"config", "envs", "registry", "types"},
-    "judging": {"config", "core", "envs", "nn", "policies", "tasks", "train", "types"},
+    "judging": {"config", "core", "envs", "functional", "nn", "policies", "tasks", "train", "types"},
     "loops": {"config", "core", "data", "registry", "seeds", "shares", "sources", "tasks", "train", "types"},
     "build": GROUND
     | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctrlrl.functional.checks import in_range
 
+_EXACT = 6  # objectives up to which the exact hypervolume of 200 points takes no seconds
 _DIRECTIONS = 2**15  # of the estimated hypervolume; its standard error is then below 1 % up to nine objectives
 
 
@@ -103,6 +104,20 @@ def maximum_utility_loss(points: Tensor, front: Tensor, weights: Tensor) -> Tens
     """The most utility that any of the preferences [k, M] loses by [n, M] in place of the true front [f, M]."""
     weights = weights.double()
     return ((weights @ front.double().T).amax(1) - (weights @ points.double().T).amax(1)).max()
+
+
+def front_measures(points: Tensor, reference: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Hypervolume, expected utility (NaN of nothing), sparsity and size of [n, M]; more than six objectives: estimated.
+
+    weights: [k, M], the preferences that utility is the mean over.
+    """
+    volume = hypervolume if points.shape[1] <= _EXACT else hypervolume_estimate
+    return {
+        "hypervolume": volume(points, reference),
+        "expected_utility": expected_utility(points, weights) if len(points) else torch.tensor(math.nan).double(),
+        "sparsity": sparsity(points),
+        "size": torch.tensor(float(len(points)), dtype=torch.float64),
+    }
 
 
 def cardinality(points: Tensor) -> Tensor:

@@ -54,6 +54,17 @@ class ValueHeads(nn.Module):
         return torch.cat((self.others(latent), self.last(latent)), dim=-1).float()
 
 
+class VectorCritic(nn.Module):
+    """One value for each of M objectives: [..., O] -> [..., M]. With M = 1 it has `ValueCritic`'s numbers."""
+
+    def __init__(self, obs_dim: int, hidden: Sequence[int], n: int, *, activation: str, orthogonal: bool = True):
+        super().__init__()
+        self.net = mlp((obs_dim, *hidden, n), activation=activation, orthogonal=orthogonal)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.net(obs).float()
+
+
 class ValueMedianCritic(nn.Module):
     """V(s) and a soft median mu(s) of the returns: [..., O] -> [..., 2]. arXiv:2604.18578, Algorithm 1.
 
