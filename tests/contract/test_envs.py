@@ -12,7 +12,16 @@ from ctrlrl.tasks import make_env
 from ctrlrl.types import EnvSpec, VecEnv
 
 N = 5
-ROBOTS = ("halfcheetah", "hopper", "inverted_pendulum", "reacher", "hopper-v4", "mo_hopper", "mo_ant_2obj", "mo_reacher")
+ROBOTS = (
+    "halfcheetah",
+    "hopper",
+    "inverted_pendulum",
+    "reacher",
+    "hopper-v4",
+    "mo_hopper",
+    "mo_ant_2obj",
+    "mo_reacher",
+)
 TASKS = {
     **{name: EnvConfig(name=name) for name in (*SIMULATORS, *ROBOTS)},
     "gym:CartPole-v1": EnvConfig(name="gym", id="CartPole-v1"),
