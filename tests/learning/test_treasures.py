@@ -16,8 +16,8 @@ STEPS = 40  # of an episode: twice the longest way
 def greedy_returns(sim: DeepSeaTreasure, weights: Tensor, *, sweeps: int = 60, seed: int = 0) -> Tensor:
     """[W, 2] undiscounted returns of the greedy policy of Q-learning with each of the weights [W, 2], all at once.
 
-    Every state and action once a sweep, in random order; step size 1 (the task is deterministic), gamma 1. A weight of 0
-    on time leaves a policy free to dawdle for ever, so it counts for a millionth.
+    Every state and action once a sweep, in random order; step size 1 (the task is deterministic), gamma 1. A weight of
+    0 on time leaves a policy free to dawdle for ever, so it counts for a millionth.
     """
     n, side, weights = len(weights), sim.side, weights.clamp(min=1e-6)
     cells = torch.arange(side * side)
