@@ -20,7 +20,8 @@ UNITS = {
     "steps": "offline gradient steps, then environment steps",
 }
 RETURN = "eval/return_mean"
-HYPERVOLUME = "front/hypervolume"  # column of progress.csv, of runs that look for a front
+HYPERVOLUME = "front/hypervolume"  # column of progress.csv, of runs that look for a front; or else JUDGED
+JUDGED = "eval/hypervolume"  # of the evaluations, of a policy for all preferences
 LABELS = {RETURN: "return", SCORE: "normalised score", HYPERVOLUME: "hypervolume"}
 
 
@@ -33,7 +34,11 @@ def write_curve(run: Path, out: Path) -> None:
 
 def seeks_front(run: Run) -> bool:
     """Whether a run is judged by a set of policies, not by a return."""
-    return HYPERVOLUME in run.progress
+    return HYPERVOLUME in run.progress or JUDGED in run.progress
+
+
+def _measured(run: Run, column: str) -> tuple[Array, Array]:
+    return run.curve(JUDGED if column == HYPERVOLUME and column not in run.progress else column)
 
 
 def curve_png(
@@ -107,7 +112,7 @@ def _legend(
         trained = any(len(x) > 1 for x, _ in _training(own, column))
         if trained:
             handles.append(Line2D([], [], color=color, lw=2.0, label=f"{algo} training"))
-        if any(len(run.curve(column)[0]) for run in own):
+        if any(len(_measured(run, column)[0]) for run in own):
             look, label = {"lw": 0} if trained else {"lw": 2.0}, f"{algo} evaluation" if trained else algo
             handles.append(Line2D([], [], color=color, marker="o", ms=5, label=label, **look))
     if handles:
@@ -122,7 +127,7 @@ def _training(runs: Sequence[Run], column: str) -> list[tuple[Array, Array]]:
 def _algorithm(ax: Any, runs: Sequence[Run], color: str, column: str) -> bool:
     """Draw one algorithm's seeds; False when nothing was measured."""
     training = [(x, y) for x, y in _training(runs, column) if len(x) > 1]
-    evaluations = [(*run.curve(column), run) for run in runs]
+    evaluations = [(*_measured(run, column), run) for run in runs]
     evaluations = [(x, y, run) for x, y, run in evaluations if len(x)]
     alone = len(runs) == 1
     lines = training or [(x, y) for x, y, _ in evaluations]
