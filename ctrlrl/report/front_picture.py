@@ -36,9 +36,10 @@ def front_tasks(runs: Sequence[Run]) -> list[Task]:
         points = np.array(run.result.get("front") or [], dtype=np.float64)
         if points.ndim != 2 or points.shape[1] < 2:
             continue
-        m, told = points.shape[1], run.result.get("objectives")
-        known = isinstance(told, list) and len(told) == m
-        names = [str(x).replace("_", " ") for x in told] if known else [f"objective {i + 1}" for i in range(m)]
+        m, told = points.shape[1], run.result.get("objectives") or []
+        names = [str(x).replace("_", " ") for x in told]
+        if len(names) != m:
+            names = [f"objective {i + 1}" for i in range(m)]
         task = found.setdefault((run.env, m), Task(run.env, tuple(names), []))
         task.fronts.append(Front(run.algo, run.seed, points))
     return list(found.values())

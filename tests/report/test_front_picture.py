@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from ctrlrl.report import drawing
-from ctrlrl.report.curves import HYPERVOLUME
+from ctrlrl.report.curves import HYPERVOLUME, curve_png
 from ctrlrl.report.drawing import DARK, LIGHT, picture
 from ctrlrl.report.front_picture import Front, front_png, front_tasks
 from ctrlrl.report.page import write_curve, write_page
@@ -26,12 +26,14 @@ def _coarse(monkeypatch):
     monkeypatch.setattr(drawing, "DPI", 50)
 
 
-def folder(path, front, *, algo="cmorl", seed=0, env="deep_sea_treasure", objectives=("treasure", "time")):
+def folder(
+    path, front, *, algo="cmorl", seed=0, env="deep_sea_treasure", objectives=("treasure", "time"), column=HYPERVOLUME
+):
     path.mkdir(parents=True)
     (path / "config.yaml").write_text("n_envs: 8\n")
     with open(path / "progress.csv", "w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["env_steps", "gradient_steps", "wall_seconds", HYPERVOLUME])
+        rows.writerow(["env_steps", "gradient_steps", "wall_seconds", column])
         rows.writerows([[1000 * i, i, i, 100 + 10 * i + seed] for i in range(1, 6)])
     facts = {"algo": algo, "env": env, "seed": seed, "status": "finished", "env_steps": 5000, "hypervolume": 401.8,
              "expected_utility": 7.167, "sparsity": 15.4, "front": front,
@@ -107,6 +109,30 @@ def test_nine_objectives_are_parallel_coordinates_each_on_its_own_scale(monkeypa
     np.testing.assert_allclose(lines[:, 4], 0.0)
 
 
+def test_a_policy_for_all_preferences_is_curved_by_its_evaluations(tmp_path, monkeypatch):
+    from ctrlrl.report import curves
+
+    runs = [
+        read_run(folder(tmp_path / "a", DST)),
+        read_run(folder(tmp_path / "b", DST, algo="capql", seed=7, column="eval/hypervolume")),
+    ]
+    seen = []
+
+    def keep(draw, theme, size, **more):
+        def body(figure):
+            draw(figure)
+            seen.append(figure)
+
+        return picture(body, theme, size, **more)
+
+    monkeypatch.setattr(curves, "picture", keep)
+    curve_png(runs, LIGHT, column=HYPERVOLUME)
+    ax = seen[0].axes[0]
+    assert ax.get_ylabel() == "hypervolume"
+    heights = {tuple(line.get_ydata()) for line in ax.lines if len(line.get_ydata()) == 5}
+    assert heights == {(110, 120, 130, 140, 150), (117, 127, 137, 147, 157)}
+
+
 def test_the_page_shows_hypervolume_and_front_in_the_place_of_a_return(tmp_path):
     run = folder(tmp_path / "a", DST)
     write_page([run], tmp_path / "one.html")
@@ -118,5 +144,8 @@ def test_the_page_shows_hypervolume_and_front_in_the_place_of_a_return(tmp_path)
     two = (tmp_path / "two.html").read_text()
     assert "hypervolume: mean [95 %], or each seed" in two
     assert ">policies</th>" in two
+    judged = folder(tmp_path / "c", DST, algo="capql", column="eval/hypervolume")
+    write_page([run, judged], tmp_path / "three.html")
+    assert "Learning curve" not in (tmp_path / "three.html").read_text()
     write_curve(run, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 2000
