@@ -13,6 +13,7 @@ from torch import Tensor
 from ctrlrl.envs.morl import DeepSeaTreasure, DeepSeaTreasureConcave, FruitTree, ResourceGathering
 from ctrlrl.envs.morl_motion import Irrigation, Minecart, MOMountainCar, MOPendulum, QuadraticBandit
 from ctrlrl.envs.sim import BatchedSim, Sim
+from ctrlrl.functional.pareto import hypervolume
 from ctrlrl.registry import SIMULATORS, load
 
 F64 = torch.float64
@@ -248,6 +249,21 @@ def test_known_fronts_are_mo_gymnasiums(kind, gamma):
     env = reference(kind)
     want = {tuple(np.round(point, 9)) for point in env.pareto_front(gamma)}
     assert {tuple(round(x, 9) for x in row) for row in kind().pareto_front(gamma).tolist()} == want
+
+
+def test_the_known_fronts_dominate_what_their_authors_say():
+    pytest.importorskip("pymoo")
+    found = {
+        "gathering": hypervolume(ResourceGathering().pareto_front(0.99), torch.full((3,), -1.0)),
+        "minecart": hypervolume(
+            torch.from_numpy(np.array(reference(Minecart).pareto_front(0.99))), torch.tensor([-1.0, -1.0, -200.0])
+        ),
+        "convex": hypervolume(DeepSeaTreasure().pareto_front(0.99), torch.tensor([0.0, -25.0])),
+        "bandit": hypervolume(QuadraticBandit().pareto_front(0.99, n=20_001), torch.tensor([-1.0, -1.0])),
+    }
+    want = {"gathering": 3.345110, "minecart": 763.519, "convex": 360.400946, "bandit": 5.0 / 6.0}
+    for name, tolerance in {"gathering": 1e-6, "minecart": 1e-3, "convex": 1e-6, "bandit": 1e-4}.items():
+        assert float(found[name]) == pytest.approx(want[name], abs=tolerance), name
 
 
 @pytest.mark.parametrize("kind", [DeepSeaTreasure, FruitTree])
