@@ -65,6 +65,13 @@ def judged(learner: Learner, deterministic: bool | None = None) -> Acting:
     return acting(learner, deterministic=not learner.stochastic_eval if deterministic is None else deterministic)
 
 
+def prefer(learner: Any, preference: Any) -> None:
+    """Act from now on for a preference [M]; ValueError where the learner knows one objective."""
+    if not learner.multi_objective:
+        raise ValueError(f"preference={preference!r:.60}: this model learned from one reward; leave it out")
+    learner.prefer(preference)
+
+
 def evaluator(
     learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int, unseen: Rows | None = None
 ) -> Callable[[], Evaluation]:

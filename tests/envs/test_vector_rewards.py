@@ -37,13 +37,24 @@ def test_an_id_pays_vectors_lane_by_lane(gym_id):
         torch.testing.assert_close(got, torch.tensor([want] * 3).float(), rtol=0, atol=1e-6)
 
 
-def test_the_step_that_only_resets_pays_zeros():
-    made = mo_gymnasium.wrappers.vector.MOSyncVectorEnv([lambda: mo_gymnasium.make("deep-sea-treasure-v0")] * 2)
+class PaysForResets(mo_gymnasium.wrappers.vector.MOSyncVectorEnv):
+    def step(self, actions):
+        resets = self._autoreset_envs.copy()
+        obs, rewards, *rest = super().step(actions)
+        rewards[resets] = 7.0
+        return obs, rewards, *rest
+
+
+def test_the_step_that_only_resets_pays_zeros_in_every_objective():
+    made = PaysForResets([lambda: mo_gymnasium.make("deep-sea-treasure-v0")] * 3)
     env = GymnasiumEnv(made, autoreset_mode=AutoresetMode.NEXT_STEP)
     assert env.spec.reward_dim == 2
-    rewards = walk(env)
-    torch.testing.assert_close(rewards[2], torch.tensor([[8.2, -1.0]] * 2))
-    assert torch.equal(rewards[3], torch.zeros(2, 2))
+    env.reset(0)
+    first = env.step(torch.tensor([DOWN, RIGHT, RIGHT])).reward.clone()
+    torch.testing.assert_close(first, torch.tensor([[0.7, -1.0], [0.0, -1.0], [0.0, -1.0]]))
+    second = env.step(torch.tensor([DOWN, RIGHT, RIGHT]))
+    assert second.extras["mask"].tolist() == [False, True, True]
+    assert second.reward.tolist() == [[0.0, 0.0], [0.0, -1.0], [0.0, -1.0]]
 
 
 def test_a_weighted_sum_is_one_reward_again():
