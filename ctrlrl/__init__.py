@@ -21,6 +21,7 @@ _MODELS = (
     "PolicyFlow",
     "FPO",
     "SAC",
+    "CAPQL",
     "TD3",
     "RLPD",
     "EXPO",

@@ -26,6 +26,7 @@ __all__ = [
     "BC",
     "BESO",
     "BPO",
+    "CAPQL",
     "CQL",
     "EXPO",
     "FPO",
@@ -188,6 +189,15 @@ class TD3(ReplayAgent):
         **settings: Any,
     ):
         super().__init__(**settings, **given(locals()))
+
+
+class CAPQL(ReplayAgent):
+    """One policy for all preferences between several objectives, ICLR 2023: `predict(obs, preference=[0.3, 0.7])`.
+
+    reference: the worst return that counts in each objective.
+    """
+
+    algo = "capql"
 
 
 class RLPD(ReplayAgent):

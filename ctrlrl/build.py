@@ -56,7 +56,8 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
     device = device_of(cfg)
     set_threads(cfg.threads, widest_layer(cfg.algo, cfg.env), device)
     loop = training_loop(cfg, ranks)
-    every = loop.total_steps // 10 if cfg.eval.every is None else cfg.eval.every
+    often = 0 if getattr(loop, "judges_itself", False) else loop.total_steps // 10
+    every = often if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
     told = [*getattr(loop.env, "notices", ()), *(() if data is None else notices(data, cfg.env))]
     if cfg.compile == "compile" and not getattr(loop.learner, "compile_units", True):

@@ -263,7 +263,8 @@ def _summary(result: dict[str, Any], folder: Path) -> str:
         learned = ("gradient_steps", "updates_per_second")
     keys = ("algo", "env", "data", "seed", "status", learned[0], "final_return_mean", "final_return_std")
     judged = ("best_return_mean", "success_rate", "normalized_score", "held_out_action_error", "held_out_loss")
-    more = (*judged, "train_seconds", "wall_seconds", learned[1])
+    front = ("hypervolume", "expected_utility", "sparsity")
+    more = (*judged, *front, "train_seconds", "wall_seconds", learned[1])
     each = {f"seed {own['seed']}": own["final_return_mean"] for own in result.get("seeds", ())}
     return _table({k: result.get(k) for k in keys + more} | each | {"folder": str(folder)})
 

@@ -13,12 +13,14 @@ from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.envs.mjcf_tasks import HEIGHT_AND_SPEED
 from ctrlrl.envs.sim import BatchedSim
+from ctrlrl.functional.pareto import front_measures
 from ctrlrl.nn.features import Vector
 from ctrlrl.policies.quick import Quick
 from ctrlrl.tasks import backend_of, device_of, env_device, eval_env, make_env, make_sim, same_spaces
 from ctrlrl.texts import answers_prompts, text_env, text_evaluator
 from ctrlrl.train.evaluate import Evaluation, evaluate, forked_rng
 from ctrlrl.train.held_out import Rows, held_out_means
+from ctrlrl.train.population import AT_ONCE, VectorReturns
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
 from ctrlrl.types import VecEnv
 
@@ -65,6 +67,13 @@ def judged(learner: Learner, deterministic: bool | None = None) -> Acting:
     return acting(learner, deterministic=not learner.stochastic_eval if deterministic is None else deterministic)
 
 
+def prefer(learner: Any, preference: Any) -> None:
+    """Act from now on for a preference [M]; ValueError where the learner knows one objective."""
+    if not learner.multi_objective:
+        raise ValueError(f"preference={preference!r:.60}: this model learned from one reward; leave it out")
+    learner.prefer(preference)
+
+
 def evaluator(
     learner: Learner, cfg: TrainConfig, *, episodes: int, seed: int, unseen: Rows | None = None
 ) -> Callable[[], Evaluation]:
@@ -81,6 +90,8 @@ def evaluator(
     device = env_device(cfg, task)
     if cfg.eval.env:
         same_spaces(cfg, task)
+    if learner.multi_objective and hasattr(learner, "policies"):
+        return lambda: front_evaluation(learner, cfg, episodes=episodes, seed=seed)
     env: VecEnv | None = None
 
     def run() -> Evaluation:
@@ -99,9 +110,31 @@ def evaluator(
         means = held_out_means(
             judge, rows, deterministic=not learner.stochastic_eval if asked is None else asked, seed=seed
         )
-        return found._replace(**{f"held_out_{name}": mean for name, mean in means.items()})
+        own: dict[str, Any] = {f"held_out_{name}": mean for name, mean in means.items()}
+        return found._replace(**own)
 
     return run
+
+
+def front_evaluation(learner: Any, cfg: TrainConfig, *, episodes: int, seed: int) -> Evaluation:
+    """All policies that a learner has kept, on fresh episodes; what they are worth together is measured on these."""
+    task = eval_env(cfg)
+    device = env_device(cfg, task)
+    returns = VectorReturns(
+        lambda n: make_env(task, n, seed=seed, device=device, stagger=False),
+        gamma=learner.cfg.eval_gamma,
+        max_steps=learner.cfg.eval_max_steps,
+    )
+    index = torch.arange(learner.n_policies)
+    parts = [
+        returns(learner.policies(part), episodes=episodes, seed=seed)[0] for part in index.split(AT_ONCE) if len(part)
+    ]
+    if not parts:
+        return Evaluation.nothing()
+    found = torch.cat(parts).cpu()
+    measures = front_measures(found, learner.reference, learner.preferences)
+    measures.pop("size")
+    return Evaluation.nothing()._replace(front={"returns": found, **measures})
 
 
 def trials(learner: Learner, cfg: TrainConfig, *, seed: int, n: int = TRIALS) -> Trials | None:
@@ -143,6 +176,8 @@ def gaps(learner: Any, cfg: TrainConfig, *, seed: int, steps: int = 300) -> Gaps
 
 def quick(learner: Learner) -> Quick | None:
     """What acts on a single observation in NumPy, as `acting` does deterministically; None for other learners."""
+    if learner.multi_objective:
+        return None
     if learner.loop in ("off_policy", "hybrid"):
         nets: Any = learner.nets
         return Quick(nets.normalizer, Vector(0), nets.policy)

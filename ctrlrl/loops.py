@@ -22,12 +22,13 @@ from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together
 from ctrlrl.sources import cache_folder, dataset, read_data, same_robot, same_task, spec_of
-from ctrlrl.tasks import backend_of, device_of, env_extras, env_spec, is_staggered, make_env
+from ctrlrl.tasks import backend_of, device_of, env_device, env_extras, env_spec, eval_env, is_staggered, make_env
 from ctrlrl.texts import token_loop
 from ctrlrl.train.checkpoint import read_folder, same_spec
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.on_policy import OnPolicyLoop
 from ctrlrl.train.online import OnlineLoop
+from ctrlrl.train.population import PopulationLoop
 from ctrlrl.train.trainer import Loop
 from ctrlrl.types import EnvSpec, Source, VecEnv
 
@@ -40,7 +41,21 @@ def make_learner(algo: Any, spec: EnvSpec, **parts: Any) -> Learner:
     keep_memory()
     kind = lookup(ALGORITHMS, algo.name, "algorithm")
     refuse_discrete(kind, algo.name, spec)
+    refuse_rewards(kind, algo.name, spec)
     return kind(algo, spec, **parts)
+
+
+def refuse_rewards(kind: type[Learner], name: str, spec: EnvSpec) -> None:
+    """ValueError where an environment pays a vector and the algorithm learns from one number, or the reverse."""
+    if kind.multi_objective == (spec.reward_dim > 1):
+        return
+    able = [n for n in ALGORITHMS if lookup(ALGORITHMS, n, "algorithm").multi_objective != kind.multi_objective]
+    if kind.multi_objective:
+        raise ValueError(f"algo={name} is for several objectives, this environment pays one reward. Use algo=ppo.")
+    raise ValueError(
+        f"algo={name} learns from one reward, this environment pays {spec.reward_dim}"
+        f"{' (' + ', '.join(spec.objectives) + ')' if spec.objectives else ''}. Use algo={' or algo='.join(able)}."
+    )
 
 
 def refuse_discrete(kind: type[Learner], name: str, spec: EnvSpec) -> None:
@@ -72,6 +87,8 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
         return token_loop(cfg, device, ranks)
     if kind.loop in ("off_policy", "hybrid"):
         return off_policy_loop(cfg, kind, device, ranks)
+    if kind.loop == "population":
+        return population_loop(cfg, kind, device, ranks)
     if cfg.data.name != "none":
         raise ValueError(
             f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
@@ -111,6 +128,34 @@ def on_policy_loop(
         seed=seed,
         staggered=staggered,
         graph=graph,
+    )
+
+
+def population_loop(cfg: TrainConfig, kind: type[Learner], device: torch.device, ranks: Ranks) -> PopulationLoop:
+    """Policies trained side by side; n_envs environments each."""
+    if ranks.size > 1:
+        raise ValueError(f"algo={cfg.algo.name} trains its policies in one process, here are {ranks.size}")
+    if cfg.data.name != "none":
+        raise ValueError(f"algo={cfg.algo.name} learns from the environment alone; leave data out")
+    spec = env_spec(cfg, device)._replace(n_envs=cfg.n_envs)
+    torch.manual_seed(cfg.seed)
+    learner: Any = make_learner(cfg.algo.for_envs(cfg.n_envs), spec)
+    learner.set_dtype(cfg.dtype)
+    # each round of another size would be compiled anew, so `auto` compiles nothing
+    mode = "eager" if cfg.compile == "auto" else resolve(cfg.compile, device, 0)
+    if mode == "graph":
+        raise ValueError(f"compile=graph: algo={cfg.algo.name} changes its sizes. Use compile=compile or eager.")
+    learner.set_compile(mode)
+    task = eval_env(cfg)
+    return PopulationLoop(
+        learner,
+        lambda n: make_env(cfg.env, n, seed=cfg.seed, device=device, compile=mode == "compile"),
+        lambda n: make_env(task, n, seed=cfg.eval.seed, device=env_device(cfg, task), stagger=False),
+        spec=spec,
+        total_steps=cfg.env_steps(kind),
+        seed=cfg.seed,
+        eval_seed=cfg.eval.seed,
+        staggered=is_staggered(cfg.env),
     )
 
 
@@ -260,9 +305,17 @@ def online_loop(
     cfg, spec = learner.cfg, env.spec
     extras = {name: spec.action_dim if name == "next_action" else 0 for name in sorted(learner.needs)}
     extras |= {"discount": 0} if cfg.n_steps > 1 else {}
+    extras |= dict.fromkeys(learner.kept, spec.reward_dim)
     fresh = buffer is None
     if buffer is None:
-        buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, extras=extras, device=learner.device)
+        buffer = ReplayBuffer(
+            cfg.buffer_size,
+            spec.obs_dim,
+            spec.action_dim,
+            extras=extras,
+            device=learner.device,
+            reward_dim=spec.reward_dim,
+        )
     source: Source = buffer
     if learner.loop == "hybrid":
         if data is None:

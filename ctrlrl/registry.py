@@ -13,6 +13,9 @@ ALGORITHMS = {
     "pdppo": "ctrlrl.algos.pdppo:PDPPOLearner",
     "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
     "fpo": "ctrlrl.algos.fpo:FPOLearner",
+    "cmorl": "ctrlrl.algos.cmorl:CMORLLearner",
+    "capql": "ctrlrl.algos.capql:CAPQLLearner",
+    "scalarized_ppo": "ctrlrl.algos.cmorl:ScalarizedPPOLearner",
     "sac": "ctrlrl.algos.sac:SACLearner",
     "td3": "ctrlrl.algos.td3:TD3Learner",
     "rlpd": "ctrlrl.algos.rlpd:RLPDLearner",
@@ -54,6 +57,27 @@ SIMULATORS = {  # torch-native: any number of environments, CPU or GPU
     "slippery_lake": "ctrlrl.envs.lake:SlipperyLake",
     "multigoal": "ctrlrl.envs.multigoal:MultiGoal",
     "pointmaze": "ctrlrl.envs.maze:PointMaze",
+    "deep_sea_treasure": "ctrlrl.envs.morl:DeepSeaTreasure",
+    "deep_sea_treasure_concave": "ctrlrl.envs.morl:DeepSeaTreasureConcave",
+    "resource_gathering": "ctrlrl.envs.morl:ResourceGathering",
+    "fruit_tree": "ctrlrl.envs.morl:FruitTree",
+    "minecart": "ctrlrl.envs.morl_motion:Minecart",
+    "mo_mountaincar": "ctrlrl.envs.morl_motion:MOMountainCar",
+    "mo_pendulum": "ctrlrl.envs.morl_motion:MOPendulum",
+    "mo_bandit": "ctrlrl.envs.morl_motion:QuadraticBandit",
+    "mo_irrigation": "ctrlrl.envs.morl_motion:Irrigation",
+}
+
+VECTOR_ROBOTS = {  # MuJoCo, paid with vectors; the mo-gymnasium id of the same task
+    "mo_halfcheetah": "mo-halfcheetah-v5",
+    "mo_hopper": "mo-hopper-v5",
+    "mo_hopper_2obj": "mo-hopper-2obj-v5",
+    "mo_walker2d": "mo-walker2d-v5",
+    "mo_ant": "mo-ant-v5",
+    "mo_ant_2obj": "mo-ant-2obj-v5",
+    "mo_humanoid": "mo-humanoid-v5",
+    "mo_swimmer": "mo-swimmer-v5",
+    "mo_reacher": "mo-reacher-v5",
 }
 
 TOKEN_TASKS = {  # prompts that a language model answers
@@ -82,6 +106,7 @@ ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymn
     "ant-v4": "Ant-v4",
     "humanoid-v4": "Humanoid-v4",
     "swimmer-v4": "Swimmer-v4",
+    **VECTOR_ROBOTS,
 }
 
 GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and for ids given to the Python API
@@ -91,6 +116,18 @@ GYMNASIUM_IDS = {  # of the torch-native copies, for env.backend=gymnasium and f
     "mountaincar_continuous": "MountainCarContinuous-v0",
     "acrobot": "Acrobot-v1",
     **ROBOTS,
+}
+
+SAME_SPACES = {  # Gymnasium ids of the same observations and actions; "" where there is none
+    "mo_halfcheetah": "HalfCheetah-v5",
+    "mo_hopper": "Hopper-v5",
+    "mo_hopper_2obj": "Hopper-v5",
+    "mo_walker2d": "Walker2d-v5",
+    "mo_ant": "Ant-v5",
+    "mo_ant_2obj": "Ant-v5",
+    "mo_humanoid": "Humanoid-v5",
+    "mo_swimmer": "Swimmer-v5",
+    "mo_reacher": "",
 }
 
 ROBOT_SETTINGS = "ctrlrl.envs.dynamics:Dynamics"

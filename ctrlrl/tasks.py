@@ -12,7 +12,16 @@ from ctrlrl.envs.dynamics import Dynamics
 from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.timeout import TimedEnv
-from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, ROBOTS, SIMULATORS, TOKEN_TASKS, lookup, unknown
+from ctrlrl.registry import (
+    ALGORITHMS,
+    GYMNASIUM_IDS,
+    ROBOTS,
+    SAME_SPACES,
+    SIMULATORS,
+    TOKEN_TASKS,
+    lookup,
+    unknown,
+)
 from ctrlrl.types import EnvSpec, VecEnv
 
 ON_ANY_DEVICE = ("torch", "mujoco_warp", "tokens")  # backends that step where the learner computes
@@ -216,7 +225,7 @@ def as_vec_env(env: Any, *, seed: int | None = None) -> VecEnv:
 
 def spaces(cfg: EnvConfig, spec: EnvSpec) -> Spaces:
     """Observation and action space of a named task, in the units its users know."""
-    gym_id = cfg.id or GYMNASIUM_IDS.get(cfg.name)
+    gym_id = cfg.id or SAME_SPACES.get(cfg.name, GYMNASIUM_IDS.get(cfg.name))
     return Spaces.of_id(gym_id) if gym_id else Spaces.of_spec(spec)
 
 

@@ -40,6 +40,7 @@ class EnvSpec(NamedTuple):
     nvec: tuple[int, ...] = ()  # number of options of each of D discrete choices taken together, else ()
     obs_parts: tuple[ObsPart, ...] = ()  # what an observation consists of; () = one vector
     extras: tuple[str, ...] = ()  # what every TimeStep.extras is promised to hold, for learners that need it
+    objectives: tuple[str, ...] = ()  # names of the M entries of a vector reward, where it has names
 
 
 class Scene(NamedTuple):

@@ -29,7 +29,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "provenance": {"config", "data"},
     "texts": {"config", "core", "llm", "registry", "shares", "train"},
     "tasks": {"config", "envs", "registry", "types"},
-    "judging": {"config", "core", "envs", "nn", "policies", "tasks", "texts", "train", "types"},
+    "judging": {"config", "core", "envs", "functional", "nn", "policies", "tasks", "texts", "train", "types"},
     "loops": {"config", "core", "data", "registry", "seeds", "shares", "sources", "tasks", "texts", "train", "types"},
     "build": GROUND
     | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"}

@@ -16,11 +16,12 @@ from ctrlrl.types import Metrics, PolicyOutput, Transition
 
 
 class Learner:
-    loop: ClassVar[str]  # "on_policy", "off_policy", "hybrid", "tokens"
+    loop: ClassVar[str]  # "on_policy", "population", "off_policy", "hybrid", "tokens"
     needs: ClassVar[frozenset[str]] = frozenset()  # extras it reads: "next_action", "post_obs", ...
     config: ClassVar[type]  # the dataclass that holds the defaults
     lanes: ClassVar[tuple[str, ...]] = ()  # how names in `training_state` begin of what is one rank's environments' own
     continuous_only: ClassVar[bool] = False  # discrete actions are refused before anything is built
+    multi_objective: ClassVar[bool] = False  # learns from reward vectors, and from nothing else
 
     cfg: Any
     nets: nn.Module

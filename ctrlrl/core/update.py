@@ -105,7 +105,7 @@ def together(loss: Tensor, steps: Sequence[GradStep]) -> None:
     params = [p for step in steps for p in step.params]
     total = loss if loss.ndim == 0 else loss.sum()
     grads = torch.autograd.grad(total, params, allow_unused=True, materialize_grads=True)
-    stored = [_as_stored(g, p).reshape(-1) for g, p in zip(grads, params, strict=True)]
+    stored = [as_stored(g, p).reshape(-1) for g, p in zip(grads, params, strict=True)]
     for step in steps:
         n = len(step.params)
         step.apply(step.ranks.mean_(torch.cat(stored[:n])))
@@ -130,16 +130,16 @@ class Target:
 
 def flatten_(params: Sequence[nn.Parameter]) -> Tensor:
     """Copy the parameters into one flat vector and make them views of it."""
-    flat = torch.cat([_as_stored(p.detach(), p).reshape(-1) for p in params])
+    flat = torch.cat([as_stored(p.detach(), p).reshape(-1) for p in params])
     offset = 0
     for p in params:
-        stored = flat[offset : offset + p.numel()].view(_as_stored(p, p).shape)
-        p.data = _as_stored(stored, p)
+        stored = flat[offset : offset + p.numel()].view(as_stored(p, p).shape)
+        p.data = as_stored(stored, p)
         offset += p.numel()
     return flat
 
 
-def _as_stored(x: Tensor, param: nn.Parameter) -> Tensor:
+def as_stored(x: Tensor, param: nn.Parameter) -> Tensor:
     """`x` (of the parameter's shape, or back) with its axes in the order in which the parameter lies in memory."""
     return x.transpose(-1, -2) if param.ndim > 1 and param.stride(-2) < param.stride(-1) else x
 

@@ -17,7 +17,7 @@ class HostStep(NamedTuple):
     """A TimeStep in NumPy; nothing in it is overwritten by a later step."""
 
     obs: Any  # [B, *shape], or a dict or tuple of such
-    reward: Array  # [B] float32
+    reward: Array  # [B] or [B, M] float32
     terminated: Array  # [B] bool
     truncated: Array  # [B] bool
     ended: Array  # lanes whose episode ended

@@ -32,11 +32,13 @@ class Gate:
         *,
         n_envs: int,
         episode_length: int,
+        reward_dim: int = 1,
     ) -> None:
         self.name = name
         self._obs = obs_codec(observation_space, name)
         self._action = action_codec(action_space, name)
         self.spec = env_spec(self._obs, self._action, n_envs=n_envs, episode_length=episode_length)
+        self.spec = self.spec._replace(reward_dim=reward_dim)
         self.n_steps = 0
         self._success_seen = False
 
@@ -70,16 +72,18 @@ class Gate:
         return self._finite(obs, what)
 
     def reward(self, raw: Any) -> Array:
-        """New float32 [B]."""
+        """New float32 [B], or [B, M] of an environment that pays vectors."""
         if getattr(raw, "dtype", None) == np.float32:
             reward = raw.copy()
         else:
             with np.errstate(over="ignore"):  # beyond float32 becomes inf, which is refused by name
                 reward = np.array(raw, dtype=np.float32)
-        if reward.shape != (self.spec.n_envs,):
+        n, m = self.spec.n_envs, self.spec.reward_dim
+        wanted = (n,) if m == 1 else (n, m)
+        if reward.shape != wanted:
             raise ValueError(
-                f"{self.name}: reward must be one number a lane, shape ({self.spec.n_envs},), got {reward.shape}. "
-                "Reward vectors come with a later release."
+                f"{self.name}: rewards of {n} lanes must have shape {wanted}, got {reward.shape}. An environment that "
+                "pays vectors says so by a `reward_space`, as mo-gymnasium's do."
             )
         return self._finite(reward, "reward")
 

@@ -20,6 +20,8 @@ from ctrlrl.envs.sync_lanes import SyncLanes
 from ctrlrl.types import TimeStep
 
 # ids that gymnasium-robotics registers when it is imported; it has no entry point by which Gymnasium would find it
+MULTI_OBJECTIVE = ("mo-", "breakable-bottles", "deep-sea-treasure", "fishwood", "four-room", "fruit-tree", "minecart",
+                   "resource-gathering", "water-reservoir")  # fmt: skip  # ids of mo-gymnasium, likewise
 ROBOTICS = ("AdroitHand", "AntMaze", "Fetch", "FrankaKitchen", "HandManipulate", "HandReach", "PointMaze")
 
 
@@ -63,6 +65,7 @@ class GymnasiumEnv:
             self.action_space,
             n_envs=self.env.num_envs,
             episode_length=_episode_length(self.env),
+            reward_dim=_reward_dim(self.env),
         )
         self.spec = self._gate.spec
         self.stagger = stagger
@@ -100,7 +103,8 @@ class GymnasiumEnv:
         extras: dict[str, Tensor] = {}
         if self.mode is AutoresetMode.NEXT_STEP:
             mask = ~self._only_reset
-            terminated, truncated, reward = terminated & mask, truncated & mask, np.where(mask, reward, np.float32(0))
+            terminated, truncated = terminated & mask, truncated & mask
+            reward = np.where(mask if reward.ndim == 1 else mask[:, None], reward, np.float32(0))
             self._only_reset = terminated | truncated
             extras["mask"] = torch.from_numpy(mask)
         lanes = (terminated | truncated).nonzero()[0]
@@ -183,6 +187,8 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
         try:
             if env not in gym.registry or not env_kwargs:
                 register(env)
+            if _pays_vectors(env):  # Gymnasium's checker takes them for a mistake
+                env_kwargs = {"disable_env_checker": True, **env_kwargs}
             return SyncLanes([lambda: gym.make(env, render_mode=render_mode, **env_kwargs)] * n_envs, **own)
         except (gym.error.Error, ImportError) as error:
             said = " ".join(str(error).split())
@@ -212,6 +218,29 @@ def register(gym_id: str) -> None:
             import_module("gymnasium_robotics")
         except ImportError:
             raise ImportError("it is gymnasium-robotics'; pip install 'ctrlrl[robotics]'") from None
+    elif gym_id not in gym.registry and gym_id.startswith(MULTI_OBJECTIVE):
+        try:
+            import_module("mo_gymnasium")
+        except ImportError:
+            raise ImportError("it is mo-gymnasium's; pip install 'ctrlrl[mo]'") from None
+
+
+def _pays_vectors(gym_id: str) -> bool:
+    return gym_id.startswith(MULTI_OBJECTIVE) or gym_id.startswith("mo_gymnasium:")
+
+
+def _reward_dim(env: VectorEnv[Any, Any, Any]) -> int:
+    """M where the environment states a `reward_space` and nothing around it adds the M rewards up; else 1."""
+    lanes = _lanes(env)
+    inner: Any = lanes[0] if lanes else env
+    while type(inner).__name__ != "LinearReward":  # mo-gymnasium's
+        space = vars(inner).get("reward_space")
+        if space is not None:
+            return int(np.prod(space.shape, dtype=np.int64))
+        if inner is inner.unwrapped:
+            break
+        inner = inner.env
+    return 1
 
 
 def _mode(env: VectorEnv[Any, Any, Any], name: str, asked: AutoresetMode | str | None) -> AutoresetMode:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ctrlrl.types import EnvSpec
+
 
 class Physics(NamedTuple):
     """What a task may read. Fields have MuJoCo's layout and lag: they belong to the last evaluation inside mj_step."""
@@ -21,7 +23,7 @@ class Physics(NamedTuple):
     qpos: Tensor  # [B, nq]
     qvel: Tensor  # [B, nv]
     control: Tensor  # [B, nu] what the actuators got, in control units
-    before: Tensor  # [B] task.progress of the state before the step, m
+    before: Tensor  # [B] or [B, K] task.progress of the state before the step, m
     fields: dict[str, Tensor]  # what task.needs names, [B, ...] as in MjData
     body_mass: Tensor  # [nbody] kg
 
@@ -52,11 +54,23 @@ class Task:
     control_weight: float = 0.0
     healthy_reward: float = 0.0
     pay_unhealthy: bool = False  # v4 pays the healthy reward on the terminal step too
+    objectives: tuple[str, ...] = ()  # names of the M entries of a vector reward; () = the reward is one number
+    choices: tuple[tuple[float, ...], ...] = ()  # controls in [-1, 1] of each discrete action; () = continuous actions
+    targets: tuple[tuple[float, float], ...] = ()  # m, of a model with several
+    stands_at: float = 0.0  # m, the height that the model begins at
 
     @property
     def dt(self) -> float:
         """Seconds of one control step."""
         return self.timestep * self.frame_skip
+
+    def spec(self, n_envs: int, limit: int, device: torch.device) -> EnvSpec:
+        m, n = len(self.objectives) or 1, len(self.choices)
+        return EnvSpec(self.obs_dim, self.action_dim, n, m, n_envs, limit, device, objectives=self.objectives)
+
+    @property
+    def progress_shape(self) -> tuple[int, ...]:
+        return ()
 
     def n_uniform(self, nq: int, nv: int) -> int:
         return nq if self.normal_velocity else nq + nv
@@ -65,14 +79,14 @@ class Task:
         return nv if self.normal_velocity else 0
 
     def progress(self, p: Physics) -> Tensor:
-        """[B] m; its change over a step is the forward velocity."""
+        """[B] m; its change over a step is the forward velocity. A task may compare more than that, [B, K]."""
         return p.qpos[:, 0]
 
     def observation(self, p: Physics) -> Tensor:
         return torch.cat((p.qpos[:, self.skip :], p.qvel), 1)
 
     def terminated(self, p: Physics) -> Tensor:
-        return torch.zeros_like(p.before, dtype=torch.bool)
+        return torch.zeros(len(p.qpos), dtype=torch.bool, device=p.qpos.device)
 
     def reward(self, p: Physics, terminated: Tensor) -> Tensor:
         forward = (self.progress(p) - p.before) * (self.forward_weight / self.dt)
@@ -82,6 +96,25 @@ class Task:
         if self.pay_unhealthy:
             return reward + self.healthy_reward
         return torch.add(reward, ~terminated, alpha=self.healthy_reward)
+
+    def contact_cost(self, p: Physics) -> Tensor | float:
+        return 0.0
+
+    def vector_reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        """[B, M]: what `objectives` name, unweighted; what a robot is paid for its health counts in each.
+
+        forward, sideways: velocity, m/s; height: 10 times the m above where the model begins; effort: minus the sum of
+        squared controls. Where no objective is the effort, its weighted cost counts in each as well.
+        Source: mo-gymnasium's v5 tasks.
+        """
+        velocity = ((self.progress(p) - p.before) / self.dt).view(len(p.qpos), -1)
+        effort = -p.control.square().sum(1)
+        shared = self.healthy_reward * ~terminated - self.contact_cost(p)
+        if "effort" not in self.objectives:
+            shared = shared + self.control_weight * effort
+        told = {"forward": velocity[:, 0], "sideways": velocity[:, -1], "effort": effort}
+        told["height"] = 10.0 * (p.qpos[:, 1] - self.stands_at)
+        return torch.stack([told[name] + shared for name in self.objectives], 1)
 
     def reset(self, uniform: Tensor, normal: Tensor, qpos0: Tensor, qvel0: Tensor) -> tuple[Tensor, Tensor]:
         """uniform [n, n_uniform], normal [n, n_normal] -> positions [n, nq], velocities [n, nv] of new episodes."""
@@ -121,8 +154,13 @@ class Ant(Task):
     height: tuple[float, float] = (0.2, 1.0)  # m, closed
     contact_weight: float = 0.0
 
+    @property
+    def progress_shape(self) -> tuple[int, ...]:
+        return (2,) if "sideways" in self.objectives else ()
+
     def progress(self, p: Physics) -> Tensor:
-        return p.fields["xpos"][:, 1, 0]  # the torso
+        torso = p.fields["xpos"][:, 1]
+        return torso[:, :2] if "sideways" in self.objectives else torso[:, 0]
 
     def observation(self, p: Physics) -> Tensor:
         if self.contact_weight == 0.0:
@@ -139,8 +177,13 @@ class Ant(Task):
         reward = super().reward(p, terminated)
         if self.contact_weight == 0.0:
             return reward
-        cost = p.fields["cfrc_ext"].clamp(-1.0, 1.0).square().sum((1, 2))
-        return torch.sub(reward, cost, alpha=self.contact_weight)
+        return torch.sub(reward, self._forces(p), alpha=self.contact_weight)
+
+    def contact_cost(self, p: Physics) -> Tensor:
+        return self.contact_weight * self._forces(p)
+
+    def _forces(self, p: Physics) -> Tensor:
+        return p.fields["cfrc_ext"].clamp(-1.0, 1.0).square().sum((1, 2))
 
 
 @dataclass(frozen=True)
@@ -189,7 +232,7 @@ class HumanoidStandup(Humanoid):
         return p.qpos[:, 2]
 
     def terminated(self, p: Physics) -> Tensor:
-        return torch.zeros_like(p.before, dtype=torch.bool)
+        return torch.zeros(len(p.qpos), dtype=torch.bool, device=p.qpos.device)
 
     def reward(self, p: Physics, terminated: Tensor) -> Tensor:
         up = p.qpos[:, 2] / self.timestep
@@ -216,6 +259,38 @@ class Reacher(Task):
         # the last two numbers of each row are free: the target's own are overwritten; polar form instead of rejection
         radius, angle = 0.2 * uniform[:, 2].sqrt(), 2.0 * math.pi * uniform[:, 3]
         qpos[:, 2], qpos[:, 3] = radius * angle.cos(), radius * angle.sin()
+        qvel[:, 2:] = 0.0
+        return qpos, qvel
+
+
+@dataclass(frozen=True)
+class ManyTargets(Task):
+    """mo-reacher-v5: two links among fixed targets, each of which is an objective: 1 - 4 m^-1 times the way to it.
+
+    The reward is that of the state before the step, and actions are discrete, as mo-gymnasium has it.
+    """
+
+    def observation(self, p: Physics) -> Tensor:
+        angle = p.qpos[:, :2]
+        return torch.cat((angle.cos(), angle.sin(), 0.1 * p.qvel[:, :2]), 1)
+
+    @property
+    def progress_shape(self) -> tuple[int, ...]:
+        return (len(self.targets),)
+
+    def progress(self, p: Physics) -> Tensor:
+        tip, targets = p.fields["xpos"][:, 3:4, :2], p.fields["xpos"][:, 4:, :2]
+        return 1.0 - 4.0 * _norm(tip - targets)
+
+    def vector_reward(self, p: Physics, terminated: Tensor) -> Tensor:
+        return p.before.clone()  # overwritten at the end of the step
+
+    def reset(self, uniform: Tensor, normal: Tensor, qpos0: Tensor, qvel0: Tensor) -> tuple[Tensor, Tensor]:
+        place = [x for target in self.targets for x in target]
+        qpos = qpos0.repeat(len(uniform), 1)
+        qpos[:, :2] = qpos.new_tensor([0.0, 3.1415 / 2])  # their digits of pi
+        qpos[:, 2:] = qpos.new_tensor(place)
+        qvel = qvel0 + 0.005 * (2.0 * uniform[:, len(qpos0) :] - 1.0)
         qvel[:, 2:] = 0.0
         return qpos, qvel
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 from ctrlrl.envs import mjcf
 
@@ -42,7 +43,23 @@ _V4: tuple[mjcf.Task, ...] = (
     replace(_BY_NAME["swimmer"], name="swimmer-v4"),
 )  # fmt: skip
 
-TASKS: dict[str, mjcf.Task] = {t.name: t for t in _V5 + _V4}
+_TARGETS = ((0.14, 0.0), (-0.14, 0.0), (0.0, 0.14), (0.0, -0.14))
+_TORQUES = (-1.0, 0.0, 1.0)
+_MO: tuple[mjcf.Task, ...] = (  # mo-gymnasium's v5 tasks: the same robots, paid with a vector
+    replace(_BY_NAME["halfcheetah"], name="mo_halfcheetah", objectives=("forward", "effort")),
+    replace(_BY_NAME["hopper"], name="mo_hopper", objectives=("forward", "height", "effort"), stands_at=1.25),
+    replace(_BY_NAME["hopper"], name="mo_hopper_2obj", objectives=("forward", "height"), stands_at=1.25),
+    replace(_BY_NAME["walker2d"], name="mo_walker2d", objectives=("forward", "effort")),
+    replace(_BY_NAME["ant"], name="mo_ant", objectives=("forward", "sideways", "effort")),
+    replace(_BY_NAME["ant"], name="mo_ant_2obj", objectives=("forward", "sideways")),
+    replace(_BY_NAME["humanoid"], name="mo_humanoid", objectives=("forward", "effort")),
+    replace(_BY_NAME["swimmer"], name="mo_swimmer", objectives=("forward", "effort")),
+    mjcf.ManyTargets("mo_reacher", "reacher.xml", 6, 0, 2, 0.01, 0.0, episode_length=50, needs=("xpos",),
+                     objectives=("east", "west", "north", "south"), targets=_TARGETS,
+                     choices=tuple(product(_TORQUES, _TORQUES))),
+)  # fmt: skip
+
+TASKS: dict[str, mjcf.Task] = {t.name: t for t in _V5 + _V4 + _MO}
 
 HEIGHT_AND_SPEED = {  # columns of an observation: the torso's height, m, and its velocity along x, m/s
     "halfcheetah": (0, 8),

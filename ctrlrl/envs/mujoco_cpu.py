@@ -13,7 +13,7 @@ from ctrlrl.envs.dynamics import Dynamics, JointNoise
 from ctrlrl.envs.mjcf import Physics
 from ctrlrl.envs.mjcf_tasks import get_task
 from ctrlrl.envs.mujoco_engine import Engine, RolloutEngine, WorldEngine, import_mujoco, load_model
-from ctrlrl.types import EnvSpec, TimeStep
+from ctrlrl.types import TimeStep
 
 _DRAW_SIZE = 16_384  # numbers
 
@@ -53,8 +53,8 @@ class MujocoPool:
         if n_envs < 1:
             raise ValueError(f"MujocoPool: n_envs must be at least 1, got {n_envs}")
         limit = self.task.episode_length if episode_length is None else episode_length
-        self.spec = EnvSpec(self.task.obs_dim, self.task.action_dim, 0, 1, n_envs, limit, torch.device("cpu"))
-        self.model = load_model(self.task.model, dynamics, task)
+        self.spec = self.task.spec(n_envs, limit, torch.device("cpu"))
+        self.model = load_model(self.task.model, dynamics, task, len(self.task.targets))
         threads = min(n_envs, n_threads or os.cpu_count() or 1)
         self.exact = exact or bool(self.task.needs)
         self._engine: Engine
@@ -69,12 +69,14 @@ class MujocoPool:
         self._qvel0 = torch.zeros(self.model.nv, dtype=torch.float64)
         mass = torch.from_numpy(self.model.body_mass.copy())
         e = self._engine
-        self.physics = Physics(e.qpos, e.qvel, e.control, torch.zeros(n_envs, dtype=torch.float64), e.fields, mass)
+        before = torch.zeros(n_envs, *self.task.progress_shape, dtype=torch.float64)
+        self.physics = Physics(e.qpos, e.qvel, e.control, before, e.fields, mass)
+        self._choices = torch.tensor(self.task.choices, dtype=torch.float64)
         self._seed, self.stagger, self._dtype = seed, stagger, dtype
         self._lanes = torch.arange(n_envs)
         self._numbers = self._lanes + first_lane  # their numbers among those of all processes
         std = 0.0 if dynamics is None else dynamics.joint_noise
-        self._noise = JointNoise(std, self._numbers, self.task.action_dim) if std else None
+        self._noise = JointNoise(std, self._numbers, self.model.nu) if std else None
         self._steps = 0  # since the last reset with a seed
         self._clock = torch.zeros(n_envs, dtype=torch.int64)
         self._episode = torch.full((n_envs,), -1, dtype=torch.int64)
@@ -104,10 +106,12 @@ class MujocoPool:
         return self._observe()
 
     def step(self, action: Tensor) -> TimeStep:
-        """action [B, A] in [-1, 1]; scaled to the actuators' control range, clipped."""
+        """action [B, A] in [-1, 1]; scaled to the actuators' control range, clipped. Or [B] int64, of discrete ones."""
         if not self._started:
             raise RuntimeError("MujocoPool.step: call reset() first")
         p, task = self.physics, self.task
+        if task.choices:
+            action = self._choices[action.clamp(0, len(task.choices) - 1)]
         p.control.copy_(action).clamp_(-1.0, 1.0)
         if self._noise is not None:
             p.control.add_(self._noise(self._key(), self._steps))
@@ -116,7 +120,8 @@ class MujocoPool:
             p.control.mul_(self._half).add_(self._center)
         fine = self._engine.advance()
         terminated = task.terminated(p)
-        reward = task.reward(p, terminated).to(self._dtype)
+        pay = task.vector_reward if task.objectives else task.reward
+        reward = pay(p, terminated).to(self._dtype)
         final_obs = obs = self._observe()
         self._clock += 1
         truncated = ~fine if self.spec.episode_length == 0 else (self._clock >= self.spec.episode_length) | ~fine

@@ -33,8 +33,11 @@ def import_mujoco() -> Any:
     return mujoco
 
 
-def load_model(file: str, changes: Dynamics | None = None, robot: str = "") -> Any:
-    """The MjModel of a file that Gymnasium ships, with changed dynamics; ValueError where `robot` cannot have them."""
+def load_model(file: str, changes: Dynamics | None = None, robot: str = "", n_targets: int = 0) -> Any:
+    """The MjModel of a file that Gymnasium ships, with changed dynamics; ValueError where `robot` cannot have them.
+
+    n_targets: so many movable targets in the place of the reacher's only one.
+    """
     mujoco = import_mujoco()
     spec = importlib.util.find_spec("gymnasium")
     if spec is None or spec.origin is None:
@@ -43,17 +46,41 @@ def load_model(file: str, changes: Dynamics | None = None, robot: str = "") -> A
     handler = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)  # half_cheetah.xml uses a deprecated attribute, at every load
     try:
-        if changes is None or changes.density_scale == 1.0:
+        dense = changes is None or changes.density_scale == 1.0
+        if dense and n_targets == 0:
             model = mujoco.MjModel.from_xml_path(str(path))
         else:
             spec = mujoco.MjSpec.from_file(str(path))
-            change_density(spec, changes.density_scale, robot)
+            if n_targets:
+                _add_targets(mujoco, spec, n_targets)
+            if changes is not None and not dense:
+                change_density(spec, changes.density_scale, robot)
             model = spec.compile()
         if changes is not None:
             change_model(model, changes, robot)
         return model
     finally:
         mujoco.set_mju_user_warning(handler)
+
+
+def _add_targets(mujoco: Any, spec: Any, n: int) -> None:
+    """As the reacher's own target, which goes: a ball that slides along x and y and touches nothing."""
+    spec.delete(spec.body("target"))
+    for i in range(1, n + 1):
+        body = spec.worldbody.add_body(name=f"target{i}", pos=[0.1, -0.1, 0.01])
+        for name, axis, ref in (("x", [1, 0, 0], 0.1), ("y", [0, 1, 0], -0.1)):
+            body.add_joint(
+                name=f"target{i}_{name}",
+                type=mujoco.mjtJoint.mjJNT_SLIDE,
+                axis=axis,
+                ref=ref,
+                range=[-0.27, 0.27],
+                limited=True,
+                armature=0.0,
+                damping=0.0,
+            )
+        shape = mujoco.mjtGeom.mjGEOM_SPHERE
+        body.add_geom(name=f"target{i}", type=shape, size=[0.009, 0, 0], conaffinity=0, contype=0)
 
 
 class Engine(Protocol):

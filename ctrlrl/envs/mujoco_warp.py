@@ -11,7 +11,7 @@ from ctrlrl.envs.mjcf import Physics
 from ctrlrl.envs.mjcf_tasks import get_task
 from ctrlrl.envs.mujoco_engine import load_model
 from ctrlrl.envs.warp_engine import WarpEngine, adapt_model, import_warp
-from ctrlrl.types import EnvSpec, TimeStep
+from ctrlrl.types import TimeStep
 
 
 class MujocoWarp:
@@ -45,8 +45,8 @@ class MujocoWarp:
             raise ValueError(f"MujocoWarp: n_envs must be at least 1, got {n_envs}")
         device = torch.device(device)
         limit = self.task.episode_length if episode_length is None else episode_length
-        self.spec = EnvSpec(self.task.obs_dim, self.task.action_dim, 0, 1, n_envs, limit, device)
-        model = load_model(self.task.model, dynamics, task)
+        self.spec = self.task.spec(n_envs, limit, device)
+        model = load_model(self.task.model, dynamics, task, len(self.task.targets))
         self.notices = tuple(f"env={task}: {change}" for change in adapt_model(model))
         try:
             self.engine = e = WarpEngine(model, n_envs, self.task.frame_skip, self.task.needs, device, room)
@@ -60,11 +60,13 @@ class MujocoWarp:
         self._qpos0 = torch.from_numpy(model.qpos0.copy()).to(device)
         self._qvel0 = torch.zeros(model.nv, dtype=torch.float64, device=device)
         mass = torch.from_numpy(model.body_mass.copy()).float().to(device)
-        self.physics = Physics(e.qpos, e.qvel, e.control, torch.zeros(n_envs, device=device), e.fields, mass)
+        before = torch.zeros(n_envs, *self.task.progress_shape, device=device)
+        self.physics = Physics(e.qpos, e.qvel, e.control, before, e.fields, mass)
+        self._choices = torch.tensor(self.task.choices, device=device)
         self._seed, self.stagger, self._room = seed, stagger, room
         self._lanes = torch.arange(n_envs, device=device)
         std = 0.0 if dynamics is None else dynamics.joint_noise
-        self._noise = JointNoise(std, self._lanes, self.task.action_dim) if std else None
+        self._noise = JointNoise(std, self._lanes, model.nu) if std else None
         self._steps = 0  # since the last reset with a seed
         self._all = torch.ones(n_envs, dtype=torch.bool, device=device)
         self._clock = torch.zeros(n_envs, dtype=torch.int64, device=device)
@@ -91,10 +93,12 @@ class MujocoWarp:
 
     @torch.no_grad()
     def step(self, action: Tensor) -> TimeStep:
-        """action [B, A] in [-1, 1]; scaled to the actuators' control range, clipped."""
+        """action [B, A] in [-1, 1]; scaled to the actuators' control range, clipped. Or [B] int64, of discrete ones."""
         if not self._started:
             raise RuntimeError("MujocoWarp.step: call reset() first")
         p, task, limit = self.physics, self.task, self.spec.episode_length
+        if task.choices:
+            action = self._choices[action.clamp(0, len(task.choices) - 1)]
         p.control.copy_(action).clamp_(-1.0, 1.0)
         if self._noise is not None:
             p.control.add_(self._noise(self._key(), self._steps))
@@ -102,7 +106,9 @@ class MujocoWarp:
         self._steps += 1
         broken = ~self.engine.advance()
         terminated = task.terminated(p)
-        reward = task.reward(p, terminated).masked_fill(broken, torch.nan)
+        pay = task.vector_reward if task.objectives else task.reward
+        reward = pay(p, terminated)
+        reward = reward.masked_fill(_rows(broken, reward), torch.nan)
         final_obs = task.observation(p).masked_fill(broken.unsqueeze(1), torch.nan)
         terminated = terminated & ~broken
         self._clock += 1
@@ -111,7 +117,7 @@ class MujocoWarp:
         moved_to = task.progress(p).clone()  # may be a view of what `_begin` overwrites
         self._begin(done)
         obs = torch.where(done.unsqueeze(1), task.observation(p), final_obs)
-        p.before.copy_(torch.where(done, task.progress(p), moved_to))
+        p.before.copy_(torch.where(_rows(done, moved_to), task.progress(p), moved_to))
         return TimeStep(obs, final_obs, reward, terminated, truncated, {})
 
     def check(self) -> None:
@@ -170,3 +176,8 @@ class MujocoWarp:
         uniform = lane_random.uniform(self._key(), self._lanes, self._episode, self.task.n_uniform(self._nq, self._nv))
         normal = lane_random.normal(self._key(), self._lanes, self._episode, self.task.n_normal(self._nv))
         self.engine.place(lanes, *self.task.reset(uniform, normal, self._qpos0, self._qvel0))
+
+
+def _rows(flag: Tensor, like: Tensor) -> Tensor:
+    """[B] with as many axes as `like`."""
+    return flag.view(-1, *(1,) * (like.ndim - 1))

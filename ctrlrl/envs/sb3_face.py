@@ -39,6 +39,10 @@ class SB3Face(SB3VecEnv):
     ) -> None:
         self.env = env
         self._face = Face(env, spaces, stagger=stagger)
+        if env.spec.reward_dim > 1:
+            raise ValueError(
+                f"{self._face.name}: it pays {env.spec.reward_dim} rewards a step; Stable-Baselines3 learns from one"
+            )
         self._single = list(getattr(getattr(env, "env", None), "envs", ()))
         super().__init__(env.spec.n_envs, self._face.spaces.observation, self._face.spaces.action)
         self.metadata |= {"render_fps": self._face.metadata["render_fps"]}

@@ -39,6 +39,7 @@ class Sim:
     action_dim: int = 0  # size of a continuous action; 0 for discrete actions
     n_actions: int = 0  # number of discrete actions; 0 for continuous actions
     nvec: tuple[int, ...] = ()  # of several discrete actions taken together
+    objectives: tuple[str, ...] = ()  # names of the M entries of a vector reward; () = the reward is one number
     episode_length: int  # time limit in steps; 0 = none
     n_random: int  # uniform draws that one reset needs
     obs_parts: tuple[ObsPart, ...] = ()  # what an observation consists of; () = one vector
@@ -53,7 +54,7 @@ class Sim:
         raise NotImplementedError
 
     def step(self, state: State, action: Tensor) -> tuple[State, Tensor, Tensor] | tuple[State, Tensor, Tensor, Extras]:
-        """One control step: the next state, reward [B], terminated [B] bool, and extras [B, ...] where it names any."""
+        """One control step: the next state, reward [B] or [B, M], terminated [B] bool, extras [B, ...] if any."""
         raise NotImplementedError
 
     def observe(self, state: State) -> Tensor:
@@ -155,13 +156,14 @@ class BatchedSim:
             sim.obs_dim,
             sim.action_dim,
             sim.n_actions,
-            1,
+            len(sim.objectives) or 1,
             n_envs,
             limit,
             self.device,
             sim.nvec,
             sim.obs_parts,
             sim.extras,
+            sim.objectives,
         )
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         self._sparse = self.device.type == "cpu" and n_envs > _SPARSE_LANES
@@ -270,11 +272,13 @@ class BatchedSim:
     def _compiled_step(self) -> Any:
         n, o, sim, limit = self.spec.n_envs, self.spec.obs_dim, self.sim, self.limit
         flag = torch.zeros(n, dtype=torch.uint8, device=self.device)
-        row = torch.zeros(n, dtype=self.dtype, device=self.device)
+        reward = torch.zeros(len(sim.objectives) or 1, n, dtype=self.dtype, device=self.device).T
+        reward = reward if sim.objectives else reward[:, 0]
         obs = torch.zeros(o, n, dtype=self.dtype, device=self.device).T
         # Outputs into the same buffers at every step: fresh blocks of megabytes cost more page faults than arithmetic.
         extras = {name: x.new_zeros(*x.shape[1:], n).movedim(-1, 0) for name, x in self._one_step().extras.items()}
-        out = TimeStep(obs, obs.clone(memory_format=torch.preserve_format), row, flag, flag.clone(), extras)
+        final_obs = obs.clone(memory_format=torch.preserve_format)
+        out = TimeStep(obs, final_obs, reward, flag, flag.clone(), extras)
         seen = out._replace(terminated=out.terminated.view(torch.bool), truncated=out.truncated.view(torch.bool))
 
         def write(buffer: Tensor, value: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -45,6 +46,8 @@ class CtrlrlVectorEnv(VectorEnv[Any, Any, Array]):
         self.single_observation_space, self.single_action_space = face.spaces
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        if env.spec.reward_dim > 1:  # as mo-gymnasium's environments say it
+            self.reward_space = Box(-np.inf, np.inf, (env.spec.reward_dim,), np.float32)
         self.metadata = {**face.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -219,8 +219,14 @@ class Model:
         state: Any = None,
         episode_start: Array | None = None,
         deterministic: bool = False,
+        preference: Any = None,
     ) -> tuple[Array, Any]:
-        """Action for one observation or a batch of them, in the units of `action_space`, clipped to its bounds."""
+        """Action for one observation or a batch of them, in the units of `action_space`, clipped to its bounds.
+
+        preference: [M] shares of the objectives, of a model that learned several; it holds until learning goes on.
+        """
+        if preference is not None:
+            judging.prefer(self.learner, preference)
         act = judging.acting(self.learner, deterministic=deterministic, memory=state, begun=episode_start)
         return self._spaces.predict(act, observation, self.device, self._quick if deterministic else None), act.memory
 

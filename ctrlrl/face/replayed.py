@@ -117,7 +117,11 @@ class ReplayAgent(Agent):
         self._kept = before
 
     def _setup_model(self) -> None:
-        spec = self._spaces.env_spec(self.device) if self._connection is None else self._connection.env.spec
+        if self._connection is not None:
+            spec = self._connection.env.spec
+        else:  # a file does not count the objectives; the reference has an entry for each
+            m = len(getattr(self.cfg, "reference", ())) or 1
+            spec = self._spaces.env_spec(self.device)._replace(reward_dim=m)
         self.learner = loops.make_learner(self.cfg, spec)
         self.policy = PolicyView(self.learner, self._spaces, self.device)
         self._quick = judging.quick(self.learner)

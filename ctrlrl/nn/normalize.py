@@ -41,11 +41,12 @@ class RunningMoments(nn.Module):
             self._merge(n_of.reshape(-1)[0], mean_of, var_of)
 
     def _merge(self, n: Tensor | int, mean: Tensor, var: Tensor) -> None:
+        count = self.count.view(*self.count.shape, *[1] * (mean.ndim - self.count.ndim))  # of stacked ones: one each
         delta = mean - self.mean
-        total = self.count + n
-        self.var.copy_((self.var * self.count + var * n + delta.square() * self.count * n / total) / total)
+        total = count + n
+        self.var.copy_((self.var * count + var * n + delta.square() * count * n / total) / total)
         self.mean.add_(delta * n / total)
-        self.count.copy_(total)
+        self.count.copy_(total.view(self.count.shape))
 
 
 class ObsNormalizer(nn.Module):
@@ -152,12 +153,15 @@ class Identity(nn.Module):
 
 
 class RewardScaler(nn.Module):
-    """Divides rewards by the deviation of the discounted return; the mean is not subtracted (SB3's VecNormalize)."""
+    """Divides rewards by the deviation of the discounted return; the mean is not subtracted (SB3's VecNormalize).
 
-    def __init__(self, *, clip: float = 10.0, eps: float = 1e-8):
+    shape: (M,) for vector rewards, each objective by its own deviation.
+    """
+
+    def __init__(self, *shape: int, clip: float = 10.0, eps: float = 1e-8):
         super().__init__()
         self.clip, self.eps = clip, eps
-        self.moments = RunningMoments()
+        self.moments = RunningMoments(*shape)
 
     def merge(self, discounted_returns: Tensor) -> None:
         """discounted_returns: [N] running sums G = gamma * G + r, before they are set to 0 at an episode's end."""
@@ -166,3 +170,7 @@ class RewardScaler(nn.Module):
     def forward(self, reward: Tensor) -> Tensor:
         scale = (self.moments.var + self.eps).rsqrt().to(reward.dtype)
         return (reward * scale).clamp(-self.clip, self.clip)
+
+    def unit(self, like: Tensor) -> Tensor:
+        """What one scaled unit is worth in the rewards' own, of the moments' shape and the dtype of `like`."""
+        return (self.moments.var + self.eps).sqrt().to(like.dtype)

@@ -244,7 +244,7 @@ def fit(saved: dict[str, Tensor], present: dict[str, Tensor]) -> None:
 
 def spec_values(spec: EnvSpec) -> dict[str, Any]:
     """What a checkpoint keeps of the environment's spec, as JSON gives it back: what its policy can act on."""
-    values = {name: value for name, value in spec._asdict().items() if name not in ("device", "extras")}
+    values = {name: value for name, value in spec._asdict().items() if name not in ("device", "extras", "objectives")}
     return json.loads(json.dumps(values))
 
 

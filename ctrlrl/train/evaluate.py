@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,25 @@ class Evaluation(NamedTuple):
     success: Tensor | None  # [episodes] 0 or 1, where the environment reports it
     held_out_action_error: Tensor | None = None  # 0-dim, mean square over rows that were held out from learning
     held_out_loss: Tensor | None = None  # 0-dim, what training lowers, there
+    front: dict[str, Tensor] | None = None  # of a set of policies: their mean return vectors "returns" [n, M] and what
+    # these are worth together, 0-dim: "hypervolume", "expected_utility", "sparsity"
 
     @classmethod
     def nothing(cls) -> Evaluation:
         """Of no episode."""
         return cls(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64), None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All there is, under the names that a checkpoint keeps."""
+        own = {k: v for k, v in self._asdict().items() if k != "front" and v is not None}
+        return own | {f"front/{k}": v for k, v in (self.front or {}).items()}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Evaluation:
+        """From what `tensors` gave."""
+        own: dict[str, Any] = {"success": None} | {k: v for k, v in tensors.items() if not k.startswith("front/")}
+        front = {k.removeprefix("front/"): v for k, v in tensors.items() if k.startswith("front/")}
+        return cls(**own, front=front or None)
 
 
 @contextmanager

@@ -98,6 +98,8 @@ class Collector:
         # (time, lanes, final observations) of the truncations of this rollout; on CUDA the value is taken in the step
         self._cut: list[tuple[int, Tensor, Tensor]] = []
         self._on_cpu = env.spec.device.type == "cpu"
+        # of all lanes in the step that truncates, where the critic must know whose lanes they are
+        self._in_step = not self._on_cpu or getattr(learner, "by_lane", False)
 
     def reset(self, seed: int | None) -> None:
         self.obs = self.env.reset(seed).clone()
@@ -152,8 +154,9 @@ class Collector:
 
     def _keep_final_values(self, t: int, step: TimeStep) -> None:
         assert self.storage is not None
-        if not self._on_cpu:
-            self.storage.next_value[t] = self.learner.value(step.final_obs)
+        if self._in_step:
+            if not self._on_cpu or step.truncated.any():
+                self.storage.next_value[t] = self.learner.value(step.final_obs)
         elif step.truncated.any():
             lanes = step.truncated.nonzero().squeeze(1)
             self._cut.append((t, lanes, step.final_obs[lanes]))
@@ -165,7 +168,7 @@ class Collector:
         assert self.obs is not None
         value, last = self.learner.value(storage.obs), self.learner.value(self.obs)
         following = torch.cat((value[1:], last.unsqueeze(0)))
-        if not self._on_cpu:
+        if self._in_step:
             following = torch.where(append_axes(storage.truncated, following.ndim), storage.next_value, following)
         elif self._cut:
             times = torch.cat([torch.full_like(lanes, t) for t, lanes, _ in self._cut])
@@ -180,8 +183,8 @@ class Collector:
     def _allocate(self) -> None:
         assert self.obs is not None
         spec, room = self.env.spec, self._room
-        # on a CPU both values come after the rollout and take the place of what is allocated here
-        heads = () if self._on_cpu else self.learner.value(self.obs).shape[1:]
+        # where both values come after the rollout, they take the place of what is allocated here
+        heads = () if not self._in_step else self.learner.value(self.obs).shape[1:]
         if spec.action_dim:
             action = room(spec.action_dim)
         else:

@@ -76,7 +76,7 @@ class StackedTrainer(Trainer):
     def _of(self, place: int) -> Evaluation | None:
         if self.evaluation is None:
             return None
-        return Evaluation(*(None if x is None else x[place] for x in self.evaluation))  # type: ignore[arg-type]
+        return Evaluation.of({name: x[place] for name, x in self.evaluation.tensors().items()})
 
     def _evaluate(self, status: str) -> dict[str, Any]:
         self.evaluation = self.evaluate()

@@ -207,7 +207,7 @@ class Trainer:
         return row
 
     def _eval_row(self, evaluation: Evaluation) -> dict[str, float]:
-        row = {f"eval/{name}": value for name, value in _held_out(evaluation).items()}
+        row = {f"eval/{name}": value for name, value in (_held_out(evaluation) | _worth(evaluation)).items()}
         returns = evaluation.returns
         if not returns.numel():
             return row
@@ -230,6 +230,7 @@ class Trainer:
             "env_steps": loop.env_steps,
             "gradient_steps": loop.gradient_steps,
             **self._outcome(self.evaluation, self.best),
+            **getattr(loop, "results", dict)(),
             "regret": self.shortfall / self.n_scored if self.n_scored else None,
             "train_seconds": round(self.train_seconds, 3),
             "wall_seconds": round(self.wall_seconds, 3),
@@ -250,7 +251,8 @@ class Trainer:
             "success_rate": None if success is None else success.nanmean().item(),
             "normalized_score": None if returns is None else self.score(returns.mean().item()),
             "best_normalized_score": None if best is None else self.score(best),
-            **({} if last is None else _held_out(last)),
+            **({} if last is None else _held_out(last) | _worth(last)),
+            **({} if last is None or last.front is None else {"front": last.front["returns"].tolist()}),
         }
 
     def save(self, name: str) -> None:
@@ -280,7 +282,7 @@ class Trainer:
         training = {f"learner/{k}": v for k, v in learner.training_state().items()}
         training |= {f"loop/{k}": v for k, v in self.loop.state_dict().items()} | random
         if last is not None:
-            training |= {f"eval/{k}": v for k, v in last._asdict().items() if v is not None}
+            training |= {f"eval/{k}": v for k, v in last.tensors().items()}
         return Checkpoint(learner.model_state(), training, state)
 
     def _state(self) -> dict[str, Any]:
@@ -387,7 +389,7 @@ class Trainer:
         self.best = self._read_best(state)
         self.metrics = {k: torch.tensor(v, dtype=torch.float64) for k, v in table(state, "metrics").items()}
         if parts["eval"]:
-            self.evaluation = Evaluation(**{"success": None} | parts["eval"])  # type: ignore[arg-type]
+            self.evaluation = Evaluation.of(parts["eval"])
         self.learner.load_model_state(model)
         self.learner.load_training_state(parts["learner"])
         loop.load_state_dict(parts["loop"])
@@ -399,9 +401,11 @@ class Trainer:
 
 
 def merit(row: dict[str, float]) -> float | None:
-    """By what evaluations are compared: the return, else the error on what was held out; None without either."""
+    """By what evaluations are compared: the return, else a front's hypervolume, else the error on what was held out."""
     if "eval/return_mean" in row:
         return row["eval/return_mean"]
+    if "eval/hypervolume" in row:
+        return row["eval/hypervolume"]
     return -row["eval/held_out_action_error"] if "eval/held_out_action_error" in row else None
 
 
@@ -413,6 +417,9 @@ def summary(row: dict[str, float]) -> str:
     parts = []
     if "eval/return_mean" in row:
         parts.append(f"return {row['eval/return_mean']:.1f} ± {row['eval/return_std']:.1f}")
+    if "eval/hypervolume" in row:
+        utility = row["eval/expected_utility"]
+        parts.append(f"hypervolume {row['eval/hypervolume']:.6g}, expected utility {utility:.4g}")
     if "eval/held_out_action_error" in row:
         parts.append(f"held-out action error {row['eval/held_out_action_error']:.4g}")
     return ", ".join(parts) or "of nothing: give an environment, or data.holdout"
@@ -422,6 +429,11 @@ def _held_out(evaluation: Evaluation) -> dict[str, float]:
     """held_out_action_error and held_out_loss, where there are any; of several seeds the mean."""
     named = {k: v for k, v in evaluation._asdict().items() if k.startswith("held_out_")}
     return {name: value.mean().item() for name, value in named.items() if value is not None}
+
+
+def _worth(evaluation: Evaluation) -> dict[str, float]:
+    """hypervolume, expected_utility and sparsity of an evaluated set of policies."""
+    return {name: value.item() for name, value in (evaluation.front or {}).items() if value.ndim == 0}
 
 
 def _plain(metrics: Metrics) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from ctrlrl.envs import lane_random, mujoco_engine
 from ctrlrl.envs.mjcf_tasks import TASKS, get_task
 from ctrlrl.envs.mujoco_cpu import MujocoPool
+from ctrlrl.registry import VECTOR_ROBOTS
 from ctrlrl.types import VecEnv
 
 mujoco = pytest.importorskip("mujoco")
@@ -29,6 +30,16 @@ CLASSES = {
     "inverted_pendulum": ("inverted_pendulum", "InvertedPendulumEnv"),
     "inverted_double_pendulum": ("inverted_double_pendulum", "InvertedDoublePendulumEnv"),
 }
+MO_CLASSES = {  # of mo-gymnasium
+    "mo_halfcheetah": ("half_cheetah", "MOHalfCheehtahEnv"),
+    "mo_hopper": ("hopper", "MOHopperEnv"),
+    "mo_walker2d": ("walker2d", "MOWalker2dEnv"),
+    "mo_ant": ("ant", "MOAntEnv"),
+    "mo_humanoid": ("humanoid", "MOHumanoidEnv"),
+    "mo_swimmer": ("swimmer", "MOSwimmerEnv"),
+    "mo_reacher": ("reacher", "MOReacherEnv"),
+}
+SCALAR = [name for name, task in TASKS.items() if not task.objectives]
 SPEC_IDS = {
     "halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d", "ant": "Ant", "humanoid": "Humanoid",
     "humanoid_standup": "HumanoidStandup", "swimmer": "Swimmer", "reacher": "Reacher", "pusher": "Pusher",
@@ -47,6 +58,11 @@ def _quiet_model_load():
 
 
 def gymnasium_env(name: str):
+    if name.startswith("mo_"):
+        pytest.importorskip("mo_gymnasium")
+        module, cls = MO_CLASSES[name.removesuffix("_2obj")]
+        made = getattr(importlib.import_module(f"mo_gymnasium.envs.mujoco.{module}_v5"), cls)
+        return made(cost_objective=False) if name.endswith("_2obj") else made()
     base, _, version = name.partition("-")
     module, cls = CLASSES[base]
     return getattr(importlib.import_module(f"gymnasium.envs.mujoco.{module}_{version or 'v5'}"), cls)()
@@ -54,10 +70,14 @@ def gymnasium_env(name: str):
 
 def actions(pool: MujocoPool, steps: int, seed: int = 0) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
+    if pool.spec.n_actions:
+        return torch.randint(pool.spec.n_actions, (steps, pool.spec.n_envs), generator=g)
     return torch.rand(steps, pool.spec.n_envs, pool.spec.action_dim, generator=g, dtype=torch.float64) * 2 - 1
 
 
 def controls(env, action: torch.Tensor) -> np.ndarray:
+    if not action.is_floating_point():
+        return action.numpy()
     low, high = env.model.actuator_ctrlrange.T
     return (low + high) / 2 + (high - low) / 2 * action.numpy()
 
@@ -72,6 +92,15 @@ def reference_reset(env, qpos: np.ndarray, qvel: np.ndarray, cold: bool) -> np.n
     if cold:
         env.data.qacc_warmstart[:] = 0.0
     return env._get_obs()
+
+
+def same_reward(got: torch.Tensor, want: float | np.ndarray) -> None:
+    """A number in float64; a vector is float32 in mo-gymnasium, summed there entry by entry."""
+    if got.ndim == 0:
+        assert float(got) == pytest.approx(float(want), rel=0, abs=1e-9)
+    else:
+        assert isinstance(want, np.ndarray)
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-6, atol=1e-5)
 
 
 def random_states(name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,10 +144,10 @@ def test_one_step_from_random_states_equals_gymnasium(name, exact):
         assert np.array_equal(got_qpos[i].numpy(), q)
         assert np.array_equal(got_qvel[i].numpy(), v)
         np.testing.assert_allclose(step.final_obs[i].numpy(), final, rtol=0, atol=1e-9)
-        assert float(step.reward[i]) == pytest.approx(float(reward), rel=0, abs=1e-9)
+        same_reward(step.reward[i], reward)
         assert bool(step.terminated[i]) == bool(terminated)
     never = ("halfcheetah", "humanoid_standup", "swimmer", "reacher", "pusher")
-    assert {w[2] for w in want} == ({False} if name.split("-")[0] in never else {False, True})
+    assert {w[2] for w in want} == ({False} if name.split("-")[0].removeprefix("mo_") in never else {False, True})
     pool.close()
 
 
@@ -132,7 +161,7 @@ def test_an_exact_trajectory_of_200_steps_equals_gymnasiums_bit_for_bit(name):
         step = pool.step(action)
         obs, reward, terminated, _, _ = env.step(controls(env, action[lane]))
         np.testing.assert_allclose(step.final_obs[lane].numpy(), obs, rtol=0, atol=1e-9)
-        assert float(step.reward[lane]) == pytest.approx(float(reward), rel=0, abs=1e-9)
+        same_reward(step.reward[lane], reward)
         assert bool(step.terminated[lane]) == bool(terminated)
         if terminated:
             reference_reset(env, pool.physics.qpos[lane].numpy(), pool.physics.qvel[lane].numpy(), cold=False)
@@ -156,7 +185,7 @@ def test_dimensions_and_time_limits_are_gymnasiums(name):
     pool.close()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", SCALAR)
 def test_reset_noise_has_gymnasiums_range_and_spread(name):
     """Means and standard deviations over 2 000 resets against the closed forms of Gymnasium's distributions."""
     task, model = get_task(name), mujoco_engine.load_model(get_task(name).model)
@@ -195,3 +224,50 @@ def test_reset_noise_has_gymnasiums_range_and_spread(name):
     spread = scale if gaussian else scale / math.sqrt(3)
     torch.testing.assert_close(qvel.std(0), torch.full_like(qvel[0], spread), rtol=0.08, atol=0)
     assert (float(qvel.abs().max()) > scale) == gaussian
+
+
+@pytest.mark.parametrize("name", VECTOR_ROBOTS)
+def test_vector_robots_have_mo_gymnasiums_sizes_and_say_what_their_objectives_are(name):
+    env, pool = gymnasium_env(name), pool_of(name, 2)
+    import gymnasium
+
+    assert pool.spec.obs_dim == env.observation_space.shape[0] == pool.reset().shape[1]
+    space = env.action_space
+    assert (pool.spec.n_actions, pool.spec.action_dim) == ((space.n, 0) if space.shape == () else (0, *space.shape))
+    assert pool.spec.reward_dim == env.reward_dim == len(pool.spec.objectives)
+    assert pool.spec.episode_length == gymnasium.spec(VECTOR_ROBOTS[name]).max_episode_steps
+    pool.close()
+
+
+def test_the_reacher_among_targets_begins_as_mo_gymnasiums():
+    env, pool = gymnasium_env("mo_reacher"), pool_of("mo_reacher", 400, stagger=False)
+    pool.reset()
+    env.reset(seed=0)
+    assert torch.equal(pool.physics.qpos, torch.from_numpy(env.data.qpos.copy()).expand(400, -1))
+    assert float(pool.physics.qvel[:, :2].abs().max()) == pytest.approx(0.005, rel=0.02)
+    assert bool((pool.physics.qvel[:, 2:] == 0).all())
+    for field in ("body_mass", "dof_damping", "dof_armature", "jnt_range", "body_pos", "body_inertia", "geom_contype"):
+        np.testing.assert_array_equal(getattr(pool.model, field), getattr(env.model, field))
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "scalar"),
+    [
+        ("mo_halfcheetah", (1.0, 0.1), "halfcheetah"),
+        ("mo_hopper", (1.0, 0.0, 1e-3), "hopper"),
+        ("mo_hopper_2obj", (1.0, 0.0), "hopper"),
+        ("mo_ant_2obj", (1.0, 0.0), "ant"),
+        ("mo_swimmer", (1.0, 1e-4), "swimmer"),
+    ],
+)
+def test_a_weighted_vector_is_the_robots_own_reward(name, weight, scalar):
+    """Up to what a robot is paid for its health, which counts in every objective."""
+    vector, single = pool_of(name, exact=True, stagger=False), pool_of(scalar, exact=True, stagger=False)
+    assert torch.equal(vector.reset(), single.reset())
+    w = torch.tensor(weight, dtype=torch.float64)
+    for action in actions(single, 30):
+        a, b = vector.step(action), single.step(action)
+        assert torch.equal(a.final_obs, b.final_obs)
+        healthy = single.task.healthy_reward * ~b.terminated
+        twice = (w.sum() - 1.0) * healthy
+        torch.testing.assert_close(a.reward @ w - twice, b.reward, rtol=0, atol=1e-9)

@@ -95,7 +95,9 @@ def test_every_id_makes_environments_inside_their_spaces(gym_id):
         obs, reward, terminated, truncated, _ = env.step(action)
         assert obs in env.observation_space
         assert obs.dtype == env.single_observation_space.dtype
-        assert (reward.shape, terminated.dtype, truncated.dtype) == ((2,), bool, bool)
+        vector = getattr(env.unwrapped, "reward_space", None)
+        shape = (2,) if vector is None else (2, *vector.shape)
+        assert (reward.shape, terminated.dtype, truncated.dtype) == (shape, bool, bool)
     np.testing.assert_array_equal(gym.make_vec(gym_id, num_envs=2).reset(seed=1)[0], env.reset(seed=1)[0])
     env.close()
     assert env.closed
