@@ -16,11 +16,11 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ctrlrl.registry import ROBOTS
+from ctrlrl.registry import ROBOTS, VECTOR_ROBOTS
 from ctrlrl.report.published import published
 
 RESULTS = Path(__file__).parent / "results" / "robot_scores.jsonl"
-TASKS = [name for name in ROBOTS if not name.endswith("-v4")]
+TASKS = [name for name in ROBOTS if not name.endswith("-v4") and name not in VECTOR_ROBOTS]
 
 
 def rows() -> list[dict]:

@@ -111,14 +111,14 @@ def front_evaluation(learner: Any, cfg: TrainConfig, *, episodes: int, seed: int
         gamma=learner.cfg.eval_gamma,
         max_steps=learner.cfg.eval_max_steps,
     )
-    index = torch.arange(len(learner.archive))
+    index = torch.arange(learner.n_policies)
     parts = [
         returns(learner.policies(part), episodes=episodes, seed=seed)[0] for part in index.split(AT_ONCE) if len(part)
     ]
     if not parts:
         return Evaluation.nothing()
     found = torch.cat(parts).cpu()
-    measures = front_measures(found, learner.archive.reference, learner.preferences)
+    measures = front_measures(found, learner.reference, learner.preferences)
     measures.pop("size")
     return Evaluation.nothing()._replace(front={"returns": found, **measures})
 
@@ -162,6 +162,8 @@ def gaps(learner: Any, cfg: TrainConfig, *, seed: int, steps: int = 300) -> Gaps
 
 def quick(learner: Learner) -> Quick | None:
     """What acts on a single observation in NumPy, as `acting` does deterministically; None for other learners."""
+    if learner.multi_objective:
+        return None
     if learner.loop in ("off_policy", "hybrid"):
         nets: Any = learner.nets
         return Quick(nets.normalizer, Vector(0), nets.policy)

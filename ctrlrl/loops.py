@@ -302,9 +302,17 @@ def online_loop(
     cfg, spec = learner.cfg, env.spec
     extras = {name: spec.action_dim if name == "next_action" else 0 for name in sorted(learner.needs)}
     extras |= {"discount": 0} if cfg.n_steps > 1 else {}
+    extras |= dict.fromkeys(learner.kept, spec.reward_dim)
     fresh = buffer is None
     if buffer is None:
-        buffer = ReplayBuffer(cfg.buffer_size, spec.obs_dim, spec.action_dim, extras=extras, device=learner.device)
+        buffer = ReplayBuffer(
+            cfg.buffer_size,
+            spec.obs_dim,
+            spec.action_dim,
+            extras=extras,
+            device=learner.device,
+            reward_dim=spec.reward_dim,
+        )
     source: Source = buffer
     if learner.loop == "hybrid":
         if data is None:

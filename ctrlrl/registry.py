@@ -14,6 +14,7 @@ ALGORITHMS = {
     "policyflow": "ctrlrl.algos.policyflow:PolicyFlowLearner",
     "fpo": "ctrlrl.algos.fpo:FPOLearner",
     "cmorl": "ctrlrl.algos.cmorl:CMORLLearner",
+    "capql": "ctrlrl.algos.capql:CAPQLLearner",
     "scalarized_ppo": "ctrlrl.algos.cmorl:ScalarizedPPOLearner",
     "sac": "ctrlrl.algos.sac:SACLearner",
     "td3": "ctrlrl.algos.td3:TD3Learner",

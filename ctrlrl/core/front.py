@@ -34,14 +34,9 @@ class FrontLearner(Learner):
 
     def __init__(self, cfg: Any, spec: EnvSpec):
         self.cfg, self.spec, self.n_objectives = cfg, spec, spec.reward_dim
-        if len(cfg.reference) != spec.reward_dim:
-            names = f" ({', '.join(spec.objectives)})" if spec.objectives else ""
-            raise ValueError(
-                f"algo.reference must hold the worst return that counts in each of {spec.reward_dim} objectives"
-                f"{names}, e.g. [{','.join(['-100'] * spec.reward_dim)}], got {list(cfg.reference)}"
-            )
+        self.reference = reference_of(cfg.reference, spec)
         self.preferences = simplex_grid(spec.reward_dim, cfg.eval_divisions or DIVISIONS.get(spec.reward_dim, 2))
-        self.archive = Archive(torch.tensor(cfg.reference), cfg.archive_size)
+        self.archive = Archive(self.reference, cfg.archive_size)
         self.front: Metrics = {}
         self._measure()  # here, so that a package that is missing is missed before the training
         self.rounds: list[int] = []
@@ -141,6 +136,10 @@ class FrontLearner(Learner):
 
     # the policies that were found ------------------------------------------------------------------------------------
 
+    @property
+    def n_policies(self) -> int:
+        return len(self.archive)
+
     def policies(self, index: Tensor) -> Any:
         """Archived policies side by side, to act."""
         team, rows = self.make_team(len(index)), self.archive.rows
@@ -205,6 +204,17 @@ class FrontLearner(Learner):
             getattr(team, name).copy_(own[name])
         if "discounted_return" in own:
             team.discounted_return = own["discounted_return"].to(self.device, copy=True)
+
+
+def reference_of(values: Any, spec: EnvSpec) -> Tensor:
+    """[M] float64; ValueError where `algo.reference` does not have an entry for each objective."""
+    if len(values) != spec.reward_dim:
+        names = f" ({', '.join(spec.objectives)})" if spec.objectives else ""
+        raise ValueError(
+            f"algo.reference must hold the worst return that counts in each of {spec.reward_dim} objectives"
+            f"{names}, e.g. [{','.join(['-100'] * spec.reward_dim)}], got {list(values)}"
+        )
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def checked_preference(preference: Any, objectives: int) -> Tensor:

@@ -69,6 +69,7 @@ class OffPolicyLearner(Learner):
     stackable: ClassVar[bool] = True  # `step` trains the stacked networks of several seeds as it stands
     offline: ClassVar[bool] = True  # learns from a data set alone
     online: ClassVar[bool] = False  # learns from its own steps in an environment; its config is an OnlineConfig
+    kept: ClassVar[tuple[str, ...]] = ()  # of PolicyOutput.extras, [B, M] of M objectives: what a replayed row keeps
 
     cfg: Any
     nets: Any

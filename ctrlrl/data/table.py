@@ -20,9 +20,23 @@ class Table:
     """obs | action | reward | next_obs | terminated | extras, float32. An extra of width 0 is one number a row, [N]."""
 
     def __init__(
-        self, capacity: int, obs_dim: int, action_dim: int, extras: Mapping[str, int], device: torch.device | str
+        self,
+        capacity: int,
+        obs_dim: int,
+        action_dim: int,
+        extras: Mapping[str, int],
+        device: torch.device | str,
+        *,
+        reward_dim: int = 1,
     ):
-        widths = [("obs", obs_dim), ("action", action_dim), ("reward", 0), ("next_obs", obs_dim), ("terminated", 0)]
+        reward = reward_dim if reward_dim > 1 else 0
+        widths = [
+            ("obs", obs_dim),
+            ("action", action_dim),
+            ("reward", reward),
+            ("next_obs", obs_dim),
+            ("terminated", 0),
+        ]
         self.obs_dim, self.action_dim, self.extras = obs_dim, action_dim, tuple(extras)
         self.columns: dict[str, slice | int] = {}
         at = 0
@@ -174,10 +188,11 @@ class ReplayBuffer:
         *,
         extras: Mapping[str, int] | None = None,
         device: torch.device | str = "cpu",
+        reward_dim: int = 1,
     ):
         if capacity < 1:
             raise ValueError(f"buffer_size must be at least 1, got {capacity}")
-        self.table = Table(capacity, obs_dim, action_dim, extras or {}, device)
+        self.table = Table(capacity, obs_dim, action_dim, extras or {}, device, reward_dim=reward_dim)
         self.capacity, self.added = capacity, 0  # rows ever added
 
     def __len__(self) -> int:

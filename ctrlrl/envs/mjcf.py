@@ -103,8 +103,9 @@ class Task:
     def vector_reward(self, p: Physics, terminated: Tensor) -> Tensor:
         """[B, M]: what `objectives` name, unweighted; what a robot is paid for its health counts in each.
 
-        forward, sideways: velocity, m/s; height: 10 times m above where the model begins; effort: -sum of squared controls.
-        Where no objective is the effort, its weighted cost counts in each as well. Source: mo-gymnasium's v5 tasks.
+        forward, sideways: velocity, m/s; height: 10 times the m above where the model begins; effort: minus the sum of
+        squared controls. Where no objective is the effort, its weighted cost counts in each as well.
+        Source: mo-gymnasium's v5 tasks.
         """
         velocity = ((self.progress(p) - p.before) / self.dt).view(len(p.qpos), -1)
         effort = -p.control.square().sum(1)

@@ -54,7 +54,7 @@ class QuadraticBandit(Sim):
     front's hypervolume over (-1, -1) is 5/6, its expected utility over uniform weights -1/6. Observation: 0, then 1.
     """
 
-    obs_dim, action_dim, episode_length, n_random = 1, 2, 1, 0
+    obs_dim, action_dim, episode_length, n_random = 1, 2, 0, 0
     objectives = ("near_origin", "near_one")
 
     def init(self, noise: Tensor) -> BanditState:

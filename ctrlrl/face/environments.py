@@ -57,9 +57,10 @@ class Connection:
         self.env, self.spaces, self.staggered, self._face = env, spaces, staggered, face
 
     def face(self) -> Any:
-        """The SB3 VecEnv that was given, else one made of `env`, or `env` itself where SB3 is not installed."""
+        """The SB3 VecEnv that was given, else one made of `env`; `env` itself without SB3, or where it pays vectors."""
         if self._face is None:
-            self._face = as_sb3(self.env, self.spaces, stagger=self.staggered) if has_sb3() else self.env
+            plain = self.env.spec.reward_dim == 1 and has_sb3()
+            self._face = as_sb3(self.env, self.spaces, stagger=self.staggered) if plain else self.env
         return self._face
 
     def pending_seed(self) -> int | None:

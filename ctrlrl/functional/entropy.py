@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def entropy_policy_loss(q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
+def entropy_policy_loss(q: Tensor, log_prob: Tensor, temperature: Tensor | float) -> Tensor:
     """temperature * log pi(a|s) - Q(s, a), return units, [..., N]; both carry the policy's gradient.
 
     temperature: broadcasts; no gradient. Source: SAC, arXiv:1812.05905, eq. 9.

@@ -108,7 +108,10 @@ class ValueMedianCritic(nn.Module):
 
 class QCritic(nn.Module):
     """K action values Q_k(s, a): [..., O] and [..., A] -> [K, ...]. Separate networks: on a CPU as fast as products of
-    stacked matrices, and each of them can be asked alone."""
+    stacked matrices, and each of them can be asked alone.
+
+    width: M > 1 for a value of each of M objectives, [K, ..., M].
+    """
 
     def __init__(
         self,
@@ -120,13 +123,17 @@ class QCritic(nn.Module):
         activation: str = "relu",
         init: Init = torch_default,
         norm: str = "none",
+        width: int = 1,
     ):
         super().__init__()
-        sizes = (obs_dim + action_dim, *hidden, 1)
+        self.width = width
+        sizes = (obs_dim + action_dim, *hidden, width)
         self.heads = nn.ModuleList(mlp(sizes, activation=activation, init=init, norm=norm) for _ in range(n))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat((obs, action), -1)
+        if self.width > 1:
+            return torch.stack([head(x).float() for head in self.heads])
         return torch.stack([head(x).float().squeeze(-1) for head in self.heads])
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:

@@ -20,17 +20,33 @@ UNITS = {
     "steps": "offline gradient steps, then environment steps",
 }
 RETURN = "eval/return_mean"
+HYPERVOLUME = "front/hypervolume"  # column of progress.csv, of runs that look for a front; or else JUDGED
+JUDGED = "eval/hypervolume"  # of the evaluations, of a policy for all preferences
+LABELS = {RETURN: "return", SCORE: "normalised score", HYPERVOLUME: "hypervolume"}
 
 
 def write_curve(run: Path, out: Path) -> None:
     """Write curve.png of one run folder."""
-    Path(out).write_bytes(curve_png([read_run(run)], LIGHT, transparent=False))
+    read = read_run(run)
+    column = HYPERVOLUME if seeks_front(read) else None
+    Path(out).write_bytes(curve_png([read], LIGHT, transparent=False, column=column))
 
 
-def curve_png(runs: Sequence[Run], theme: Theme, *, narrow: bool = False, transparent: bool = True) -> bytes:
+def seeks_front(run: Run) -> bool:
+    """Whether a run is judged by a set of policies, not by a return."""
+    return HYPERVOLUME in run.progress or JUDGED in run.progress
+
+
+def _measured(run: Run, column: str) -> tuple[Array, Array]:
+    return run.curve(JUDGED if column == HYPERVOLUME and column not in run.progress else column)
+
+
+def curve_png(
+    runs: Sequence[Run], theme: Theme, *, narrow: bool = False, transparent: bool = True, column: str | None = None
+) -> bytes:
     """The learning curves of all runs as PNG bytes: thin lines seeds, thick lines means, dots evaluations.
 
-    narrow: one column, for a phone.
+    narrow: one column, for a phone. column: of progress.csv; None is the return, or the score where all runs have one.
     """
     panels: dict[str, list[Run]] = {}
     for run in runs:
@@ -44,10 +60,10 @@ def curve_png(runs: Sequence[Run], theme: Theme, *, narrow: bool = False, transp
     def draw(figure: Any) -> None:
         axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for ax, members in zip(axes, panels.values(), strict=False):
-            _panel(ax, members, algos, theme)
+            _panel(ax, members, algos, theme, column)
             if len(panels) > 1:
                 ax.set_title(task_of(members[0].result) if members[0].offline else members[0].env)
-        _legend(figure, runs, algos, theme, n_columns=2 if narrow else 6)
+        _legend(figure, runs, algos, theme, column or RETURN, n_columns=2 if narrow else 6)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
 
@@ -59,23 +75,24 @@ def _panel_key(run: Run) -> str:
     return task_of(run.result) if run.offline or run.result.get("task") else task_key(run.env)
 
 
-def _panel(ax: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme) -> None:
+def _panel(ax: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme, column: str | None) -> None:
     present = list(dict.fromkeys(algo_of(run.result) for run in runs))
-    column = SCORE if all(len(run.curve(SCORE)[0]) for run in runs) else RETURN
+    if column is None:
+        column = SCORE if all(len(run.curve(SCORE)[0]) for run in runs) else RETURN
     drawn = [
         _algorithm(ax, [run for run in runs if algo_of(run.result) == a], _color(a, algos, theme), column)
         for a in present
     ]
     ax.set_xlabel(UNITS[runs[0].x_name])
-    ax.set_ylabel("normalised score" if column == SCORE else "return")
+    ax.set_ylabel(LABELS[column])
     ax.xaxis.set_major_formatter(lambda value, _: steps(value))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}" if abs(value) < 1e15 else f"{value:g}")
     ax.grid(axis="y")
     last = max((run.progress[run.x_name].max() for run in runs if len(run.progress["env_steps"])), default=0.0)
     ax.set_xlim(0.0, 1.02 * last or 1.0)
     if not any(drawn):
-        ax.text(0.5, 0.5, "no return measured yet", transform=ax.transAxes, ha="center", color=theme.muted)
-    elif not any(run.offline for run in runs):
+        ax.text(0.5, 0.5, f"no {LABELS[column]} measured yet", transform=ax.transAxes, ha="center", color=theme.muted)
+    elif column != HYPERVOLUME and not any(run.offline for run in runs):
         _references(ax, present, runs[0].env, algos, theme)
 
 
@@ -83,28 +100,34 @@ def _color(algo: str, algos: Sequence[str], theme: Theme) -> str:
     return theme.series[algos.index(algo) % len(theme.series)]
 
 
-def _legend(figure: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme, *, n_columns: int) -> None:
+def _legend(
+    figure: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme, column: str, *, n_columns: int
+) -> None:
     """One legend above all panels, where it covers no data."""
     from matplotlib.lines import Line2D
 
     handles = []
     for algo in algos:
         color, own = _color(algo, algos, theme), [run for run in runs if algo_of(run.result) == algo]
-        trained = any(len(run.curve("rollout/return")[0]) > 1 for run in own)
+        trained = any(len(x) > 1 for x, _ in _training(own, column))
         if trained:
             handles.append(Line2D([], [], color=color, lw=2.0, label=f"{algo} training"))
-        if any(len(run.curve(RETURN)[0]) for run in own):
+        if any(len(_measured(run, column)[0]) for run in own):
             look, label = {"lw": 0} if trained else {"lw": 2.0}, f"{algo} evaluation" if trained else algo
             handles.append(Line2D([], [], color=color, marker="o", ms=5, label=label, **look))
     if handles:
         figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), n_columns))
 
 
+def _training(runs: Sequence[Run], column: str) -> list[tuple[Array, Array]]:
+    """Curves of the training episodes; there are none of a hypervolume."""
+    return [] if column == HYPERVOLUME else [run.curve("rollout/return") for run in runs]
+
+
 def _algorithm(ax: Any, runs: Sequence[Run], color: str, column: str) -> bool:
     """Draw one algorithm's seeds; False when nothing was measured."""
-    training = [run.curve("rollout/return") for run in runs]
-    training = [(x, y) for x, y in training if len(x) > 1]
-    evaluations = [(*run.curve(column), run) for run in runs]
+    training = [(x, y) for x, y in _training(runs, column) if len(x) > 1]
+    evaluations = [(*_measured(run, column), run) for run in runs]
     evaluations = [(x, y, run) for x, y, run in evaluations if len(x)]
     alone = len(runs) == 1
     lines = training or [(x, y) for x, y, _ in evaluations]

@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 
 from ctrlrl.report.benchmark import benchmark
-from ctrlrl.report.curves import curve_png, steps, write_curve
+from ctrlrl.report.curves import HYPERVOLUME, curve_png, seeks_front, steps, write_curve
+from ctrlrl.report.front_picture import front_png, front_tasks
 from ctrlrl.report.html import MANY, data_uri, folded, page_html, picture_html, table_html
 from ctrlrl.report.page_benchmark import beside_html, compare_html, note_html
 from ctrlrl.report.published import SOURCES, Published, published
@@ -32,7 +33,9 @@ def write_page(runs: Sequence[Path], out: Path) -> None:
         note_html(bench),
         compare_html(bench) if compared else "",
         beside_html(bench),
-        _curves(read),
+        _curves([run for run in read if not seeks_front(run)]),
+        _hypervolumes([run for run in read if seeks_front(run)]),
+        _fronts(read),
         _seeds(read, pooled=not compared) if len(read) > 1 else "",
         _videos(read),
         _pictures(read, "paths.png", "Paths"),
@@ -84,6 +87,10 @@ def _facts(run: Run) -> str:
         ("Last score", number(r.get("normalized_score"), 1), "0-100"),
         ("Best score", number(r.get("best_normalized_score"), 1), ""),
         ("Success", NONE if success is None else f"{100 * success:.0f} %", ""),
+        ("Hypervolume", number(r.get("hypervolume")), ""),
+        ("Expected utility", number(r.get("expected_utility")), ""),
+        ("Sparsity", number(r.get("sparsity")), ""),
+        ("Policies on the front", number(len(r["front"])) if r.get("front") else NONE, ""),
         ("Held-out action error", number(r.get("held_out_action_error"), 4), ""),
         ("Gradient steps" if offline else "Environment steps",
          number(r.get("gradient_steps" if offline else "env_steps")), ""),
@@ -111,8 +118,9 @@ def _seeds(runs: Sequence[Run], *, pooled: bool) -> str:
         "Best: the best evaluation of the run.</p>"
     )
     if pooled:
+        metric = "hypervolume" if all(map(seeks_front, runs)) else "final_return_mean"
         text += (
-            f"\n<h2>Over seeds</h2>\n{table_html(pooled_table(results), fit=True)}\n"
+            f"\n<h2>Over seeds</h2>\n{table_html(pooled_table(results, metric=metric), fit=True)}\n"
             '<p class="muted">Finished runs only. Intervals: 95 % percentile bootstrap over seeds, '
             f"from {MIN_SEEDS} seeds on.</p>"
         )
@@ -120,6 +128,8 @@ def _seeds(runs: Sequence[Run], *, pooled: bool) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> str:
+    if not runs:
+        return ""
     trained = any(len(run.curve("rollout/return")[0]) > 1 for run in runs)
     lines = "return of training episodes" if trained else "evaluations"
     if len(runs) == 1:
@@ -136,6 +146,35 @@ def _curves(runs: Sequence[Run]) -> str:
         lambda theme, narrow: curve_png(runs, theme, narrow=narrow), f"Return against steps, {_title(runs)}", caption
     )
     return f"<h2>Learning curve</h2>\n{drawn}"
+
+
+def _hypervolumes(runs: Sequence[Run]) -> str:
+    if not runs:
+        return ""
+    drawn = picture_html(
+        lambda theme, narrow: curve_png(runs, theme, narrow=narrow, column=HYPERVOLUME),
+        f"Hypervolume against steps, {_title(runs)}",
+        "Volume that the policies found so far dominate above the reference point, in the evaluations of the training.",
+    )
+    return f"<h2>Hypervolume</h2>\n{drawn}"
+
+
+def _fronts(runs: Sequence[Run]) -> str:
+    parts = []
+    for task in front_tasks(runs):
+        seen = {2: "The line bounds what a front dominates.", 3: "Beside: the same points along every axis."}
+        lines = "A line is a policy, each objective on its own scale."
+        if len(task.fronts) == 1:
+            lines += " Its color is that of the objective that it is best at."
+        caption = f"Mean returns of every policy, higher is better. {seen.get(len(task.names), lines)}"
+        parts.append(
+            picture_html(
+                lambda theme, narrow, task=task: front_png(task.fronts, task.names, theme, narrow=narrow),  # type: ignore[misc]
+                f"Front of {task.env}: {', '.join(task.names)}",
+                f"{task.env}. {caption}",
+            )
+        )
+    return "<h2>Pareto front</h2>\n" + "\n".join(parts) if parts else ""
 
 
 def _videos(runs: Sequence[Run]) -> str:

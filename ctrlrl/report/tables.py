@@ -76,7 +76,8 @@ def pooled_table(results: Iterable[Result], *, metric: str = "final_return_mean"
         rows.append(
             (algo, env, str(len(values)), _interval(mean, mean_low, mean_high), _interval(iqm(values), low, high))
         )
-    columns = ("algo", "env", "seeds", "last return: mean [95 %], or each seed", "IQM [95 %]")
+    name = "last return" if metric == "final_return_mean" else metric
+    columns = ("algo", "env", "seeds", f"{name}: mean [95 %], or each seed", "IQM [95 %]")
     return Table(columns, tuple(rows), (False, False, True, False, False))
 
 
@@ -123,6 +124,10 @@ def _row(r: Result) -> dict[str, str]:
         "best return": number(r.get("best_return_mean")),
         "last score": number(r.get("normalized_score"), 1),
         "best score": number(r.get("best_normalized_score"), 1),
+        "hypervolume": number(r.get("hypervolume")),
+        "expected utility": number(r.get("expected_utility")),
+        "sparsity": number(r.get("sparsity")),
+        "policies": number(len(r["front"])) if r.get("front") else NONE,
         "regret": number(r.get("regret"), 3),
         "success": NONE if success is None else f"{100 * success:.0f} %",
         "held-out error": number(r.get("held_out_action_error"), 4),

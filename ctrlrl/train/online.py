@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ctrlrl.data.episodes import Facts
 from ctrlrl.data.table import ReplayBuffer
 from ctrlrl.train.off_policy import Means, OfflineLoop
 from ctrlrl.train.rollout import EpisodeSums, EpisodeTracker, Steps, fresh_seed, recent_means
-from ctrlrl.types import Metrics, PolicyOutput, Source, TimeStep, Transition, VecEnv, tree_map
+from ctrlrl.types import Extras, Metrics, PolicyOutput, Source, TimeStep, Transition, VecEnv, tree_map
 
 CHUNK = 50  # steps of all environments, or updates, after which the losses are looked at and a row may be written
 
@@ -123,7 +124,8 @@ class OnlineLoop:
     @torch.no_grad()
     def step(self) -> Steps | None:
         """One step of all environments into the buffer; None, without it, where `on_step` said no."""
-        step = self.env.step(action := self._action())
+        action, kept = self._action()
+        step = self.env.step(action)
         if self.on_step is not None and not self.on_step(self.obs, PolicyOutput(action, None, {}), step):
             self.obs.copy_(step.obs)
             if self.arrivals is not None:
@@ -132,7 +134,7 @@ class OnlineLoop:
         scale, shift = self.reward
         reward, mask = step.reward * scale + shift, step.extras.get("mask")
         if self.arrivals is None:
-            rows = Transition(self.obs, action, reward, step.final_obs, step.terminated, {})
+            rows = Transition(self.obs, action, reward, step.final_obs, step.terminated, kept)
             self.buffer.add(rows if mask is None else tree_map(lambda x: x[mask], rows))
         else:
             ends = (step.terminated, step.truncated)
@@ -143,16 +145,23 @@ class OnlineLoop:
         self.env_steps += self.env.spec.n_envs
         return _kept(step)
 
-    def _action(self) -> Tensor:
-        """In [-1, 1]: of the policy, or uniform where there is nothing yet that it could have learned from."""
-        if self.env_steps < self.cfg.learning_starts and not self.skilled:
-            spec = self.env.spec
+    def _action(self) -> tuple[Tensor, Extras]:
+        """In [-1, 1]: of the policy, or uniform where there is nothing yet that it could have learned from.
+
+        And what the learner wants kept with the row.
+        """
+        spec, kept = self.env.spec, {}
+        at_random = self.env_steps < self.cfg.learning_starts and not self.skilled
+        if not at_random or self.learner.kept:
+            out = self.learner.act(self.obs.to(self.learner.device))
+            kept = {name: out.extras[name] for name in self.learner.kept}
+        if at_random:
             action = 2.0 * torch.rand(spec.n_envs, spec.action_dim, device=spec.device) - 1.0
         else:
-            action = self.learner.act(self.obs.to(self.learner.device)).action.to(self.obs.device)
+            action = out.action.to(self.obs.device)
         if self.cfg.action_noise:
             action = action + self.cfg.action_noise * torch.randn_like(action)
-        return action.clamp(-1.0, 1.0)
+        return action.clamp(-1.0, 1.0), kept
 
     def _due(self) -> int:
         """Updates to make now. Steps before learning starts, and before the first row is known, earn none."""
@@ -167,7 +176,15 @@ class OnlineLoop:
         return count
 
     def episode_metrics(self) -> dict[str, float]:
-        return recent_means(self.recent) | {"rollout/buffer": float(len(self.buffer))}
+        found = recent_means(self.recent) | {"rollout/buffer": float(len(self.buffer))}
+        if self.env.spec.reward_dim > 1:  # the sum of objectives is no return
+            found.pop("rollout/return", None)
+        return found
+
+    def results(self) -> dict[str, Any]:
+        """What result.json says of the run besides its evaluation."""
+        spec = self.env.spec
+        return {} if spec.reward_dim == 1 else {"objectives": list(spec.objectives) or None}
 
     def check(self) -> None:
         """Stop at a NaN or an infinity in rows added since the last look, before a checkpoint keeps it."""

@@ -21,7 +21,8 @@ from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import CHUNK
 from ctrlrl.types import EnvSpec, HybridBatch
 
-OFF_POLICY = [name for name in ALGORITHMS if lookup(ALGORITHMS, name, "algorithm").loop in ("off_policy", "hybrid")]
+KINDS = {name: lookup(ALGORITHMS, name, "algorithm") for name in ALGORITHMS}
+OFF_POLICY = [n for n, k in KINDS.items() if k.loop in ("off_policy", "hybrid") and not k.multi_objective]
 OFFLINE = [name for name in OFF_POLICY if lookup(ALGORITHMS, name, "algorithm").offline]
 SPEC = EnvSpec(3, 1, 0, 1, 1, 200, torch.device("cpu"))  # Pendulum's
 SMALL = {"batch_size": 16, "hidden": [8, 8]}

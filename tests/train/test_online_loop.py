@@ -52,6 +52,7 @@ class Constant:
     ranks = ALONE
     loop, rows = "off_policy", 4
     needs: frozenset[str] = frozenset()
+    kept: tuple[str, ...] = ()
 
     def __init__(self, **settings: Any):
         self.cfg = OnlineConfig(**settings)
