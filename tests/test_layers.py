@@ -47,7 +47,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     | {"deploy", "deployed"},
     "face": GROUND
     | {"algos", "core", "envs", "llm", "train", "build", "tasks", "texts", "judging", "loops", "provenance", "deploy"},
-    "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
+    "api": {"runs", "build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
     | {"core", "data", "envs", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},
     "datasets": {"collect", "settings", "data", "registry", "report", "sources", "train"},
