@@ -63,7 +63,7 @@ class GradStep:
     def gradient(self, loss: Tensor) -> Tensor:
         """The flat gradient of a 0-dim loss as `apply` takes it, so that those of micro-batches can be summed."""
         grads = torch.autograd.grad(loss, self.params, allow_unused=True, materialize_grads=True)
-        return torch.cat([_as_stored(g, p).reshape(-1) for g, p in zip(grads, self.params, strict=True)])
+        return torch.cat([as_stored(g, p).reshape(-1) for g, p in zip(grads, self.params, strict=True)])
 
     def apply(self, grad: Tensor) -> None:
         """One step along `grad`, the flat gradient in the order of `params`."""
