@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 _MODELS = (
     "PPO",
     "BPO",
+    "CMORL",
+    "ScalarizedPPO",
     "MTPPO",
     "PDPPO",
     "PolicyFlow",

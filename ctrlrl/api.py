@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.composed import Composed
 from ctrlrl.face.environments import make_env, make_vec_env
 from ctrlrl.face.evaluation import evaluate_policy
+from ctrlrl.face.front import FrontAgent
 from ctrlrl.face.hybrid import HybridAgent
 from ctrlrl.face.offline import OfflineAgent
 from ctrlrl.face.replay_arguments import given
@@ -27,6 +29,7 @@ __all__ = [
     "BESO",
     "BPO",
     "CAPQL",
+    "CMORL",
     "CQL",
     "EXPO",
     "FPO",
@@ -48,6 +51,7 @@ __all__ = [
     "Flow",
     "PolicyFlow",
     "ReBRAC",
+    "ScalarizedPPO",
     "compose",
     "configure",
     "evaluate_policy",
@@ -112,6 +116,18 @@ class FPO(Agent):
     """Flow policy optimisation, arXiv:2507.21053."""
 
     algo = "fpo"
+
+
+class CMORL(FrontAgent):
+    """Policies along the Pareto front, arXiv:2410.02236: `predict(obs, preference=[0.3, 0.7])`."""
+
+    algo = "cmorl"
+
+
+class ScalarizedPPO(FrontAgent):
+    """PPO for every preference on a grid: C-MORL's first stage alone."""
+
+    algo = "scalarized_ppo"
 
 
 class SAC(ReplayAgent):
@@ -344,13 +360,15 @@ def _of_base(agent: Agent | OfflineAgent, base: Any) -> dict[str, Any]:
     return settings
 
 
-_KINDS: tuple[type[Agent] | type[OfflineAgent], ...] = (
+_KINDS: tuple[type[Agent] | type[OfflineAgent] | type[FrontAgent], ...] = (
     PPO,
     BPO,
     MTPPO,
     PDPPO,
     PolicyFlow,
     FPO,
+    CMORL,
+    ScalarizedPPO,
     SAC,
     TD3,
     RLPD,
@@ -393,7 +411,20 @@ def compose(
 
 
 def load(path: File, env: Any = None, device: str = "auto", **changes: Any) -> Any:
-    """A saved model of whatever algorithm made it; arguments as those of its class's `load`."""
+    """A saved model of whatever algorithm made it; arguments as those of its class's `load`.
+
+    path: a file, or the folder of a run that has found a front.
+    """
+    if isinstance(path, (str, PathLike)) and Path(path).is_dir():
+        from ctrlrl.runs import load_run
+
+        cfg, learner = load_run(Path(path))
+        kind = CLASSES.get(cfg.algo.name)
+        if kind is None or not issubclass(kind, FrontAgent):
+            raise ValueError(
+                f"{path} is a run folder of algo={cfg.algo.name}; load takes files, ctrlrl eval run=... folders"
+            )
+        return kind.of_run(cfg, learner)
     algo = read(path).state["algo"]
     if algo == Composed.algo:
         return Composed.load(path, lambda file: load(file, device=device))

@@ -22,6 +22,7 @@ USAGE = """ctrlrl <verb> [key=value ...]
   sweep    sweep=d4rl_mujoco algo=iql,prdc seed=0,1,2 jobs=2 sweep.dir=runs/s       every combination, resumable
   eval     run=runs/x episodes=20 seed=100 video=out.mp4                           evaluate a run's policy
            run=runs/x picture=paths.png deterministic=false                        sampled actions; paths in the plane
+           run=runs/x preference=[0.3,0.7]                                         a front's policy for a preference
            run=runs/x algo.sampler=ddim algo.sampling_steps=5                      settings other than in training
            compose=[runs/a,runs/b] compose.weight=search                           several runs as one policy (GPC)
   report   runs/a runs/b out=report.html                                           curves and tables; out=table.md
@@ -43,6 +44,7 @@ class EvalOptions:
     picture: str | None = None  # file to write, .png: the paths of a task in the plane
     deterministic: bool | None = None  # false: sampled actions; null = as the run's eval.deterministic
     trials: int = 1000  # roll-outs that measure the coverage of goals
+    preference: list[float] | None = None  # weights of several objectives; null = the whole front is evaluated
 
     def __post_init__(self) -> None:
         for name in ("episodes", "trials"):
@@ -134,12 +136,14 @@ def evaluate(words: list[str]) -> int:
         checkpoint=options.checkpoint,
         deterministic=options.deterministic,
         n_trials=options.trials,
+        preference=options.preference,
         picture=None if options.picture is None else Path(options.picture),
         words=changes,
     )
     keys = ("algo", "env", "episodes", "return_mean", "return_std", "return_min", "return_max", "length_mean")
     more = ("success_rate", "normalized_score", "goals", "goals_covered", "coverage_entropy")
-    print(_table({k: result[k] for k in (*keys, *more) if k in result}))
+    front = ("preference", "utility", "return_vector", "hypervolume", "expected_utility", "sparsity")
+    print(_table({k: result[k] for k in (*keys, *more, *front) if k in result}))
     if options.video:
         try:
             runs.film(*runs.load_run(folder, options.checkpoint, changes), Path(options.video), seed=options.seed)

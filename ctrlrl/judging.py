@@ -20,7 +20,7 @@ from ctrlrl.train.evaluate import Evaluation, evaluate, forked_rng
 from ctrlrl.train.held_out import Rows, held_out_means
 from ctrlrl.train.population import AT_ONCE, VectorReturns
 from ctrlrl.train.trials import TRIALS, Trials, run_trials
-from ctrlrl.types import VecEnv
+from ctrlrl.types import PolicyOutput, VecEnv
 
 
 class Acting:
@@ -109,15 +109,35 @@ def evaluator(
     return run
 
 
-def front_evaluation(learner: Any, cfg: TrainConfig, *, episodes: int, seed: int) -> Evaluation:
-    """All policies that a learner has kept, on fresh episodes; what they are worth together is measured on these."""
+class _Preferred(NamedTuple):
+    """A learner that was told a preference, as the one policy of all lanes."""
+
+    learner: Learner
+    size: int = 1
+
+    def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
+        return self.learner.act(obs, deterministic=deterministic)
+
+
+def preferred_returns(learner: Any, cfg: TrainConfig, *, episodes: int, seed: int) -> tuple[list[float], list[float]]:
+    """Mean discounted and undiscounted return [M] of what a learner does for the preference that it was told."""
+    found = _vector_returns(learner, cfg, seed)(_Preferred(learner), episodes=episodes, seed=seed)
+    return found[0][0].tolist(), found[1][0].tolist()
+
+
+def _vector_returns(learner: Any, cfg: TrainConfig, seed: int) -> VectorReturns:
     task = eval_env(cfg)
     device = env_device(cfg, task)
-    returns = VectorReturns(
+    return VectorReturns(
         lambda n: make_env(task, n, seed=seed, device=device, stagger=False),
         gamma=learner.cfg.eval_gamma,
         max_steps=learner.cfg.eval_max_steps,
     )
+
+
+def front_evaluation(learner: Any, cfg: TrainConfig, *, episodes: int, seed: int) -> Evaluation:
+    """All policies that a learner has kept, on fresh episodes; what they are worth together is measured on these."""
+    returns = _vector_returns(learner, cfg, seed)
     index = torch.arange(learner.n_policies)
     parts = [
         returns(learner.policies(part), episodes=episodes, seed=seed)[0] for part in index.split(AT_ONCE) if len(part)

@@ -16,7 +16,7 @@ from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
 from ctrlrl.core.ranks import Ranks
-from ctrlrl.judging import Gaps, gaps, judged, scorer, trials
+from ctrlrl.judging import Gaps, front_evaluation, gaps, judged, preferred_returns, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
@@ -143,6 +143,7 @@ def evaluate_run(
     n_trials: int = TRIALS,
     picture: Path | None = None,
     words: Sequence[str] = (),
+    preference: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Returns, lengths and success of a run's policy, and the goals it covers; also written to the folder's eval.json.
 
@@ -150,6 +151,10 @@ def evaluate_run(
     words: as `load_run` takes them.
     """
     cfg, learner = load_run(folder, checkpoint, words)
+    if learner.multi_objective:
+        return _evaluate_front(folder, cfg, learner, preference, checkpoint=checkpoint, episodes=episodes, seed=seed)
+    if preference is not None:
+        raise ValueError(f"preference: algo={cfg.algo.name} has one objective; leave it out")
     deterministic = cfg.eval.deterministic if deterministic is None else deterministic
     task = eval_env(cfg)
     env = make_env(task, min(episodes, 64), stagger=False, device=env_device(cfg, task))
@@ -182,6 +187,40 @@ def evaluate_run(
         "returns": returns.tolist(),
         "lengths": lengths.tolist(),
         **({} if tried is None else coverage(tried)),
+    }
+    write_atomic(folder / "eval.json", json.dumps(result, indent=2).encode())
+    return result
+
+
+def _evaluate_front(
+    folder: Path,
+    cfg: TrainConfig,
+    learner: Any,
+    preference: Sequence[float] | None,
+    *,
+    checkpoint: str,
+    episodes: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Of a preference its policy's return vector, without one what all policies are worth; also in eval.json."""
+    told: dict[str, Any]
+    if preference is None:
+        found = front_evaluation(learner, cfg, episodes=episodes, seed=seed).front or {}
+        told = {name: value.item() for name, value in found.items() if value.ndim == 0}
+        told["front"] = found["returns"].tolist() if found else []
+    else:
+        learner.prefer(preference)
+        discounted, plain = preferred_returns(learner, cfg, episodes=episodes, seed=seed)
+        utility = sum(w * g for w, g in zip(preference, discounted, strict=True))
+        told = {"preference": list(preference), "utility": utility}
+        told |= {"return_vector": discounted, "undiscounted_return_vector": plain}
+    result = {
+        "algo": cfg.algo.name,
+        "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
+        "checkpoint": checkpoint,
+        "episodes": episodes,
+        "seed": seed,
+        **told,
     }
     write_atomic(folder / "eval.json", json.dumps(result, indent=2).encode())
     return result

@@ -43,7 +43,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"}
     | {"deploy", "deployed"},
     "face": GROUND | {"algos", "envs", "train", "build", "tasks", "judging", "loops", "provenance", "deploy"},
-    "api": {"build", "tasks", "judging", "loops", "registry", "train", "face"},
+    "api": {"runs", "build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
     | {"core", "data", "envs", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},
     "datasets": {"collect", "settings", "data", "registry", "report", "sources", "train"},

@@ -41,7 +41,7 @@ class RunningMoments(nn.Module):
             self._merge(n_of.reshape(-1)[0], mean_of, var_of)
 
     def _merge(self, n: Tensor | int, mean: Tensor, var: Tensor) -> None:
-        count = self.count.view(*self.count.shape, *[1] * (mean.ndim - self.count.ndim))  # of stacked ones: one each
+        count = self.count.view((*self.count.shape, *[1] * (mean.ndim - self.count.ndim)))  # stacked ones have S
         delta = mean - self.mean
         total = count + n
         self.var.copy_((self.var * count + var * n + delta.square() * count * n / total) / total)

@@ -25,7 +25,8 @@ AT_ONCE = 64  # policies of a final evaluation that are asked together
 class Actors(Protocol):
     """S policies, each for its own block of lanes."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput: ...
 
