@@ -13,6 +13,7 @@ from ctrlrl.core.off_policy import OnlineConfig
 from ctrlrl.core.ranks import ALONE
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.table import Dataset, ReplayBuffer
+from ctrlrl.envs.morl_motion import MOPendulum
 from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.loops import make_learner, online_loop
 from ctrlrl.registry import ALGORITHMS, lookup
@@ -194,7 +195,11 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, stop, tmp_path, monk
     kind = lookup(ALGORITHMS, algo, "algorithm")
     if hasattr(kind.config, "n_climbs"):
         words += ["algo.base_hidden=[8]", "algo.n_samples=4", "algo.n_kept=2", "algo.n_climbs=1"]
-    words += ["algo.n_steps=2"] if stop == "late" and kind.loop != "hybrid" else []
+    if kind.multi_objective:
+        words[words.index("env=pendulum")] = "env=mo_pendulum"
+        words += ["algo.reference=[-5000,-1000]", "algo.eval_divisions=1"]
+    elif stop == "late" and kind.loop != "hybrid":
+        words += ["algo.n_steps=2"]
     if kind.offline or kind.loop == "hybrid":
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
         words += ["data=file", "data.path=x", "gradient_steps=100"]
@@ -278,9 +283,11 @@ def test_a_learner_from_scratch_takes_a_data_set_besides(tmp_path, monkeypatch):
 
 def test_a_learner_of_each_kind_makes_a_loop():
     for algo in ONLINE:
-        env = BatchedSim(CountSim(), 2, seed=0, stagger=False)
         kind = lookup(ALGORITHMS, algo, "algorithm")
-        learner = make_learner(kind.config(batch_size=4, hidden=[8, 8], learning_starts=10, utd=1.0), env.spec)
+        env = BatchedSim(MOPendulum() if kind.multi_objective else CountSim(), 2, seed=0, stagger=False)
+        more = {"reference": [0.0, 0.0]} if kind.multi_objective else {}
+        cfg = kind.config(batch_size=4, hidden=[8, 8], learning_starts=10, utd=1.0, **more)
+        learner = make_learner(cfg, env.spec)
         real = data() if kind.loop == "hybrid" else None
         run = online_loop(learner, env, env_steps=40, seed=0, staggered=False, data=real)
         metrics = run.iterate()
