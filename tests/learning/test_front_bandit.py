@@ -47,7 +47,7 @@ def learned(ipo: str, *, updates: int, rounds: int, policies: int, seed: int = 0
 
 @pytest.mark.parametrize("ipo", ["paper", "released"])
 def test_only_the_papers_barrier_keeps_an_extension_above_its_floors(ipo):
-    """From the middle of the front, (-1/4, -1/4), along both objectives: floors at -0.275. An update moves u by 0.05."""
+    """From the middle of the front, (-1/4, -1/4), along both objectives: floors at -0.275. An update moves u by .05."""
     settings = {"n_epochs": 4, "extension_updates": 12, "weight_low": 0.5, "weight_high": 0.5}
     learner, margins = learned(ipo, updates=25, rounds=1, policies=1, **settings)
     assert len(margins) == 24
