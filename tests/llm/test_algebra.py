@@ -437,6 +437,8 @@ def test_the_value_loss_is_half_the_larger_squared_error_over_the_mask():
     mask = torch.tensor([[True, True, False]])
     loss, _ = value_loss(config, value, old, torch.tensor([[1.0, 1.0, torch.nan]]), mask)
     torch.testing.assert_close(loss, torch.tensor((0.5 * 0.8**2 + 0.5 * 0.25) / 2))
+    away, _ = value_loss(config, value, old, torch.tensor([[0.0, 1.0, torch.nan]]), mask)
+    torch.testing.assert_close(away, torch.tensor((0.5 + 0.5 * 0.25) / 2))
 
 
 def test_the_second_head_rests_at_the_median():
