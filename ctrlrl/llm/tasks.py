@@ -13,6 +13,7 @@ from torch import nn
 
 from ctrlrl.llm.environment import TextEnv, longest_prompt, special_tokens
 from ctrlrl.llm.prompts import Prompts
+from ctrlrl.llm.recorded import text_columns
 from ctrlrl.llm.rewards import RewardFn, Rewards, correct_characters, exact_number, exact_text
 from ctrlrl.llm.symbols import BOS, need_transformers, small_llama, symbol_tokenizer
 
@@ -216,7 +217,10 @@ class WordProblems:
         transformers.utils.logging.disable_progress_bar()
         tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
         config = transformers.AutoConfig.from_pretrained(settings.model, local_files_only=True)
-        asked = [Question(self._prompt(tokenizer, q), a) for q, a in zip(*_texts(path), strict=True)]
+        asked = [
+            Question(self._prompt(tokenizer, q), a)
+            for q, a in zip(*text_columns(path, "question", "answer"), strict=True)
+        ]
         n_test = max(1, round(len(asked) * settings.test_share))
         room = longest_prompt(_Of(config), max_tokens)
         train, test = asked[:-n_test], asked[-n_test:]
@@ -244,19 +248,3 @@ class WordProblems:
 
 class _Of(NamedTuple):
     config: Any
-
-
-def _texts(path: str) -> tuple[list[str], list[str]]:
-    import numpy as np
-
-    columns = []
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for name in ("question", "answer"):
-                raw, edges = file[f"{name}_utf8"].tobytes(), file[f"{name}_offsets"].tolist()
-                columns.append([raw[a:b].decode() for a, b in itertools.pairwise(edges)])
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: wanted question_utf8, question_offsets, answer_utf8, answer_offsets ({error})"
-        ) from None
-    return columns[0], columns[1]
