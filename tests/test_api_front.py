@@ -68,7 +68,8 @@ def test_bad_arguments_are_refused_by_name(model, tmp_path):
 
 def test_a_run_folder_is_loaded_and_evaluated_by_preference(tmp_path, capsys):
     words = [f"algo.{k}={json.dumps(v).replace(' ', '')}" for k, v in SMALL.items()]
-    words += ["algo=cmorl", "env=mo_bandit", "n_envs=4", "total_steps=480", f"run.dir={tmp_path}/run"]
+    words += ["algo=cmorl", "env=mo_bandit", "experiment=none"]
+    words += ["n_envs=4", "total_steps=480", f"run.dir={tmp_path}/run"]
     trainer, folder = runs.start(settings.train_config([*words, "log.progress=false"]), words)
     result = trainer.train()
     agent = ctrlrl.load(folder)

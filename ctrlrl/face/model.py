@@ -219,6 +219,7 @@ class Model:
         state: Any = None,
         episode_start: Array | None = None,
         deterministic: bool = False,
+        *,
         preference: Any = None,
     ) -> tuple[Array, Any]:
         """Action for one observation or a batch of them, in the units of `action_space`, clipped to its bounds.

@@ -108,7 +108,7 @@ class PopulationLoop:
         if self.round is None or learner.round_over:
             size = learner.begin_round()
             if not size:
-                return dict(learner.front)
+                return self._members | learner.front
             self.round = self._round(size)
         loop = self.round
         learner.set_progress(min(1.0, self.env_steps / self.total_steps))
