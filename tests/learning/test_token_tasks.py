@@ -47,8 +47,9 @@ def test_four_letters_are_copied_by_update_forty(method: str, seed: int):
 
 
 @pytest.mark.slow
-def test_sums_are_right_in_most_cases_after_a_minute_of_one_core():
-    cfg, loop = started("algo=grpo", "env=tokens/addition", "seed=0")
+@pytest.mark.parametrize("method", ["grpo", "gbpo"])
+def test_sums_are_right_in_most_cases_after_a_minute_of_one_core(method: str):
+    cfg, loop = started(f"algo={method}", "env=tokens/addition", "seed=0")
     begin = time.process_time()
     while not loop.done and time.process_time() - begin < 60.0:
         loop.iterate()
