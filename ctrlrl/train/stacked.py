@@ -13,7 +13,8 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.train.checkpoint import number, write_folder
 from ctrlrl.train.evaluate import Evaluation
 from ctrlrl.train.log import RunFolder
-from ctrlrl.train.trainer import Loop, Trainer, exceeds, merit, summary
+from ctrlrl.train.outcome import eval_row, exceeds, merit, outcome, summary
+from ctrlrl.train.trainer import Loop, Trainer
 
 
 class StackedTrainer(Trainer):
@@ -65,13 +66,12 @@ class StackedTrainer(Trainer):
 
     def result(self, status: str) -> dict[str, Any]:
         """The run's own returns and scores are means over the seeds."""
-        each = [{"seed": seed, **self._outcome(self._of(i), self.best[i])} for i, seed in enumerate(self.seeds)]
+        each = [{"seed": seed, **outcome(self._of(i), self.best[i], self.score)} for i, seed in enumerate(self.seeds)]
         return super().result(status) | {"seeds": each}
 
-    def _outcome(self, last: Evaluation | None, best: Any) -> dict[str, Any]:
-        if isinstance(best, list):
-            best = None if None in best else sum(best) / len(best)
-        return super()._outcome(last, best)
+    @property
+    def best_shown(self) -> float | None:
+        return None if None in self.best else sum(self.best) / len(self.best)
 
     def _of(self, place: int) -> Evaluation | None:
         if self.evaluation is None:
@@ -80,7 +80,7 @@ class StackedTrainer(Trainer):
 
     def _evaluate(self, status: str) -> dict[str, Any]:
         self.evaluation = self.evaluate()
-        rows = [self._eval_row(self._of(place)) for place in range(len(self.seeds))]  # type: ignore[arg-type]
+        rows = [eval_row(self._of(place), self.score) for place in range(len(self.seeds))]  # type: ignore[arg-type]
         for place, row in enumerate(rows):
             if exceeds(merit(row), self.best[place]):
                 self.best[place] = merit(row)

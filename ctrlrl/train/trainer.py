@@ -32,6 +32,7 @@ from ctrlrl.train.disk import remove
 from ctrlrl.train.evaluate import Evaluation
 from ctrlrl.train.interrupt import Interrupt
 from ctrlrl.train.log import Progress, RunFolder
+from ctrlrl.train.outcome import Score, eval_row, exceeds, merit, outcome, summary
 from ctrlrl.types import EnvSpec, Metrics
 
 EXACT = ("ctrlrl", "torch", "mujoco")  # packages whose versions decide the last bits of a run
@@ -61,7 +62,6 @@ class Trainer:
     log_every, checkpoint_every are seconds; eval_every, log_steps and checkpoint_steps steps of the loop's clock. With
     log_steps the seconds write no rows. keep: how many numbered checkpoints stay. keep_buffer: a loop's replay buffer
     belongs to checkpoints/last.
-    score: a return as the task's normalised score, or None where it has none.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Trainer:
         keep: int = 0,
         keep_buffer: bool = True,
         progress: bool = True,
-        score: Callable[[float], float | None] = lambda _: None,
+        score: Score = lambda _: None,
     ):
         self.loop, self.folder, self.spec, self.device, self.facts = loop, folder, spec, device, facts
         self.evaluate, self.eval_every, self.score = evaluate, eval_every, score
@@ -112,6 +112,11 @@ class Trainer:
     def steps(self) -> int:
         """What the loop's clock shows."""
         return getattr(self.loop, self.loop.clock)
+
+    @property
+    def best_shown(self) -> float | None:
+        """What result.json gives as the best."""
+        return self.best
 
     def train(self) -> dict[str, Any]:
         """Run to the end of the budget, or to the iteration in which Ctrl-C arrived; returns the result."""
@@ -193,7 +198,7 @@ class Trainer:
 
     def _evaluate(self, status: str) -> dict[str, Any]:
         self.evaluation = self.ranks.of_first(self.evaluate)
-        row = self._eval_row(self.evaluation)
+        row = eval_row(self.evaluation, self.score)
         if exceeds(merit(row), self.best):
             self.best = merit(row)
             self.save("best")
@@ -206,22 +211,6 @@ class Trainer:
         self.progress.evaluation(f"{self.steps:>12,} steps  evaluation {summary(row)}")
         return row
 
-    def _eval_row(self, evaluation: Evaluation) -> dict[str, float]:
-        row = {f"eval/{name}": value for name, value in (_held_out(evaluation) | _worth(evaluation)).items()}
-        returns = evaluation.returns
-        if not returns.numel():
-            return row
-        row |= {
-            "eval/return_mean": returns.mean().item(),
-            "eval/return_std": returns.std(unbiased=False).item(),
-            "eval/length_mean": evaluation.lengths.double().mean().item(),
-        }
-        if evaluation.success is not None:
-            row["eval/success_rate"] = evaluation.success.nanmean().item()
-        if (score := self.score(row["eval/return_mean"])) is not None:
-            row["eval/normalized_score"] = score
-        return row
-
     def result(self, status: str) -> dict[str, Any]:
         loop = self.loop
         return {
@@ -229,7 +218,7 @@ class Trainer:
             "status": status,
             "env_steps": loop.env_steps,
             "gradient_steps": loop.gradient_steps,
-            **self._outcome(self.evaluation, self.best),
+            **outcome(self.evaluation, self.best_shown, self.score),
             **getattr(loop, "results", dict)(),
             "regret": self.shortfall / self.n_scored if self.n_scored else None,
             "train_seconds": round(self.train_seconds, 3),
@@ -237,22 +226,6 @@ class Trainer:
             "checkpoint_seconds": round(self.checkpoint_seconds, 3),
             "steps_per_second": round(loop.env_steps / max(self.train_seconds, 1e-9), 1),
             "updates_per_second": round(loop.gradient_steps / max(self.train_seconds, 1e-9), 1),
-        }
-
-    def _outcome(self, last: Evaluation | None, best: float | None) -> dict[str, Any]:
-        returns = last.returns if last is not None and last.returns.numel() else None
-        success = last.success if last is not None else None
-        best = None if returns is None else best
-        return {
-            "final_return_mean": None if returns is None else returns.mean().item(),
-            "final_return_std": None if returns is None else returns.std(unbiased=False).item(),
-            "best_return_mean": best,
-            "eval_episodes": 0 if returns is None else returns.numel(),
-            "success_rate": None if success is None else success.nanmean().item(),
-            "normalized_score": None if returns is None else self.score(returns.mean().item()),
-            "best_normalized_score": None if best is None else self.score(best),
-            **({} if last is None else _held_out(last) | _worth(last)),
-            **({} if last is None or last.front is None else {"front": last.front["returns"].tolist()}),
         }
 
     def save(self, name: str) -> None:
@@ -398,42 +371,6 @@ class Trainer:
         changed = [f"{n} {was[n]} is now {now.get(n, 'missing')}" for n in EXACT if n in was and was[n] != now.get(n)]
         if changed:
             self.progress.note(f"{', '.join(changed)}: the run goes on, but not bit for bit as it would have")
-
-
-def merit(row: dict[str, float]) -> float | None:
-    """By what evaluations are compared: the return, else a front's hypervolume, else the error on what was held out."""
-    if "eval/return_mean" in row:
-        return row["eval/return_mean"]
-    if "eval/hypervolume" in row:
-        return row["eval/hypervolume"]
-    return -row["eval/held_out_action_error"] if "eval/held_out_action_error" in row else None
-
-
-def exceeds(value: float | None, best: float | None) -> bool:
-    return value is not None and (best is None or value > best)
-
-
-def summary(row: dict[str, float]) -> str:
-    parts = []
-    if "eval/return_mean" in row:
-        parts.append(f"return {row['eval/return_mean']:.1f} ± {row['eval/return_std']:.1f}")
-    if "eval/hypervolume" in row:
-        utility = row["eval/expected_utility"]
-        parts.append(f"hypervolume {row['eval/hypervolume']:.6g}, expected utility {utility:.4g}")
-    if "eval/held_out_action_error" in row:
-        parts.append(f"held-out action error {row['eval/held_out_action_error']:.4g}")
-    return ", ".join(parts) or "of nothing: give an environment, or data.holdout"
-
-
-def _held_out(evaluation: Evaluation) -> dict[str, float]:
-    """held_out_action_error and held_out_loss, where there are any; of several seeds the mean."""
-    named = {k: v for k, v in evaluation._asdict().items() if k.startswith("held_out_")}
-    return {name: value.mean().item() for name, value in named.items() if value is not None}
-
-
-def _worth(evaluation: Evaluation) -> dict[str, float]:
-    """hypervolume, expected_utility and sparsity of an evaluated set of policies."""
-    return {name: value.item() for name, value in (evaluation.front or {}).items() if value.ndim == 0}
 
 
 def _plain(metrics: Metrics) -> dict[str, Any]:
