@@ -15,9 +15,10 @@ from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
 from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.data.arrivals import arrivals
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.episodes import Episodes, Facts
+from ctrlrl.data.replay import Mixture, Pair, ReplayBuffer
 from ctrlrl.data.split import held_out
-from ctrlrl.data.table import Dataset, Mixture, Pair, ReplayBuffer
 from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together

@@ -13,11 +13,11 @@ import torch
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.data.check import other_versions
+from ctrlrl.data.dataset import Dataset, return_range
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.load import find, load
 from ctrlrl.data.scores import reference
 from ctrlrl.data.split import mixed_rewards, of_groups
-from ctrlrl.data.table import Dataset, return_range
 from ctrlrl.data.windows import Windows
 from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS
 from ctrlrl.types import EnvSpec

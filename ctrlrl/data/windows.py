@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctrlrl.data.table import Dataset, Table
+from ctrlrl.data.dataset import Dataset
+from ctrlrl.data.table import Table
 from ctrlrl.types import FutureGoals, Transition, Window
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import load, save
 
-from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.train.disk import present, read_plain, replace_folder, write_flushed
 
 FORMAT = 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctrlrl.core.off_policy import OffPolicyLearner, OnlineConfig
 from ctrlrl.data.arrivals import Arrivals, Seen
 from ctrlrl.data.episodes import Facts
-from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.train.off_policy import Means, OfflineLoop
 from ctrlrl.train.rollout import EpisodeSums, EpisodeTracker, Steps, fresh_seed, recent_means
 from ctrlrl.types import Extras, Metrics, PolicyOutput, Source, TimeStep, Transition, VecEnv, tree_map

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.core.learner import Learner
-from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.train.buffer_files import has_buffer, load_buffer, write_buffer
 from ctrlrl.train.checkpoint import (
     Checkpoint,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.algos.a2pr import A2PRConfig, A2PRLearner
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.nn.vae import ActionVAE
 from ctrlrl.types import EnvSpec, Transition
 

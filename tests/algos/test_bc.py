@@ -6,8 +6,8 @@ import torch
 from by_hand import made, rows, weights, write_actions
 
 from ctrlrl.algos.bc import BCConfig
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.episodes import Episodes, Facts
-from ctrlrl.data.table import Dataset
 from ctrlrl.settings import train_config, typed
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctrlrl.algos.beso import BESOConfig
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.windows import Windows
 from ctrlrl.loops import make_learner
 from ctrlrl.settings import train_config, typed

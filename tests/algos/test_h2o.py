@@ -8,7 +8,8 @@ from by_hand import made, moved, noise_rows, weights
 from torch import Tensor
 
 from ctrlrl.algos.h2o import H2OConfig, H2OLearner
-from ctrlrl.data.table import Dataset, Pair
+from ctrlrl.data.dataset import Dataset
+from ctrlrl.data.replay import Pair
 from ctrlrl.functional.distributions import tanh_gaussian_sample
 from ctrlrl.types import HybridBatch, Transition, tree_map
 

@@ -8,7 +8,7 @@ from by_hand import freeze, made, moved, noise_rows, rows, weights, write, write
 from torch import Tensor
 
 from ctrlrl.algos.iql import IQLConfig, IQLLearner
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.settings import train_config, typed
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.types import Transition

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.algos.prdc import PRDCConfig, PRDCLearner
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.types import EnvSpec, Transition
 
 SPEC = EnvSpec(4, 2, 0, 1, 1, 0, torch.device("cpu"))

@@ -11,8 +11,9 @@ import torch
 from ctrlrl.build import build
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.episodes import Episodes, Facts
-from ctrlrl.data.table import Dataset, Pair
+from ctrlrl.data.replay import Pair
 from ctrlrl.loops import loop_over, make_learner
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.settings import train_config, typed

@@ -9,7 +9,7 @@ from ctrlrl.algos.iql import IQLConfig, IQLLearner
 from ctrlrl.algos.td3bc import TD3BCConfig, TD3BCLearner
 from ctrlrl.core.compile import Graph, undoing
 from ctrlrl.core.off_policy import OffPolicyLearner
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.seeds import stacked
 from ctrlrl.types import EnvSpec, Transition
 

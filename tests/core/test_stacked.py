@@ -9,7 +9,7 @@ from torch import nn
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.stacked import StackedSource, extract, stream
 from ctrlrl.core.update import GradStep
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.nn.stacked import stack
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked

@@ -6,7 +6,7 @@ import torch
 from episodes_made import made
 
 from ctrlrl.data.arrivals import Seen, WholeEpisodes, Window, arrivals
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.functional.returns import n_step_sums
 
 GAMMA = 0.9

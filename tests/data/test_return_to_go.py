@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.episodes import Episodes, Facts
-from ctrlrl.data.table import Dataset
 
 GAMMA = 0.99
 

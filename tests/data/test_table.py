@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ctrlrl.data import table as table_module
+from ctrlrl.data import dataset as dataset_module
+from ctrlrl.data.dataset import Dataset, return_range
 from ctrlrl.data.episodes import Episodes, Facts
-from ctrlrl.data.table import Dataset, Mixture, Pair, ReplayBuffer, return_range
+from ctrlrl.data.replay import Mixture, Pair, ReplayBuffer
 from ctrlrl.types import Transition
 
 F32 = np.float32
@@ -187,7 +188,7 @@ def test_a_million_halfcheetah_transitions_take_168_megabytes():
 def test_filling_in_blocks_gives_the_same_table(monkeypatch):
     raw = episodes([7, 5, 9], usable=~flags(21, 3, 11))
     whole = Dataset.of_episodes(raw, needs=["next_action", "return_to_go"]).table.rows
-    monkeypatch.setattr(table_module, "BLOCK", 4)
+    monkeypatch.setattr(dataset_module, "BLOCK", 4)
     assert torch.equal(Dataset.of_episodes(raw, needs=["next_action", "return_to_go"]).table.rows, whole)
 
 
@@ -211,7 +212,7 @@ def test_what_cannot_be_learned_from_is_refused():
     [("obs", "observations"), ("action", "actions"), ("reward", "rewards"), ("final_obs", "next observations")],
 )
 def test_numbers_that_are_not_finite_are_refused_with_file_column_and_row(monkeypatch, name, said):
-    monkeypatch.setattr(table_module, "BLOCK", 2)
+    monkeypatch.setattr(dataset_module, "BLOCK", 2)
     e = episodes([3, 3], usable=~flags(6, 0))
     getattr(e, name)[1] = np.nan  # row 1; of the last observations that of episode 1
     row = 5 if name == "final_obs" else 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from episodes_made import made as made_episodes
 
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.windows import Windows
 from ctrlrl.types import FutureGoals, Transition, Window
 

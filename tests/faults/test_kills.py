@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.train.buffer_files import load_buffer
 from ctrlrl.train.checkpoint import exists, read_folder
 

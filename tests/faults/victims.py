@@ -26,7 +26,7 @@ from ctrlrl import cli, runs, settings  # noqa: F401 - a child must not pay for 
 from ctrlrl.algos.ppo import PPOConfig, PPOLearner  # noqa: F401
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
-from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.envs.classic import Pendulum  # noqa: F401
 from ctrlrl.train.buffer_files import write_buffer
 from ctrlrl.train.checkpoint import Checkpoint, write_folder

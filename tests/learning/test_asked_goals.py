@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.algos.beso import BESOConfig
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.windows import Windows
 from ctrlrl.envs.multigoal import MultiGoal
 from ctrlrl.envs.sim import BatchedSim

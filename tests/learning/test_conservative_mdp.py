@@ -5,7 +5,7 @@ import torch
 
 from ctrlrl.algos.cql import CQLConfig, CQLLearner
 from ctrlrl.algos.fql import FQLConfig, FQLLearner
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.types import EnvSpec, Transition
 
 GAMMA = 0.9

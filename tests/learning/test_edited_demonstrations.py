@@ -7,7 +7,7 @@ import torch
 
 from ctrlrl.algos.expo import EXPOConfig
 from ctrlrl.algos.generative_bc import FlowConfig
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.windows import Windows
 from ctrlrl.envs.classic import PointMass
 from ctrlrl.envs.sim import BatchedSim

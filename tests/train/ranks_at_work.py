@@ -19,7 +19,7 @@ from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.core import update as core_update
 from ctrlrl.core.ranks import Ranks
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.loops import training_loop
 from ctrlrl.shares import share
 from ctrlrl.train.distributed import agree, join

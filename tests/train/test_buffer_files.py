@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from ctrlrl.data.table import ReplayBuffer
+from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.train.buffer_files import load_buffer, save_buffer
 from ctrlrl.types import Transition
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctrlrl.algos.bc import BCConfig, BCLearner
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.train import held_out
 from ctrlrl.train.held_out import held_out_means
 from ctrlrl.types import EnvSpec, Metrics, Transition

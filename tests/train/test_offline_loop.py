@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctrlrl.core.ranks import ALONE
-from ctrlrl.data.table import Dataset
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.train.off_policy import CHUNK, OfflineLoop
 from ctrlrl.types import Metrics, Transition
 

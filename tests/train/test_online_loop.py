@@ -11,8 +11,9 @@ from torch import Tensor
 from ctrlrl.build import build
 from ctrlrl.core.off_policy import OnlineConfig
 from ctrlrl.core.ranks import ALONE
+from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.episodes import Episodes, Facts
-from ctrlrl.data.table import Dataset, ReplayBuffer
+from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.envs.morl_motion import MOPendulum
 from ctrlrl.envs.sim import BatchedSim, Sim
 from ctrlrl.loops import make_learner, online_loop
