@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from ctrlrl import runs
+from ctrlrl.bench.rows import identity
 from ctrlrl.policies.rehearsal import rehearsed
 
 
@@ -35,6 +36,7 @@ def row(folder: Path, words: list[str], episodes: int, seed: int) -> dict:
         "calls_later": later,
         "calls_per_decision": (first + later * (length - 1)) / length,
         **{k: found[k] for k in ("episodes", "seed", "success_rate", "return_mean", "return_std", "length_mean")},
+        **identity(),
     }
 
 

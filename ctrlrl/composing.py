@@ -151,7 +151,7 @@ def _judge(cfg: TrainConfig, learner: Learner, options: Options, episodes: int, 
     deterministic = cfg.eval.deterministic if options.deterministic is None else options.deterministic
     found = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
-    success = None if found.success is None else float(found.success.nanmean())
+    success = None if found.success is None else float(found.success.double().nanmean())
     return Score(success, float(found.returns.mean())), found
 
 

@@ -196,7 +196,7 @@ def evaluate_run(
         "return_min": returns.min().item(),
         "return_max": returns.max().item(),
         "length_mean": lengths.double().mean().item(),
-        "success_rate": None if success is None else success.nanmean().item(),
+        "success_rate": None if success is None else success.double().nanmean().item(),
         "normalized_score": scorer(_score_range(folder))(returns.mean().item()),
         "returns": returns.tolist(),
         "lengths": lengths.tolist(),

@@ -22,7 +22,7 @@ def eval_row(evaluation: Evaluation, score: Score) -> dict[str, float]:
         "eval/length_mean": evaluation.lengths.double().mean().item(),
     }
     if evaluation.success is not None:
-        row["eval/success_rate"] = evaluation.success.nanmean().item()
+        row["eval/success_rate"] = evaluation.success.double().nanmean().item()
     if (points := score(row["eval/return_mean"])) is not None:
         row["eval/normalized_score"] = points
     return row
@@ -38,7 +38,7 @@ def outcome(last: Evaluation | None, best: float | None, score: Score) -> dict[s
         "final_return_std": None if returns is None else returns.std(unbiased=False).item(),
         "best_return_mean": best,
         "eval_episodes": 0 if returns is None else returns.numel(),
-        "success_rate": None if success is None else success.nanmean().item(),
+        "success_rate": None if success is None else success.double().nanmean().item(),
         "normalized_score": None if returns is None else score(returns.mean().item()),
         "best_normalized_score": None if best is None else score(best),
         **({} if last is None else _held_out(last) | _worth(last)),
