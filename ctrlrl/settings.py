@@ -196,7 +196,7 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
     text = str(cause).splitlines()[0]
     word = next((w for w in words if full_key and w.lstrip("+~").startswith(f"{full_key}=")), None)
     if "not in" in text or "does not exist" in text:
-        keys = list(parent.keys()) if parent is not None and hasattr(parent, "keys") else []
+        keys = [k for k in parent if k != "hydra"] if parent is not None and hasattr(parent, "keys") else []
         key = str(getattr(cause, "key", full_key))
         prefix = full_key.rpartition(".")[0] if full_key else ""
         near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys

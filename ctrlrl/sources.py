@@ -30,7 +30,7 @@ def read_data(cfg: DataConfig) -> Episodes:
     """The data set that a configuration names; ValueError in one line where there is none."""
     if cfg.name == "none":
         raise ValueError(
-            "this algorithm learns from a data set: give data=file data.path=FILE, or data=d4rl data.id=ID"
+            "data=none: this algorithm learns from a data set; give data=file data.path=FILE, or data=d4rl data.id=ID"
         )
     if cfg.name == "file":
         found = load_data(str(cfg.path), data_id=cfg.id, clip=cfg.clip_actions)

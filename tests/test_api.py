@@ -145,8 +145,17 @@ def test_discrete_actions_are_integers_of_the_space():
 
 
 def test_an_observation_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="shape"):
-        small().predict(np.zeros((2, 5), np.float32))
+    wrong = r"predict: an observation must have shape \(3,\), a batch \(n, \*\(3,\)\); got "
+    for shape, said in (((2, 5), r"\(2, 5\)"), ((4,), r"\(4,\)"), ((), r"\(\)")):
+        with pytest.raises(ValueError, match=wrong + said):
+            small().predict(np.zeros(shape, np.float32))
+
+
+def test_a_policy_is_not_evaluated_in_another_environment_s_spaces():
+    with pytest.raises(ValueError, match="evaluate_policy: the model was trained with observation space"):
+        evaluate_policy(small(), "CartPole-v1", n_eval_episodes=1)
+    with pytest.raises(ValueError, match="evaluate_policy: n_eval_episodes must be at least 1, got 0"):
+        evaluate_policy(small(), "Pendulum-v1", n_eval_episodes=0)
 
 
 # save and load -------------------------------------------------------------------------------------------------------

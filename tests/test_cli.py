@@ -386,12 +386,12 @@ def test_a_read_only_place_for_the_run_folder_is_named(ctrlrl, tmp_path, monkeyp
         inner(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
-    refused(ctrlrl("train", *TINY, "run.dir=locked/a"), "locked/a", "Permission denied", code=1)
+    refused(ctrlrl("train", *TINY, "run.dir=locked/a"), "run.dir=locked/a", "Permission denied")
 
 
 def test_a_run_folder_below_a_file_is_refused(ctrlrl, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(ctrlrl("train", *TINY, "run.dir=file/a"), "file", code=1)
+    refused(ctrlrl("train", *TINY, "run.dir=file/a"), "run.dir=file/a cannot be made", "name a folder")
 
 
 def test_a_full_disk_in_the_run_gives_1_and_names_the_file(ctrlrl, monkeypatch):

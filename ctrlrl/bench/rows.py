@@ -94,6 +94,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def append(rows: list[dict[str, Any]], out: Path) -> None:
+    """One JSON line a row at the end of the file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a") as file:
         file.writelines(line(row) + "\n" for row in rows)

@@ -59,7 +59,9 @@ class BenchOptions:
 
 
 def main(words: list[str]) -> int:
-    kind = words[0] if words else ""
+    if not words:
+        raise ValueError(f"bench needs a kind, e.g. ctrlrl bench throughput env=pendulum; kinds: {', '.join(KINDS)}")
+    kind = words[0]
     if kind not in KINDS:
         raise ValueError(unknown("bench", kind, KINDS))
     own = [w for w in words[1:] if w.partition("=")[0] in OWN]

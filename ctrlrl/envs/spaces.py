@@ -86,14 +86,27 @@ class Spaces(_Pair):
 
         quick: acts in the place of `act` on a single row [O], where it can: not where it returns None.
         """
-        codec = self.obs_codec
+        codec, given = self.obs_codec, observation
         single = codec.is_single(observation)
         if single:
             observation = codec.lanes([observation]) if self.structured else np.asarray(observation)[None]
-        rows = codec.encode(observation)
+        try:
+            rows = codec.encode(observation)
+        except ValueError:
+            self._refuse(given)
+            raise
         found = quick(rows[0]) if quick is not None and single else None
         action = self.action_codec.decode(act(torch.from_numpy(rows).to(device)) if found is None else found[None])
         return action[0] if single else action
+
+    def _refuse(self, observation: Any) -> None:
+        """ValueError where an array given to `predict` has another shape than the space says."""
+        if not self.structured:
+            wanted, shape = self.obs_codec.shape, np.shape(observation)
+            if shape[len(shape) - len(wanted) :] != wanted:
+                raise ValueError(
+                    f"predict: an observation must have shape {wanted}, a batch (n, *{wanted}); got {shape}"
+                ) from None
 
     def rows(self, observation: Any) -> Tensor:
         """A batch of observations (arrays or tensors in the structure of the space) as [B, O], on the CPU."""

@@ -77,6 +77,7 @@ class Connection:
 
 
 def connect(env: Any, n_envs: int, *, seed: int | None, device: torch.device) -> Connection:
+    """What a model takes as `env`, ready to be stepped. n_envs: lanes of an id; an object has its own."""
     if isinstance(env, str):
         cfg = env_config(env)
         backend = tasks.backend_of(cfg)

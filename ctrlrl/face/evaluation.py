@@ -35,15 +35,18 @@ def evaluate_policy(
     there is one. callback: called with (locals, globals) for every lane after every step.
     seed: of the environment's reset and of sampled actions; training's own random numbers are left alone.
     """
+    if n_eval_episodes < 1:
+        raise ValueError(f"evaluate_policy: n_eval_episodes must be at least 1, got {n_eval_episodes}")
     if isinstance(env, str):
         cfg = env_config(env)
         vec_env = tasks.make_env(cfg, min(n_eval_episodes, 64), seed=seed, stagger=False)
         connection = Connection(vec_env, tasks.spaces(cfg, vec_env.spec))
     else:
         connection = connect(env, 1, seed=None, device=torch.device("cpu"))
-    if n_eval_episodes < 1:
-        raise ValueError(f"evaluate_policy: n_eval_episodes must be at least 1, got {n_eval_episodes}")
     vec_env = connection.env
+    own = getattr(model, "_spaces", None)
+    if own is not None and not own.fits(vec_env.spec):
+        own.same(connection.spaces, "evaluate_policy")
     plain = hasattr(model, "learner") and callback is None and not render and not tells_episodes(vec_env)
     training = getattr(model, "_connection", None)
     before = vec_env.state_dict() if training is not None and training.env is vec_env and model._loop else None

@@ -22,13 +22,17 @@ from ctrlrl.report.sources import read_sources
 from ctrlrl.report.tables import markdown, pooled_table, results_table
 
 FORMATS = ("html", "markdown")
+SUFFIXES = {".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "markdown"}
 
 
 def write_report(paths: Sequence[Path], out: Path, form: str | None = None) -> None:
     """Write the report; form: html or markdown, None = by the suffix of `out`."""
     if form is not None and form not in FORMATS:
         raise ValueError(f"format must be {' or '.join(FORMATS)}, got {form!r}")
-    if form == "html" or (form is None and out.suffix not in (".md", ".markdown")):
+    form = form or SUFFIXES.get(out.suffix)
+    if form is None:
+        raise ValueError(f"out={out}: must end in {', '.join(SUFFIXES)}, or give format={' or '.join(FORMATS)}")
+    if form == "html":
         write_page(paths, out)
         return
     text = report_markdown(paths)

@@ -146,6 +146,7 @@ def _published(r: Result) -> str:
 
 
 def plus_minus(mean: Any, std: Any) -> str:
+    """Both with the mean's decimals; an en dash for a mean that was not measured."""
     if not measured(mean):
         return NONE
     return f"{number(mean)} ± {number(std, _digits(mean))}" if measured(std) else number(mean)

@@ -29,7 +29,10 @@ class RunFolder:
 
     def __init__(self, path: Path, *, tensorboard: bool = False, clock: str = "env_steps"):
         self.path, self.clock = path, clock
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"run.dir={path} cannot be made ({error.strerror}); name a folder elsewhere") from None
         self.columns = list(FIRST)
         self.rows: list[dict[str, float]] = []
         self._writer: Any = None

@@ -152,8 +152,12 @@ class Trainer:
                         saved = time.perf_counter()
                 self._finish()
         except BaseException as error:
+            # a terminal's Ctrl-C reaches the compiler's processes too
+            cut = interrupt.asked and "CompileError" in f"{type(error).__name__}: {error}"
             with suppress(OSError):  # a full disk: the first error is the one to report
-                self.write_result("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                self.write_result("interrupted" if cut or isinstance(error, KeyboardInterrupt) else "failed")
+            if cut:
+                raise KeyboardInterrupt from None
             raise
         finally:
             self.folder.close()

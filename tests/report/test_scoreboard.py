@@ -231,6 +231,8 @@ def test_markdown_holds_every_table_and_the_warnings(tmp_path):
     assert (tmp_path / "t.out").read_text() == text
     with pytest.raises(ValueError, match="format must be html or markdown, got 'pdf'"):
         write_report([rows_file], tmp_path / "t.pdf", "pdf")
+    with pytest.raises(ValueError, match=r"t.pdf: must end in .html, .htm, .md, .markdown, or give format="):
+        write_report([rows_file], tmp_path / "t.pdf")
 
 
 def test_one_task_of_one_algorithm_is_listed_seed_by_seed(tmp_path):

@@ -455,6 +455,19 @@ def test_a_second_ctrl_c_ends_at_once_and_the_last_checkpoint_stays(tmp_path):
     assert build(config(), tmp_path / "run", resume=True).loop.env_steps == 2 * ITERATION
 
 
+def test_a_ctrl_c_that_also_ends_the_compiler_interrupts_the_run_and_does_not_fail_it(tmp_path):
+    trainer = build(config(), tmp_path / "run")
+
+    def compiling() -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("CppCompileError: C++ compile error")
+
+    trainer.loop.iterate = compiling  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
+
+
 def test_a_disk_that_fills_up_fails_the_run_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     trainer = build(config(checkpoint=CheckpointConfig(every=0.0)), tmp_path / "run")
     inner, count = trainer.loop.iterate, [0]
