@@ -321,6 +321,9 @@ class Trainer:
             raise ValueError(f"{last} does not fit this configuration ({first}).") from None
         self._restore_buffer(last)
         self.folder.resume(self.steps)
+        if self.loop.done:
+            key = "gradient_steps" if self.loop.clock == "gradient_steps" else "total_steps"
+            self.progress.note(f"{last}: the run is at its end, {self.steps:,} steps; {key}=... above that goes on")
         if self.loop.env is not None and not any(name.startswith("loop/env/") for name in checkpoint.training):
             self.progress.note("this environment cannot be restored: its episodes start anew, with seeds of their own")
 

@@ -498,10 +498,13 @@ def test_resuming_with_another_network_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(info.value)
 
 
-def test_resuming_a_finished_run_changes_no_weight(tmp_path):
+def test_resuming_a_finished_run_changes_no_weight_and_says_so(tmp_path, capsys):
     build(config(iterations=2), tmp_path / "run").train()
     before = weights(tmp_path / "run")
-    result = build(config(iterations=2), tmp_path / "run", resume=True).train()
+    capsys.readouterr()
+    again = build(config(iterations=2), tmp_path / "run", resume=True)
+    assert "total_steps=... above that goes on" in " ".join(capsys.readouterr().err.split())
+    result = again.train()
     assert result["status"] == "finished"
     after = weights(tmp_path / "run")
     assert all(torch.equal(before[k], after[k]) for k in before)
