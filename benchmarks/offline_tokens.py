@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ctrlrl.llm.algebra import token_loss
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ctrlrl.bench.rows import append, identity, line
 from ctrlrl.functional.group import group_center, group_size
 from ctrlrl.functional.masked import masked_mean
-from ctrlrl.llm.algebra import token_loss
 from ctrlrl.llm.offline import direct_advantage_loss, dpo_loss
 from ctrlrl.llm.presets import preset
 from ctrlrl.llm.recorded import Recorded, encode_labelled, load_labelled, pairs

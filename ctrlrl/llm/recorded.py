@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ LABELLED = ("question", "solution")
 class Labelled(NamedTuple):
     """M prompts and N responses to them."""
 
-    prompts: list[str]  # M
+    prompts: list[Any]  # M texts or chats
     responses: list[str]  # N
     prompt: Tensor  # [N] int64, which prompt a response answers
     reward: Tensor  # [N] float32
@@ -36,6 +37,55 @@ class Recorded(NamedTuple):
         """Some rows, their groups numbered from 0."""
         kept = Recorded(*(x[index] for x in self))
         return kept._replace(group=torch.unique(kept.group, return_inverse=True)[1])
+
+
+def labelled(dataset: Any) -> Labelled:
+    """Of the path of a file (`load_labelled`), or of rows with prompt, response and reward, or prompt, chosen and
+    rejected; as a list of dicts, a dict of columns or a `datasets.Dataset`."""
+    if isinstance(dataset, (str, PathLike)):
+        return load_labelled(Path(dataset))
+    columns = columns_of(dataset)
+    paired = {"prompt", "chosen", "rejected"} <= columns.keys()
+    wanted = ("chosen", "rejected") if paired else ("response", "reward")
+    missing = [name for name in ("prompt", *wanted) if name not in columns]
+    if missing:
+        raise ValueError(
+            f"dataset: no column {', '.join(missing)}; recorded responses have prompt, response and reward, or prompt, "
+            f"chosen and rejected. Here are {', '.join(columns) or 'none'}"
+        )
+    asked, own = list(columns["prompt"]), [list(columns[name]) for name in wanted]
+    for name, column in zip(wanted, own, strict=True):
+        if len(column) != len(asked):
+            raise ValueError(f"dataset: column {name} has {len(column)} values for {len(asked)} prompts")
+    if paired:
+        asked, own = 2 * asked, [own[0] + own[1], [1.0] * len(asked) + [0.0] * len(asked)]
+    reward = torch.tensor([float(r) for r in own[1]])
+    if not bool(torch.isfinite(reward).all()):
+        raise ValueError(f"dataset: the reward of row {int((~torch.isfinite(reward)).nonzero()[0])} is not finite")
+    places: dict[str, int] = {}
+    number = torch.tensor([places.setdefault(repr(text), len(places)) for text in asked], dtype=torch.int64)
+    first = {int(i): text for i, text in zip(number.flip(0), reversed(asked), strict=True)}
+    return Labelled([first[i] for i in range(len(places))], own[0], number, reward)
+
+
+def is_recorded(dataset: Any) -> bool:
+    """Whether a data set has responses beside its prompts."""
+    if isinstance(dataset, (str, PathLike)):
+        return True
+    names = columns_of(dataset).keys()
+    return "prompt" in names and bool({"response", "chosen"} & names)
+
+
+def columns_of(dataset: Any) -> dict[str, Any]:
+    """Of a dict of columns, a list of dicts, a `datasets.Dataset`, or a list of prompts."""
+    if hasattr(dataset, "column_names"):
+        return {name: dataset[name][:] for name in dataset.column_names}
+    if isinstance(dataset, Mapping):
+        return dict(dataset)
+    rows = list(dataset)
+    if rows and isinstance(rows[0], Mapping):
+        return {name: [row[name] for row in rows] for name in rows[0]}
+    return {"prompt": rows}
 
 
 def text_columns(path: str | Path, *names: str) -> list[list[str]]:
@@ -75,13 +125,20 @@ def load_labelled(path: str | Path) -> Labelled:
 
 
 def encode_labelled(
-    data: Labelled, encode: Callable[[str], Sequence[int]], *, eos: int, pad: int, longest: int
+    data: Labelled,
+    encode: Callable[[str], Sequence[int]],
+    *,
+    eos: int,
+    pad: int,
+    longest: int,
+    encode_prompt: Callable[[Any], Sequence[int]] | None = None,
 ) -> tuple[Recorded, int]:
     """Tokens of all responses that fit in `longest` tokens with their prompt, and how many do not.
 
-    encode: a text to its ids, without special tokens. An end-of-sequence token is added to every response.
+    encode: a text to its ids, without special tokens; encode_prompt: a prompt to its ids, None = alike. An
+    end-of-sequence token is added to every response.
     """
-    prompts = [list(encode(text)) for text in data.prompts]
+    prompts = [list((encode_prompt or encode)(text)) for text in data.prompts]
     rows = [
         (prompts[g], [*encode(text), eos], i)
         for i, (g, text) in enumerate(zip(data.prompt.tolist(), data.responses, strict=True))

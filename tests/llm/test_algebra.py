@@ -4,7 +4,10 @@ import pytest
 import torch
 from four_responses import F64, GROUP, MASK, OLD, REWARD, current, plain
 
-from ctrlrl.llm.algebra import advantages, controls, next_controls, summed, token_loss, value_loss
+from ctrlrl.llm.advantages import advantages
+from ctrlrl.llm.controls import controls, next_controls
+from ctrlrl.llm.critic import value_loss
+from ctrlrl.llm.losses import summed, token_loss
 from ctrlrl.llm.presets import PRESETS
 
 NEEDS_VALUE = {"ppo_tokens": 1, "tppo": 1, "bpo_tokens": 2}

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ctrlrl.functional.group import group_center
-from ctrlrl.llm.algebra import advantages, token_loss
+from ctrlrl.llm.advantages import advantages
+from ctrlrl.llm.losses import token_loss
 from ctrlrl.llm.offline import direct_advantage_loss, dpo_loss, line_steps
 from ctrlrl.llm.presets import preset
 from ctrlrl.llm.recorded import Recorded, encode_labelled, load_labelled, pairs, text_columns

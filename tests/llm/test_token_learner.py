@@ -197,7 +197,7 @@ def test_a_method_with_a_critic_refuses_a_model_without_hidden_states():
 def test_tokens_of_another_engine_are_weighed_by_how_likely_the_policy_finds_them():
     loop = loop_of("grpo", kl="none", kl_coef=0.0, generator_limit=2.0)
     rollout = loop.collect()
-    old = loop.learner._scored(rollout, loop.learner.model)[0]
+    old = loop.learner.score.log_probs(rollout)[0]
     told = rollout._replace(log_prob=old - torch.tensor([math.log(0.5), 0.0, math.log(8.0)]))
     rows, _ = loop.learner._prepared(told)
     wanted = torch.tensor([0.5, 1.0, 2.0]).expand_as(rows.weight).where(rows.mask, 1.0)
