@@ -52,6 +52,8 @@ class TokenLearner(Learner):
         None: the model as it is now. recorded: responses come from a file, so that the reference's log-probs stand in
         for those of whoever wrote them.
         """
+        if cfg.window is not None and engine is not None:
+            raise ValueError(f"algo.window={cfg.window}: an engine writes whole responses; leave window or engine out")
         self.cfg, self.spec, self.eos, self.pad, self.engine = cfg, spec, eos, pad, engine
         self.model = LanguageModel(model, checkpoint=cfg.gradient_checkpointing)
         self.nets = nn.ModuleDict({"policy": model})
