@@ -32,7 +32,6 @@ from ctrlrl.types import EnvSpec, Metrics
 class TokenLearner(Learner):
     loop = "tokens"
     config: ClassVar[type[TokenConfig]] = TokenConfig
-    lanes = ("tracker/",)  # every rank tracks the prompts that it asked
 
     def __init__(
         self,
@@ -189,7 +188,7 @@ class TokenLearner(Learner):
         if x.log_prob is not None and old is not None:
             weight = truncated_importance(old, x.log_prob, x.mask, limit=cfg.generator_limit)
         if self.tracker is not None and old is not None:
-            self.tracker.step(x, old, lambda past: self.score.log_probs(past)[0])
+            self.tracker.step(x, old, lambda past: self.score.log_probs(past)[0], self.ranks)
         keep = torch.ones_like(x.ended) if out.keep is None else out.keep
         mask = (x.mask if x.window is None else x.window) & keep.unsqueeze(1)
         # T-PPO: only responses that ended have returns to learn values from

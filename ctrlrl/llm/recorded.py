@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -90,9 +91,7 @@ def columns_of(dataset: Any) -> dict[str, Any]:
 
 def text_columns(path: str | Path, *names: str) -> list[list[str]]:
     """Columns of text in an NPZ file: `<name>_utf8`, bytes one after another, cut at `<name>_offsets`."""
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as file:
+    with _opened(path) as file:
         missing = [key for name in names for key in (f"{name}_utf8", f"{name}_offsets") if key not in file.files]
         if missing:
             raise ValueError(f"{path}: no {', '.join(missing)}; the file holds {', '.join(file.files)}")
@@ -105,6 +104,18 @@ def text_columns(path: str | Path, *names: str) -> list[list[str]]:
     return columns
 
 
+def _opened(path: str | Path) -> Any:
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, BadZipFile):
+        found = None
+    if not hasattr(found, "files"):
+        raise ValueError(f"{path}: not an NPZ file")
+    return found
+
+
 def load_labelled(path: str | Path) -> Labelled:
     """Solutions with a label each, as in the released samples of GSM8K: the reward is 1 where one is correct, else 0.
 
@@ -113,7 +124,7 @@ def load_labelled(path: str | Path) -> Labelled:
     import numpy as np
 
     questions, solutions = text_columns(path, *LABELLED)
-    with np.load(path, allow_pickle=False) as file:
+    with _opened(path) as file:
         for key in ("solution_question_index", "solution_is_correct"):
             if key not in file.files or file[key].shape != (len(solutions),):
                 raise ValueError(f"{path}: wanted {key} with one entry for each of the {len(solutions)} solutions")
