@@ -103,7 +103,16 @@ ROWS = [{"prompt": f"^{w}>", "response": r, "reward": g} for w in ("ab", "fc", "
 def test_the_python_face_learns_from_rows_and_from_a_file(tmp_path: Path):
     from ctrlrl import DPO, TOPR
 
-    agent = TOPR(llama(), TOKENIZER, dataset=ROWS, eval_dataset=ROWS[:4], n_envs=16, learning_rate=1e-2, device="cpu")
+    agent = TOPR(
+        llama(),
+        TOKENIZER,
+        dataset=ROWS,
+        eval_dataset=ROWS[:4],
+        n_envs=16,
+        learning_rate=1e-2,
+        max_tokens=3,
+        device="cpu",
+    )
     agent.learn(30)
     assert agent.num_timesteps == agent.log_history[-1]["gradient_steps"] == 30
     assert agent.evaluate().returns.tolist() == [1.0, 1.0]
@@ -111,7 +120,7 @@ def test_the_python_face_learns_from_rows_and_from_a_file(tmp_path: Path):
     agent.save_pretrained(tmp_path / "model")
     other = DPO(str(tmp_path / "model"), dataset=ROWS, n_envs=16, learning_rate=1e-2, device="cpu").learn(iterations=5)
     assert other.num_timesteps == 5
-    with pytest.warns(UserWarning, match="40 responses do not fit|responses do not fit"):
+    with pytest.warns(UserWarning, match="2 responses do not fit into 8 tokens"):
         DPO(llama(context=8), TOKENIZER, dataset=[*ROWS, *LONG], device="cpu")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.ranks import Ranks
 from ctrlrl.core.update import GradStep, run_epochs
-from ctrlrl.functional.ratio import silenced, truncated_importance
+from ctrlrl.functional.ratio import truncated_importance
 from ctrlrl.llm.advantages import advantages_over_ranks
 from ctrlrl.llm.batches import Rollout, Rows, trimmed
 from ctrlrl.llm.config import TokenConfig
@@ -22,7 +22,6 @@ from ctrlrl.llm.estimators import AdvantageOut
 from ctrlrl.llm.generate import Engine, Responses, sample, sampled_elsewhere
 from ctrlrl.llm.language_model import LanguageModel
 from ctrlrl.llm.losses import summed, token_loss
-from ctrlrl.llm.objectives import RATIOS, Bounds, adaptive_bounds
 from ctrlrl.llm.resampling import resampling_temperature, with_positives
 from ctrlrl.llm.scoring import Scorer
 from ctrlrl.llm.tracker import PromptTracker
@@ -235,7 +234,7 @@ class TokenLearner(Learner):
         """One optimiser step; its micro-batches and ranks divide by the counts of the whole of it."""
         n_tokens = self.ranks.mean_(rows.mask.sum().float()).clamp(min=1.0)
         n_sequences = self.ranks.mean_(rows.mask.any(-1).sum().float()).clamp(min=1.0)
-        bounds = self._bounds(rows)
+        bounds = self.score.bounds(rows, self.ranks, holder_p=self.now.holder_p)
         grads: dict[str, Tensor] = {}
         found: list[Metrics] = []
         for part in self.score.micro(rows):
@@ -275,22 +274,6 @@ class TokenLearner(Learner):
         count = self.ranks.mean_(rows.value_mask.sum().float()).clamp(min=1.0)
         values = self.score.values(states)
         return value_loss(self.cfg, values, part.value_old, part.returns, part.value_mask, n_tokens=count)
-
-    @torch.no_grad()
-    def _bounds(self, rows: Rows) -> Bounds | None:
-        """Those of the ratio where a method chooses them for the whole step, which its parts do not see."""
-        pieces = list(self.score.micro(rows))
-        if self.cfg.surrogate != "clip_bounds" or (self.ranks.size == 1 and len(pieces) == 1):
-            return None
-        seen = []
-        for part in pieces:
-            now = self.score.forward(part)[0]
-            log_ratio = silenced(now, now if part.log_prob_old is None else part.log_prob_old, part.mask)
-            ratio = RATIOS[self.cfg.ratio](self.cfg, log_ratio, part.mask, self.now.holder_p)
-            advantage = part.advantage if part.advantage.ndim == 2 else part.advantage.unsqueeze(1)
-            seen.append((ratio, advantage.expand_as(ratio), part.mask.to(ratio.dtype)))
-        ratio, advantage, mask = (self.ranks.stacked(torch.cat(x)).flatten(0, 1) for x in zip(*seen, strict=True))
-        return adaptive_bounds(self.cfg, ratio, advantage, mask.bool())
 
     # state
 

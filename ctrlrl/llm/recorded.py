@@ -1,18 +1,12 @@
-"""Recorded responses that somebody judged: read from a file, made into tokens, and paired."""
+"""Recorded responses that somebody judged: taken from rows, made into tokens, and paired."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
-
-LABELLED = ("question", "solution")
 
 
 class Labelled(NamedTuple):
@@ -41,10 +35,10 @@ class Recorded(NamedTuple):
 
 
 def labelled(dataset: Any) -> Labelled:
-    """Of the path of a file (`load_labelled`), or of rows with prompt, response and reward, or prompt, chosen and
-    rejected; as a list of dicts, a dict of columns or a `datasets.Dataset`."""
-    if isinstance(dataset, (str, PathLike)):
-        return load_labelled(Path(dataset))
+    """Of rows with prompt, response and reward, or with prompt, chosen and rejected.
+
+    dataset: a list of dicts, a dict of columns or a `datasets.Dataset`.
+    """
     columns = columns_of(dataset)
     paired = {"prompt", "chosen", "rejected"} <= columns.keys()
     wanted = ("chosen", "rejected") if paired else ("response", "reward")
@@ -71,8 +65,6 @@ def labelled(dataset: Any) -> Labelled:
 
 def is_recorded(dataset: Any) -> bool:
     """Whether a data set has responses beside its prompts."""
-    if isinstance(dataset, (str, PathLike)):
-        return True
     names = columns_of(dataset).keys()
     return "prompt" in names and bool({"response", "chosen"} & names)
 
@@ -87,52 +79,6 @@ def columns_of(dataset: Any) -> dict[str, Any]:
     if rows and isinstance(rows[0], Mapping):
         return {name: [row[name] for row in rows] for name in rows[0]}
     return {"prompt": rows}
-
-
-def text_columns(path: str | Path, *names: str) -> list[list[str]]:
-    """Columns of text in an NPZ file: `<name>_utf8`, bytes one after another, cut at `<name>_offsets`."""
-    with _opened(path) as file:
-        missing = [key for name in names for key in (f"{name}_utf8", f"{name}_offsets") if key not in file.files]
-        if missing:
-            raise ValueError(f"{path}: no {', '.join(missing)}; the file holds {', '.join(file.files)}")
-        columns = []
-        for name in names:
-            raw, edges = file[f"{name}_utf8"].tobytes(), file[f"{name}_offsets"].tolist()
-            if edges[0] != 0 or edges[-1] != len(raw) or any(a > b for a, b in itertools.pairwise(edges)):
-                raise ValueError(f"{path}: {name}_offsets must rise from 0 to the {len(raw)} bytes of {name}_utf8")
-            columns.append([raw[a:b].decode() for a, b in itertools.pairwise(edges)])
-    return columns
-
-
-def _opened(path: str | Path) -> Any:
-    import numpy as np
-
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile):
-        found = None
-    if not hasattr(found, "files"):
-        raise ValueError(f"{path}: not an NPZ file")
-    return found
-
-
-def load_labelled(path: str | Path) -> Labelled:
-    """Solutions with a label each, as in the released samples of GSM8K: the reward is 1 where one is correct, else 0.
-
-    The file holds the texts `question` and `solution`, `solution_question_index` and `solution_is_correct`.
-    """
-    import numpy as np
-
-    questions, solutions = text_columns(path, *LABELLED)
-    with _opened(path) as file:
-        for key in ("solution_question_index", "solution_is_correct"):
-            if key not in file.files or file[key].shape != (len(solutions),):
-                raise ValueError(f"{path}: wanted {key} with one entry for each of the {len(solutions)} solutions")
-        prompt = torch.from_numpy(file["solution_question_index"].astype(np.int64))
-        reward = torch.from_numpy(file["solution_is_correct"].astype(np.float32))
-    if len(prompt) and not (int(prompt.min()) >= 0 and int(prompt.max()) < len(questions)):
-        raise ValueError(f"{path}: solution_question_index must name one of the {len(questions)} questions")
-    return Labelled(questions, solutions, prompt, reward)
 
 
 def encode_labelled(

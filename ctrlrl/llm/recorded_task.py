@@ -12,10 +12,11 @@ from torch import nn
 
 from ctrlrl.llm.environment import special_tokens
 from ctrlrl.llm.prompts import encode
-from ctrlrl.llm.recorded import Labelled, Recorded, encode_labelled, load_labelled
+from ctrlrl.llm.recorded import Labelled, Recorded, encode_labelled
 from ctrlrl.llm.recording import Recording
 from ctrlrl.llm.symbols import byte_tokenizer, small_llama
 from ctrlrl.llm.tasks import Network, opened, with_template
+from ctrlrl.llm.text_files import load_labelled
 
 
 @dataclass
@@ -40,7 +41,7 @@ class RecordedTask:
         """holdout: share of the prompts, the last ones, whose responses are for judging alone."""
         settings = self.settings
         if path is None:
-            raise ValueError("env=tokens/recorded needs data=file data.path=FILE, an NPZ of labelled responses")
+            raise ValueError("env=tokens/recorded needs data=file data.path=FILE, labelled responses")
         if not Path(path).is_file():
             raise ValueError(f"data.path={path}: no such file")
         make: Callable[[], nn.Module]

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctrlrl.core.ranks import Ranks
+from ctrlrl.functional.ratio import silenced
 from ctrlrl.llm.batches import Rows, bunched, parts
 from ctrlrl.llm.config import TokenConfig
 from ctrlrl.llm.language_model import LanguageModel
+from ctrlrl.llm.objectives import RATIOS, Bounds, adaptive_bounds
 from ctrlrl.llm.tokens import head_log_prob, token_log_prob
 
 
@@ -89,6 +92,22 @@ class Scorer:
             assert told is not None
             total += torch.where(part.mask, told, 0.0).sum()
         return total / rows.mask.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def bounds(self, rows: Rows, ranks: Ranks, *, holder_p: float) -> Bounds | None:
+        """Those of the ratio where a method chooses them for the whole step, which its parts do not see."""
+        pieces = list(self.micro(rows))
+        if self.cfg.surrogate != "clip_bounds" or (ranks.size == 1 and len(pieces) == 1):
+            return None
+        seen = []
+        for part in pieces:
+            now = self.forward(part)[0]
+            log_ratio = silenced(now, now if part.log_prob_old is None else part.log_prob_old, part.mask)
+            ratio = RATIOS[self.cfg.ratio](self.cfg, log_ratio, part.mask, holder_p)
+            advantage = part.advantage if part.advantage.ndim == 2 else part.advantage.unsqueeze(1)
+            seen.append((ratio, advantage.expand_as(ratio), part.mask.to(ratio.dtype)))
+        ratio, advantage, mask = (ranks.stacked(torch.cat(x)).flatten(0, 1) for x in zip(*seen, strict=True))
+        return adaptive_bounds(self.cfg, ratio, advantage, mask.bool())
 
 
 def _plain(rows: Any) -> Rows:

@@ -13,9 +13,9 @@ from torch import nn
 
 from ctrlrl.llm.environment import TextEnv, longest_prompt, special_tokens
 from ctrlrl.llm.prompts import Prompts
-from ctrlrl.llm.recorded import text_columns
 from ctrlrl.llm.rewards import RewardFn, Rewards, correct_characters, exact_number, exact_text
 from ctrlrl.llm.symbols import BOS, need_transformers, small_llama, symbol_tokenizer
+from ctrlrl.llm.text_files import text_columns
 
 HELD_OUT = 10  # of a task with at least a thousand prompts every tenth is kept from learning
 
@@ -197,7 +197,7 @@ class WordProblemSettings:
 
 
 class WordProblems:
-    """GSM8K's problems: question and answer as UTF-8 in an NPZ file, the number behind `####` judged."""
+    """GSM8K's problems: question and answer in an NPZ or JSON-lines file, the number behind `####` judged."""
 
     Settings = WordProblemSettings
 
@@ -212,7 +212,7 @@ class WordProblems:
                 f"env=tokens/gsm8k needs env.model=FOLDER of a checkpoint on the disk, got {settings.model}"
             )
         if path is None:
-            raise ValueError("env=tokens/gsm8k needs data.path=FILE, an NPZ with question_utf8 and answer_utf8")
+            raise ValueError("env=tokens/gsm8k needs data.path=FILE, JSON lines or an NPZ with question and answer")
         tokenizer, make, context = opened(settings.model, device)
         asked = [
             Question(with_template(tokenizer, f"{settings.instruction}\n{q}".strip()), a)

@@ -1,5 +1,7 @@
 """Recorded responses: the file's layout, tokens and pairs, and what their losses do."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,14 @@ from ctrlrl.functional.preference import direct_advantage
 from ctrlrl.llm.advantages import advantages
 from ctrlrl.llm.losses import token_loss
 from ctrlrl.llm.presets import preset
-from ctrlrl.llm.recorded import Recorded, encode_labelled, is_recorded, labelled, load_labelled, pairs, text_columns
+from ctrlrl.llm.recorded import Recorded, encode_labelled, is_recorded, labelled, pairs
+from ctrlrl.llm.text_files import load_labelled, text_columns
 from ctrlrl.llm.tokens import token_log_prob
 from tests.llm.recorded_texts import PROMPT, QUESTIONS, SOLUTIONS, arrays
 
 F64 = torch.float64
+ROWS = {"prompt": ["a", "b", "a"], "response": ["x", "y", "z"], "reward": [1, 0.5, 0]}
+AS_DICTS = [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), strict=True)]
 
 
 @pytest.fixture
@@ -49,6 +54,25 @@ def without(key):
 def test_another_layout_is_refused_by_name(tmp_path, found, message):
     np.savez(tmp_path / "x.npz", **found)
     with pytest.raises(ValueError, match=message):
+        load_labelled(tmp_path / "x.npz")
+
+
+def test_json_lines_are_read_alike(tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in AS_DICTS), encoding="utf-8")
+    assert load_labelled(file).responses == ROWS["response"]
+    assert text_columns(file, "prompt", "response") == [ROWS["prompt"], ROWS["response"]]
+    for text, said in (
+        ("{", "line 1 is no JSON"),
+        ("", "the file is empty"),
+        ('{"a": 1}\n{"b": 1}', "line 2 has other keys than the first one, a"),
+        ('{"prompt": 1}', "some line has no text prompt"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            text_columns(file, "prompt")
+    (tmp_path / "x.npz").write_text("question,answer")
+    with pytest.raises(ValueError, match="not an NPZ file; JSON lines end in"):
         load_labelled(tmp_path / "x.npz")
 
 
@@ -175,12 +199,7 @@ def test_rows_of_a_recording_are_numbered_anew(path):
     assert part.reward.tolist() == [0.0, 1.0]
 
 
-ROWS = {"prompt": ["a", "b", "a"], "response": ["x", "y", "z"], "reward": [1, 0.5, 0]}
-
-
-@pytest.mark.parametrize(
-    "rows", [ROWS, [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), strict=True)]]
-)
+@pytest.mark.parametrize("rows", [ROWS, AS_DICTS])
 def test_rows_with_responses_are_a_recording(rows):
     assert is_recorded(rows)
     data = labelled(rows)
