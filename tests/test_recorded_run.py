@@ -120,11 +120,11 @@ def test_the_python_face_learns_from_rows_and_from_a_file(tmp_path: Path):
     agent.save_pretrained(tmp_path / "model")
     other = DPO(str(tmp_path / "model"), dataset=ROWS, n_envs=16, learning_rate=1e-2, device="cpu").learn(iterations=5)
     assert other.num_timesteps == 5
-    with pytest.warns(UserWarning, match="2 responses do not fit into 8 tokens"):
-        DPO(llama(context=8), TOKENIZER, dataset=[*ROWS, *LONG], device="cpu")
+    with pytest.warns(UserWarning, match="2 responses do not fit into 16 tokens"):
+        DPO(llama(context=16), TOKENIZER, dataset=[*ROWS, *LONG], device="cpu")
 
 
-LONG = [{"prompt": "^" + "a" * 9, "response": "b", "reward": g} for g in (0, 1)]
+LONG = [{"prompt": "^" + "a" * 16, "response": "b", "reward": g} for g in (0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,10 @@ from ctrlrl.llm.loop import TokenLoop
 from ctrlrl.llm.prompts import Prompts, decode
 from ctrlrl.llm.recorded import Labelled, is_recorded, labelled
 from ctrlrl.llm.recorded_loop import RecordedLoop
-from ctrlrl.llm.recorded_task import tokens_of
+from ctrlrl.llm.recorded_task import from_file, tokens_of
 from ctrlrl.llm.recording import Recording
 from ctrlrl.llm.rewards import RewardFn, Rewards
 from ctrlrl.llm.symbols import need_transformers
-from ctrlrl.llm.text_files import load_labelled
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.evaluate import Evaluation
 from ctrlrl.train.log import Progress
@@ -128,7 +127,7 @@ class LanguageAgent:
             raise ValueError("reward_fns: recorded responses come with their rewards; leave it out")
         longest = context_of(self.model) or 10**9
         (train, left), (test, _) = (
-            tokens_of(_labelled(part), self.tokenizer, longest) if part is not None else (None, 0)
+            tokens_of(self._labelled(part), self.tokenizer, longest) if part is not None else (None, 0)
             for part in (dataset, eval_dataset)
         )
         if left:
@@ -146,6 +145,11 @@ class LanguageAgent:
             device=self.device,
             test=test,
         )
+
+    def _labelled(self, dataset: Any) -> Labelled:
+        if isinstance(dataset, (str, PathLike)):
+            return from_file(Path(dataset), self.tokenizer)
+        return labelled(dataset)
 
     @property
     def num_timesteps(self) -> int:
@@ -208,10 +212,6 @@ class LanguageAgent:
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Model, or adapters, and tokenizer as transformers reads them."""
         texts.save_pretrained(self.model, self.tokenizer, Path(folder))
-
-
-def _labelled(dataset: Any) -> Labelled:
-    return load_labelled(Path(dataset)) if isinstance(dataset, (str, PathLike)) else labelled(dataset)
 
 
 def _opened(model: Any, tokenizer: Any) -> tuple[nn.Module, Any]:

@@ -60,7 +60,7 @@ class RecordedTask:
         else:
             tokenizer, make, room = opened(settings.model, device)
             longest = min(settings.context, settings.context if room is None else room)
-        data, left_out = tokens_of(load_labelled(path), tokenizer, longest)
+        data, left_out = tokens_of(from_file(path, tokenizer), tokenizer, longest)
         notices = [] if not left_out else [f"{left_out} responses are longer than {longest} tokens and left out"]
         if holdout == 0.0:
             notices.append("data.holdout=0: it is judged on the pairs that it learns from")
@@ -80,8 +80,14 @@ class RecordedTask:
         )
 
 
+def from_file(path: str | Path, tokenizer: Any) -> Labelled:
+    """Prompts as the model is asked them: a text by the chat template where there is one, else with a line end."""
+    data = load_labelled(path)
+    return data._replace(prompts=[with_template(tokenizer, prompt) for prompt in data.prompts])
+
+
 def tokens_of(data: Labelled, tokenizer: Any, longest: int) -> tuple[Recorded, int]:
-    """Prompts as the model is asked them, a text by the chat template where there is one; and how many do not fit."""
+    """Responses of at most `longest` tokens with their prompts, and how many do not fit."""
     eos, pad = special_tokens(tokenizer)
     if eos is None:
         raise ValueError("tokenizer: recorded responses end with an end-of-sequence token, and it has none")
@@ -94,7 +100,7 @@ def tokens_of(data: Labelled, tokenizer: Any, longest: int) -> tuple[Recorded, i
     return encode_labelled(
         data,
         response,
-        encode_prompt=lambda prompt: encode(tokenizer, [with_template(tokenizer, prompt)])[0],
+        encode_prompt=lambda prompt: encode(tokenizer, [prompt])[0],
         eos=eos,
         pad=pad,
         longest=longest,

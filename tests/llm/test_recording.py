@@ -19,18 +19,8 @@ ANSWERS = {"a": [("bc", 1.0), ("cb", 0.0), ("bbb", 0.0)], "d": [("ef", 1.0), ("f
 ROWS = [{"prompt": q, "response": r, "reward": w} for q, found in ANSWERS.items() for r, w in found]
 
 
-class Plain:
-    """Characters, without a line end behind a prompt."""
-
-    eos_token_id, pad_token_id = EOS, PAD
-    chat_template = None
-
-    def encode(self, text):
-        return list(TOKENIZER(text.rstrip("\n"))["input_ids"])
-
-
 def data() -> Recorded:
-    return tokens_of(labelled(ROWS), Plain(), 32)[0]
+    return tokens_of(labelled(ROWS), TOKENIZER, 32)[0]
 
 
 def batches(method, n=6, **changes):
@@ -98,10 +88,10 @@ def test_prompts_are_all_asked_before_one_is_asked_again_and_the_order_is_restor
 
 
 def test_without_anything_to_compare_it_is_refused():
-    single = tokens_of(labelled([ROWS[0], ROWS[-1]]), Plain(), 32)[0]
+    single = tokens_of(labelled([ROWS[0], ROWS[-1]]), TOKENIZER, 32)[0]
     with pytest.raises(ValueError, match="no prompt has two recorded responses to compare"):
         Batches(preset("topr"), single, 4, CPU)
-    equal = tokens_of(labelled([ROWS[1], ROWS[2]]), Plain(), 32)[0]
+    equal = tokens_of(labelled([ROWS[1], ROWS[2]]), TOKENIZER, 32)[0]
     with pytest.raises(ValueError, match="two recorded responses of different reward"):
         Batches(preset("dpo"), equal, 4, CPU)
 
@@ -117,7 +107,7 @@ def test_the_last_prompts_are_kept_apart():
 
 def loop(method, *, steps=10, n=6, **changes):
     cfg = preset(method, **{"learning_rate": 1e-2, "max_tokens": 4, **changes})
-    found = Recording(data(), Plain(), eos=EOS, pad=PAD, make_model=llama, n_envs=n, device=CPU)
+    found = Recording(data(), TOKENIZER, eos=EOS, pad=PAD, make_model=llama, n_envs=n, device=CPU)
     spec = EnvSpec(4, 0, 22, 1, n_envs=n, episode_length=4, device=CPU)
     learner = LEARNERS[method](cfg, spec, model=llama(), eos=EOS, pad=PAD, recorded=True)
     return RecordedLoop(learner, found, gradient_steps=steps)
