@@ -108,5 +108,5 @@ def longest_prompt(context: int | None, max_new_tokens: int) -> int | None:
     if context is None:
         return None
     if context <= max_new_tokens:
-        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's context of {context} tokens")
+        raise ValueError(f"max_tokens={max_new_tokens} leaves no room in the model's context of {context} tokens")
     return context - max_new_tokens

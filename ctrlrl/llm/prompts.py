@@ -37,7 +37,7 @@ class Prompts:
                 raise ValueError(f"dataset: prompt {i} is empty; a model needs a token to begin with")
             if longest is not None and len(row) > longest:
                 raise ValueError(
-                    f"dataset: prompt {i} has {len(row)} tokens, and with max_new_tokens for the response the model's "
+                    f"dataset: prompt {i} has {len(row)} tokens, and with max_tokens for the response the model's "
                     f"context has room for {longest}. Shorten or drop it."
                 )
         self.lengths = torch.tensor([len(row) for row in tokens])

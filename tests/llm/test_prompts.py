@@ -88,7 +88,7 @@ def test_what_cannot_be_asked_is_refused_by_name():
 def test_the_context_leaves_room_for_prompt_and_response():
     assert longest_prompt(context_of(llama(context=32)), 4) == 28
     assert longest_prompt(context_of(torch.nn.Linear(1, 1)), 4) is None
-    with pytest.raises(ValueError, match="max_new_tokens=32 leaves no room in the model's context of 32 tokens"):
+    with pytest.raises(ValueError, match="max_tokens=32 leaves no room in the model's context of 32 tokens"):
         longest_prompt(32, 32)
 
 
