@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ctrlrl.runs import load_run
 from ctrlrl.train.checkpoint import read_folder
 from tests.llm.recorded_texts import arrays, sums
 from tests.llm.small_models import TOKENIZER, llama
@@ -31,7 +33,11 @@ def test_a_run_learns_to_tell_held_out_pairs_apart_and_eval_agrees(tmp_path: Pat
     assert len(result["data_checksum"]) == 64
     header = (run / "progress.csv").read_text().splitlines()[0].split(",")
     assert {"gradient_steps", "loss/policy", "time/tokens_per_s", "eval/return_mean"} <= set(header)
-    assert ctrlrl("eval", f"run={run}", "episodes=3") == 0  # the reference comes from the checkpoint
+    reference: Any = load_run(run)[1].reference.module.state_dict()
+    kept = read_folder(run / "checkpoints" / "last").training
+    for name, tensor in reference.items():
+        assert torch.equal(tensor, kept[f"learner/reference/{name}"]), name
+    assert ctrlrl("eval", f"run={run}", "episodes=3") == 0
     assert json.loads((run / "eval.json").read_text())["returns"] == [1.0] * 3
     capsys.readouterr()
 
