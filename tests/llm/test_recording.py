@@ -10,6 +10,7 @@ from ctrlrl.llm.recorded import Recorded, labelled
 from ctrlrl.llm.recorded_loop import RecordedLoop, told_apart
 from ctrlrl.llm.recorded_task import apart, tokens_of
 from ctrlrl.llm.recording import Batches, Recording, members
+from ctrlrl.llm.text_files import load_labelled
 from ctrlrl.types import EnvSpec
 from tests.llm.recorded_texts import sums
 from tests.llm.small_models import EOS, PAD, TOKENIZER, llama, state
@@ -158,6 +159,6 @@ def test_what_needs_responses_of_its_own_is_refused(method, setting):
 
 
 def test_the_file_of_the_tests_is_read(tmp_path):
-    found, left = tokens_of(labelled(sums(tmp_path)), TOKENIZER, 10**6)
+    found, left = tokens_of(load_labelled(sums(tmp_path)), TOKENIZER, 10**6)
     assert (len(found.reward), left) == (40, 0)
     assert group_center(found.reward, found.group).abs().eq(0.5).all()
