@@ -71,6 +71,9 @@ _LANGUAGE_MODELS = (
     "SAPO",
     "GMPO",
     "OPO",
+    "DPO",
+    "DirectAdvantage",
+    "SFT",
     "SimplePOTokens",
 )
 _NAMES = {

@@ -130,7 +130,7 @@ def _stacked_trainer(cfg: TrainConfig, loop: Any, folder: Path, options: dict[st
 def widest_layer(algo: Any, env: Any = None) -> int:
     """Of the networks, or of a language model as its task describes it: one from the disk counts as wide."""
     if not hasattr(algo, "hidden"):
-        return getattr(env, "hidden_size", 4096)
+        return 4096 if getattr(env, "model", None) else getattr(env, "hidden_size", 4096)
     return max([*algo.hidden, *(getattr(algo, "vf_hidden", None) or [])], default=0)
 
 

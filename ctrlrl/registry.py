@@ -39,7 +39,7 @@ ALGORITHMS = {
 
 TOKEN_METHODS = (
     "grpo dr_grpo dapo gspo gbpo bpo_tokens ppo_tokens tppo spo holder_po mc_grpo ngrpo bnpo gdpo bapo r2vpo etr topr "
-    "remax rloo reinforce_pp reinforce_pp_baseline aepo cispo sapo gmpo opo simple_po_tokens"
+    "remax rloo reinforce_pp reinforce_pp_baseline aepo cispo sapo gmpo opo dpo direct_advantage sft simple_po_tokens"
 ).split()
 ALGORITHMS |= {name: f"ctrlrl.llm.methods:{name}" for name in TOKEN_METHODS}
 
@@ -86,7 +86,9 @@ TOKEN_TASKS = {  # prompts that a language model answers
     "tokens/parity": "ctrlrl.llm.tasks:Parity",
     "tokens/addition": "ctrlrl.llm.tasks:Addition",
     "tokens/gsm8k": "ctrlrl.llm.tasks:WordProblems",
+    "tokens/recorded": "ctrlrl.llm.recorded_task:RecordedTask",
 }
+RECORDED = "tokens/recorded"  # the one of them that is a file of responses
 
 ROBOTS = {  # MuJoCo, v5 rules; the v4 rules of D4RL under "<name>-v4"; the Gymnasium id of the same task
     "halfcheetah": "HalfCheetah-v5",

@@ -22,7 +22,7 @@ from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env
-from ctrlrl.texts import answers_prompts, text_env, token_learner
+from ctrlrl.texts import answers_prompts, load_reference, text_env, token_learner
 from ctrlrl.train.checkpoint import Checkpoint, exists, fit, read_folder, same_spec, saved_spec
 from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.distributed import agree, join, part
@@ -115,6 +115,7 @@ def load_run(folder: Path, checkpoint: str = "last", words: Sequence[str] = ()) 
     try:
         fit(found.model, learner.model_state())
         learner.load_model_state(found.model)
+        load_reference(cfg, learner, found.training)
     except (RuntimeError, KeyError, ValueError) as error:
         first = str(error).splitlines()[0]
         changed = f" with {' '.join(words)}" if words else ""

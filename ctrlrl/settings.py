@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ctrlrl.config import DataConfig, TrainConfig, env_config_with
-from ctrlrl.registry import ALGORITHMS, DATA, ENVIRONMENTS, env_settings, lookup, unknown
+from ctrlrl.registry import ALGORITHMS, DATA, ENVIRONMENTS, RECORDED, TOKEN_METHODS, env_settings, lookup, unknown
 
 Command = TypeVar("Command")
 _PACKED = Path(__file__).parent / "configs"  # in an installed wheel
@@ -40,6 +40,8 @@ def train_config(words: Sequence[str]) -> DictConfig:
     """
     chosen = _split(words)
     experiment = chosen.pop("experiment", "auto")
+    if "env" not in chosen and chosen.get("data") == "file" and chosen.get("algo") in TOKEN_METHODS:
+        words, chosen = [*words, f"env={RECORDED}"], {**chosen, "env": RECORDED}
     for group, options in GROUPS.items():
         if group in chosen and chosen[group] not in options:
             raise ValueError(unknown(group, chosen[group], options))
@@ -93,6 +95,7 @@ def _check_clocks(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     """ValueError where the length of a run was given in steps that it does not take."""
     kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
     offline, online = (getattr(kind, name, False) for name in ("offline", "online"))
+    offline = offline or cfg.env.name == RECORDED
     if "gradient_steps" in chosen and "total_steps" not in chosen and not offline:
         raise ValueError("gradient_steps: a run that learns from the environment counts total_steps; give that instead")
     if "total_steps" in chosen and "gradient_steps" not in chosen and offline and not online:

@@ -27,7 +27,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "sources": {"config", "core", "data", "registry", "types"},
     "seeds": {"core", "data", "nn"},
     "provenance": {"config", "data"},
-    "texts": {"config", "core", "llm", "registry", "shares", "train"},
+    "texts": {"config", "core", "data", "llm", "registry", "shares", "train"},
     "tasks": {"config", "envs", "registry", "types"},
     "judging": {"config", "core", "envs", "functional", "nn", "policies", "tasks", "texts", "train", "types"},
     "loops": {"config", "core", "data", "registry", "seeds", "shares", "sources", "tasks", "texts", "train", "types"},

@@ -8,6 +8,7 @@ import torch
 
 from ctrlrl.cli import main
 from ctrlrl.train.checkpoint import read_folder
+from tests.llm.recorded_texts import packed
 from tests.llm.small_models import TOKENIZER, WORDS, Bigram, letters, llama
 
 TINY = "env=tokens/copy experiment=none env.hidden_size=16 env.n_layers=1 env.n_heads=2 n_envs=8 "
@@ -79,7 +80,10 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_went_through(tmp_path: 
         ("algo=grpo env=tokens/copy env.model=x", "env.model=x: this task has characters for tokens"),
         ("algo=grpo env=tokens/copy env.hidden_size=18", "env.hidden_size=18 must be a multiple of 2 x env.n_heads=4"),
         ("algo=grpo env=tokens/copy compile=graph", "compile=graph is not for algo=grpo"),
-        ("algo=grpo env=tokens/copy data=file data.path=x", "data=file: algo=grpo learns from prompts"),
+        (
+            "algo=grpo env=tokens/copy data=file data.path=x",
+            "recorded responses are learned with data=file",
+        ),
         ("algo=grpo env=tokens/gsm8k", "env=tokens/gsm8k needs env.model=FOLDER"),
         ("algo=grpo env=tokens/copy algo.reward_weights=[1,2]", "reward_weights has 2 numbers for 1 rewards"),
     ],
@@ -93,15 +97,9 @@ def test_a_checkpoint_on_the_disk_learns_word_problems_from_a_file(tmp_path: Pat
     folder, file, run = tmp_path / "model", tmp_path / "problems.npz", tmp_path / "run"
     llama(context=32).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
-    texts = {"question": [f"{i}+{i}=" for i in range(40)], "answer": [f"#### {2 * i}" for i in range(40)]}
-    packed = {}
-    for name, column in texts.items():
-        raw = [text.encode() for text in column]
-        packed[f"{name}_utf8"] = np.frombuffer(b"".join(raw), dtype=np.uint8)
-        packed[f"{name}_offsets"] = np.cumsum([0, *map(len, raw)])
-    np.savez(file, **packed)
+    np.savez(file, **packed(question=[f"{i}+{i}=" for i in range(40)], answer=[f"#### {2 * i}" for i in range(40)]))
     words = f"algo=grpo env=tokens/gsm8k env.model={folder} data.path={file} algo.max_tokens=4 n_envs=8 iterations=2 "
-    words += "eval.episodes=2 log.progress=false run.report=false device=cpu experiment=none"
+    words += "eval.episodes=2 log.progress=false run.report=false device=cpu"
     assert ctrlrl("train", *words.split(), "env.instruction=", f"run.dir={run}") == 0
     assert json.loads((run / "result.json").read_text())["eval_episodes"] == 2
     assert ctrlrl("eval", f"run={run}", "episodes=1") == 0

@@ -14,11 +14,15 @@ from torch import nn
 
 from ctrlrl import tasks, texts
 from ctrlrl.core.process import keep_memory
-from ctrlrl.llm.environment import TextEnv, longest_prompt, special_tokens
+from ctrlrl.llm.environment import TextEnv, context_of, longest_prompt, special_tokens
 from ctrlrl.llm.generate import Engine
 from ctrlrl.llm.learner import TokenLearner
 from ctrlrl.llm.loop import TokenLoop
 from ctrlrl.llm.prompts import Prompts, decode
+from ctrlrl.llm.recorded import Labelled, is_recorded, labelled
+from ctrlrl.llm.recorded_loop import RecordedLoop
+from ctrlrl.llm.recorded_task import from_file, tokens_of
+from ctrlrl.llm.recording import Recording
 from ctrlrl.llm.rewards import RewardFn, Rewards
 from ctrlrl.llm.symbols import need_transformers
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
@@ -31,9 +35,11 @@ class LanguageAgent:
                 tokens [N, L] -> logits [N, L, V].
     tokenizer:  of transformers, or an object with encode, decode, eos_token_id and pad_token_id; None with a folder.
     reward_fns: one or several functions (prompts, completions, **columns) -> list[float | None], as TRL takes them.
-    dataset:    prompts (texts or chats), dicts with `prompt` and further columns, or a `datasets.Dataset`.
-    eval_dataset: prompts of `evaluate`; None: those of `dataset`. n_envs: responses of one update; None: 8 prompts' or,
-    where every prompt has one response, 64. engine: samples instead of the model, see `llm.generate.sampled_elsewhere`.
+    dataset:    prompts (texts or chats), dicts with `prompt` and further columns, or a `datasets.Dataset`. Or recorded
+                responses: a file of labelled ones, or rows with prompt, response, reward, or prompt, chosen, rejected.
+    eval_dataset: what `evaluate` asks, or tells apart; None: `dataset`. n_envs: responses of one update; None: 8
+    prompts' or, where every prompt has one response, 64. engine: samples instead of the model, see
+    `llm.generate.sampled_elsewhere`.
     ref_model:  what a KL penalty is to; None: the model as it is given, or without its adapters.
     Further keyword arguments are the fields of the method's config: `group_size=8`, `learning_rate=1e-6`, ...
     """
@@ -75,19 +81,12 @@ class LanguageAgent:
         self.model.to(self.device)
         n = (64 if self.cfg.group_size == 1 else 8 * self.cfg.group_size) if n_envs is None else n_envs
         self.cfg.check_envs(n)
-        room, pad = longest_prompt(self.model, self.cfg.max_tokens), special_tokens(self.tokenizer)[1]
-        options: dict[str, Any] = {"pad": pad, "longest": room, "device": self.device}
-        prompts = Prompts.of(dataset, self.tokenizer, **options)
-        self.env = TextEnv(
-            prompts,
-            Rewards(reward_fns),
-            self.tokenizer,
-            make_model=lambda: self.model,
-            max_new_tokens=self.cfg.max_tokens,
-            n_envs=n,
-            device=self.device,
-            test=None if eval_dataset is None else Prompts.of(eval_dataset, self.tokenizer, **options),
+        self.env = (
+            self._recording(reward_fns, dataset, eval_dataset, n)
+            if isinstance(dataset, (str, PathLike)) or is_recorded(dataset)
+            else self._prompts(reward_fns, dataset, eval_dataset, n)
         )
+        recorded = isinstance(self.env, Recording)
         self.learner: TokenLearner = kind(
             self.cfg,
             self.env.spec,
@@ -96,15 +95,66 @@ class LanguageAgent:
             pad=self.env.pad,
             engine=engine,
             reference=ref_model,
+            recorded=recorded,
         )
         self.learner.set_dtype(dtype)
-        self._loop = TokenLoop(self.learner, self.env, total_steps=0)
+        self._loop: Any = (
+            RecordedLoop(self.learner, self.env, gradient_steps=0)
+            if isinstance(self.env, Recording)
+            else TokenLoop(self.learner, self.env, total_steps=0)
+        )
         self.log_history: list[dict[str, float]] = []  # one row an update
+
+    def _prompts(self, reward_fns: Any, dataset: Any, eval_dataset: Any, n: int) -> TextEnv:
+        if self.cfg.needs_recording:
+            raise ValueError(f"{type(self).__name__} imitates: its dataset needs prompt, response and reward")
+        room = longest_prompt(context_of(self.model), self.cfg.max_tokens)
+        pad = special_tokens(self.tokenizer)[1]
+        options: dict[str, Any] = {"pad": pad, "longest": room, "device": self.device}
+        return TextEnv(
+            Prompts.of(dataset, self.tokenizer, **options),
+            Rewards(reward_fns),
+            self.tokenizer,
+            make_model=lambda: self.model,
+            max_new_tokens=self.cfg.max_tokens,
+            n_envs=n,
+            device=self.device,
+            test=None if eval_dataset is None else Prompts.of(eval_dataset, self.tokenizer, **options),
+        )
+
+    def _recording(self, reward_fns: Any, dataset: Any, eval_dataset: Any, n: int) -> Recording:
+        if reward_fns:
+            raise ValueError("reward_fns: recorded responses come with their rewards; leave it out")
+        longest = context_of(self.model) or 10**9
+        (train, left), (test, _) = (
+            tokens_of(self._labelled(part), self.tokenizer, longest) if part is not None else (None, 0)
+            for part in (dataset, eval_dataset)
+        )
+        if left:
+            warnings.warn(f"dataset: {left} responses do not fit into {longest:,} tokens; left out", stacklevel=3)
+        assert train is not None
+        eos, pad = special_tokens(self.tokenizer)
+        assert eos is not None
+        return Recording(
+            train,
+            self.tokenizer,
+            eos=eos,
+            pad=pad,
+            make_model=lambda: self.model,
+            n_envs=n,
+            device=self.device,
+            test=test,
+        )
+
+    def _labelled(self, dataset: Any) -> Labelled:
+        if isinstance(dataset, (str, PathLike)):
+            return from_file(Path(dataset), self.tokenizer)
+        return labelled(dataset)
 
     @property
     def num_timesteps(self) -> int:
-        """Responses so far."""
-        return self._loop.env_steps
+        """Responses so far, or, of recorded ones, gradient steps."""
+        return getattr(self._loop, self._loop.clock)
 
     def learn(
         self,
@@ -116,21 +166,26 @@ class LanguageAgent:
     ) -> Self:
         """Learn from `total_timesteps` more responses, or for so many updates; a second call goes on.
 
+        Of recorded responses total_timesteps are gradient steps, and so are iterations.
+
         callback: called with the metrics of each update; False ends learning.
         """
         if (total_timesteps is None) == (iterations is None):
             raise ValueError("learn takes either total_timesteps, which counts responses, or iterations, updates")
         loop = self._loop
-        steps = total_timesteps if total_timesteps is not None else (iterations or 0) * self.env.spec.n_envs
+        each = 1 if isinstance(self.env, Recording) else self.env.spec.n_envs
+        steps = total_timesteps if total_timesteps is not None else (iterations or 0) * each
         if steps < 1:
             raise ValueError("learn: total_timesteps or iterations must be at least 1")
-        before, loop.total_steps = loop.env_steps, loop.env_steps + steps
-        with Progress(f"{self.algo} {steps:,} responses", steps, unit=loop.clock, enabled=progress_bar) as progress:
+        before = self.num_timesteps
+        loop.total_steps = before + steps
+        unit = "responses" if loop.clock == "env_steps" else "updates"
+        with Progress(f"{self.algo} {steps:,} {unit}", steps, unit=loop.clock, enabled=progress_bar) as progress:
             while not loop.done:
                 metrics = {name: float(value) for name, value in loop.iterate().items()}
                 row = {"env_steps": loop.env_steps, "gradient_steps": loop.gradient_steps}
                 self.log_history.append(row | loop.episode_metrics() | metrics)
-                progress.update(loop.env_steps - before, self.log_history[-1])
+                progress.update(self.num_timesteps - before, self.log_history[-1])
                 if callback is not None and callback(self.log_history[-1]) is False:
                     break
         return self
@@ -139,7 +194,7 @@ class LanguageAgent:
         """Completions of one prompt or of several, `n` of each one after another; in the form of their prompts."""
         single = isinstance(prompts, str) or bool(len(prompts) and isinstance(prompts[0], dict))
         asked = [prompts] if single else list(prompts)
-        room = longest_prompt(self.model, self.cfg.max_tokens)
+        room = longest_prompt(context_of(self.model), self.cfg.max_tokens)
         made = Prompts(asked, {}, self.tokenizer, pad=self.env.pad, longest=room, device=self.device)
         ids, mask = made.tokens(torch.arange(len(made)))
         found = self.learner.respond(ids, mask, n=n, max_new_tokens=self.cfg.max_tokens, greedy=greedy)
@@ -148,7 +203,10 @@ class LanguageAgent:
         return completions
 
     def evaluate(self, episodes: int = 100, *, seed: int = 0, deterministic: bool = True) -> Evaluation:
-        """Rewards and lengths of the responses to so many of the evaluation prompts; greedy, or sampled."""
+        """Rewards and lengths of the responses to so many of the evaluation prompts; greedy, or sampled.
+
+        Of recorded responses: whether each of so many pairs is told apart (`texts.text_evaluator`).
+        """
         return texts.text_evaluator(self.learner, self.env, episodes=episodes, seed=seed, deterministic=deterministic)()
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:

@@ -167,6 +167,24 @@ class OPO(LanguageAgent):
     algo = "opo"
 
 
+class DPO(LanguageAgent):
+    """Direct preference optimisation, arXiv:2305.18290."""
+
+    algo = "dpo"
+
+
+class DirectAdvantage(LanguageAgent):
+    """Direct advantage regression, whole responses; experimental, arXiv:2412.18279."""
+
+    algo = "direct_advantage"
+
+
+class SFT(LanguageAgent):
+    """Imitation of all recorded responses."""
+
+    algo = "sft"
+
+
 class SimplePOTokens(LanguageAgent):
     """Simple policy optimisation's quadratic, on tokens, arXiv:2401.16025."""
 
@@ -201,5 +219,8 @@ METHODS: tuple[type[LanguageAgent], ...] = (
     SAPO,
     GMPO,
     OPO,
+    DPO,
+    DirectAdvantage,
+    SFT,
     SimplePOTokens,
 )

@@ -28,6 +28,9 @@ class Rollout(NamedTuple):
     reward: Tensor  # [N] their weighted sum
     greedy_reward: Tensor | None  # [N] of the greedy response to the same prompt
     group: Tensor  # [N] which prompt of this batch
+    window: Tensor | None = None  # [N, L] bool, the tokens that the policy learns from; None: those of the mask
+    advantage: Tensor | None = None  # [N], where it is known before the learner sees the batch
+    target: Tensor | None = None  # [N], the second signal of such an advantage
 
     @classmethod
     def of(
@@ -82,10 +85,19 @@ def joined(parts: Sequence[Rollout]) -> Rollout:
     """Several batches as one."""
     if len(parts) == 1:
         return parts[0]
+    offset, numbered = 0, []
+    for part in same_width(parts):
+        numbered.append(part._replace(group=part.group + offset))
+        offset += len(part.prompt_ids)
+    return tree_map(lambda *rows: torch.cat(rows), numbered[0], *numbered[1:])
+
+
+def same_width(parts: Sequence[Rollout]) -> list[Rollout]:
+    """Batches with prompts and responses padded to the longest of all."""
     before = max(part.prompt_ids.shape[1] for part in parts)
     after = max(part.ids.shape[1] for part in parts)
     masked = any(part.prompt_mask is not None or part.prompt_ids.shape[1] < before for part in parts)
-    offset, aligned = 0, []
+    aligned = []
     for part in parts:
         left, right = before - part.prompt_ids.shape[1], after - part.ids.shape[1]
         mask = part.prompt_mask
@@ -99,11 +111,19 @@ def joined(parts: Sequence[Rollout]) -> Rollout:
                 ids=pad(part.ids, (0, right)),
                 mask=pad(part.mask, (0, right)),
                 log_prob=None if part.log_prob is None else pad(part.log_prob, (0, right)),
-                group=part.group + offset,
             )
         )
-        offset += len(part.prompt_ids)
-    return tree_map(lambda *rows: torch.cat(rows), aligned[0], *aligned[1:])
+    return aligned
+
+
+def apart(batch: Rollout) -> Rollout:
+    """Every response with its own copy of the prompt, so that rows can change places."""
+    n = len(batch.ids) // len(batch.prompt_ids)
+    mask = batch.prompt_mask
+    return batch._replace(
+        prompt_ids=batch.prompt_ids.repeat_interleave(n, 0),
+        prompt_mask=None if mask is None else mask.repeat_interleave(n, 0),
+    )
 
 
 class Rows(NamedTuple):
@@ -153,5 +173,6 @@ def parts(rows: Rows, n: int | None) -> Iterator[Rows]:
 def trimmed(batch: Rollout) -> Rollout:
     """Without the columns behind the longest response; reads the device."""
     longest = max(int(batch.mask.any(0).nonzero().amax()) + 1, 1) if bool(batch.mask.any()) else 1
-    own = None if batch.log_prob is None else batch.log_prob[:, :longest]
-    return batch._replace(ids=batch.ids[:, :longest], mask=batch.mask[:, :longest], log_prob=own)
+    names = ("ids", "mask", "log_prob", "window")
+    columns = {name: x[:, :longest] for name in names if (x := getattr(batch, name)) is not None}
+    return batch._replace(**columns)

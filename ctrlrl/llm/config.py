@@ -8,12 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ctrlrl.functional.checks import in_range
-from ctrlrl.functional.kl import KINDS
-from ctrlrl.llm.estimators import ADVANTAGES, OF_CRITIC, OF_GROUPS, OF_TOKENS
-from ctrlrl.llm.objectives import AGGREGATIONS, OF_RESPONSES, RATIOS, SURROGATES, WITH_TARGET
-
-INF = float("inf")
+from ctrlrl.llm.config_checks import check
+from ctrlrl.llm.estimators import OF_CRITIC, OF_GROUPS
+from ctrlrl.llm.objectives import OF_REFERENCE, OF_RESPONSES
 
 
 @dataclass
@@ -56,6 +53,7 @@ class TokenConfig:
     bounds_target: float = 1.0  # good over bad weight; a share of 0.5 of both is 1.0 here
     elastic_advantage: float = 0.5  # clip_elastic
     elastic_variance: float = 0.5
+    beta: float = 0.1  # dpo, regress: the KL to the reference is worth this much reward
     # aggregation
     aggregation: str = "token_mean"
     max_tokens: int = 256  # longest response; const divides by it
@@ -102,88 +100,11 @@ class TokenConfig:
     gradient_checkpointing: bool = False
     # generation
     temperature: float = 1.0  # of sampling, and of every log-probability
+    window: int | None = None  # tokens of a response that one round writes; the next goes on with what is unfinished
     max_rounds: int = 4  # dynamic_sampling: batches sampled for one update at most
 
     def __post_init__(self) -> None:
-        where = f"{type(self).__name__} ({self.name})"
-        for name, allowed in (
-            ("advantage", tuple(ADVANTAGES)),
-            ("whiten", ("none", "tokens", "responses")),
-            ("single", ("refuse", "raw")),
-            ("ratio", tuple(RATIOS)),
-            ("surrogate", tuple(SURROGATES)),
-            ("aggregation", tuple(AGGREGATIONS)),
-            ("kl", ("none", "reward", "loss")),
-            ("kl_kind", KINDS),
-            ("covariance", ("none", "clip", "kl")),
-            ("overlong", ("none", "mask", "soft")),
-            ("lr_schedule", ("constant", "linear")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{where}.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        self._check_numbers(where)
-        self._check_pairs(where)
-
-    def _check_numbers(self, where: str) -> None:
-        in_range(where, low=0.0, high=1.0, gamma=self.gamma, gae_lambda=self.gae_lambda)
-        in_range(where, low=0.0, high=1.0, entropy_share=self.entropy_share, covariance_share=self.covariance_share)
-        in_range(where, low=0.0, high=1.0, positive_share=self.positive_share)
-        for name in ("clip_range", "clip_range_high", "clip_range_vf", "ent_target", "off_policy_limit"):
-            if (value := getattr(self, name)) is not None and not value > 0.0:
-                raise ValueError(f"{where}.{name} must be above 0, got {value}")
-        for name in ("advantage_eps", "target_temperature", "variance_coef", "variance_bound", "variance_rate"):
-            in_range(where, low=0.0, high=INF, **{name: getattr(self, name)})
-        for name in ("kl_coef", "ent_coef", "ent_delta", "vf_coef", "median_coef", "covariance_coef"):
-            in_range(where, low=0.0, high=INF, **{name: getattr(self, name)})
-        for name in ("group_size", "n_virtual", "max_tokens", "n_epochs", "n_minibatches", "max_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"{where}.micro_batch_size must be at least 1 or null, got {self.micro_batch_size}")
-        for name in ("learning_rate", "weight_decay"):
-            in_range(where, low=0.0, high=INF, **{name: getattr(self, name)})
-        if not self.temperature > 0.0:
-            raise ValueError(f"{where}.temperature must be above 0, got {self.temperature}")
-        for name in ("bounds_low", "bounds_high", "covariance_range", "positive_temperatures"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or pair[0] > pair[1]:
-                raise ValueError(f"{where}.{name} must be two numbers, from and to, got {pair}")
-
-    def _check_pairs(self, where: str) -> None:
-        if self.needs_groups and self.group_size < 2 and self.single == "refuse":
-            raise ValueError(
-                f"{where}.group_size=1, but advantage={self.advantage} compares the responses to a prompt. "
-                "Use group_size >= 2, or single=raw, which takes the reward as it is."
-            )
-        if self.single == "raw" and self.advantage not in ("group_z", "group_center", "rloo"):
-            raise ValueError(f"{where}: single=raw takes advantage=group_z, group_center or rloo, got {self.advantage}")
-        if self.advantage == "median_mad" and self.group_size % 2 == 0:
-            raise ValueError(f"{where}.group_size must be odd for advantage=median_mad, got {self.group_size}")
-        if self.ratio in OF_RESPONSES and self.advantage in OF_TOKENS:
-            raise ValueError(
-                f"{where}: ratio={self.ratio} is one a response, advantage={self.advantage} one a token. "
-                "Use ratio=token or ratio=sequence_token."
-            )
-        makers = WITH_TARGET.get(self.surrogate)
-        if makers is not None and self.advantage not in makers:
-            raise ValueError(f"{where}: surrogate={self.surrogate} needs advantage={' or '.join(makers)}")
-        if self.surrogate == "gmpo" and (self.advantage in OF_TOKENS or self.ratio != "token"):
-            raise ValueError(f"{where}: surrogate=gmpo takes ratio=token and one advantage a response")
-        if self.advantage == "gdpo" and (self.overlong == "soft" or self.kl == "reward"):
-            raise ValueError(
-                f"{where}: advantage=gdpo normalizes each reward alone, so overlong=soft and kl=reward have no place. "
-                "Give the penalty as a reward function."
-            )
-        if self.kl == "reward" and self.kl_kind != "k1":
-            raise ValueError(f"{where}: kl=reward takes kl_kind=k1, log pi_old - log ref, got {self.kl_kind}")
-        if self.kl == "loss" and self.kl_kind == "k1":
-            raise ValueError(f"{where}: kl_kind=k1 in the loss has no gradient in expectation. Use k2 or k3.")
-        if self.kl == "none" and self.kl_coef > 0.0:
-            raise ValueError(f"{where}.kl_coef={self.kl_coef} does nothing with kl=none. Use kl=reward or kl=loss.")
-        if self.positive_share > 0.0 and self.ent_target is None:
-            raise ValueError(f"{where}.positive_share={self.positive_share} holds an entropy: give ent_target, nats")
-        if self.overlong_buffer is not None and not 0 < self.overlong_buffer <= self.max_tokens:
-            raise ValueError(f"{where}.overlong_buffer must lie in 1 ... max_tokens={self.max_tokens} or be null")
+        check(self)
 
     def check_envs(self, n_envs: int) -> None:
         """ValueError where so many responses cannot be divided as asked."""
@@ -193,6 +114,8 @@ class TokenConfig:
             )
         if n_envs < self.n_minibatches:
             raise ValueError(f"algo.n_minibatches={self.n_minibatches} is more than the n_envs={n_envs} responses")
+        if self.surrogate == "dpo" and n_envs < 2 * self.n_minibatches:
+            raise ValueError(f"algo.n_minibatches={self.n_minibatches} is more than the {n_envs // 2} pairs of n_envs")
 
     @property
     def needs_groups(self) -> bool:
@@ -208,8 +131,29 @@ class TokenConfig:
         return (2 if self.advantage == "value_median" else 1) if self.needs_critic else 0
 
     @property
+    def against_reference(self) -> bool:
+        """Whether the ratio is to the reference, not to the policy that sampled."""
+        return self.surrogate in OF_REFERENCE
+
+    @property
     def needs_reference(self) -> bool:
-        return self.kl != "none" and self.kl_coef > 0.0
+        return self.against_reference or (self.kl != "none" and self.kl_coef > 0.0)
+
+    @property
+    def needs_recording(self) -> bool:
+        """Whether only responses of others teach anything."""
+        return self.advantage == "one"
+
+    @property
+    def needs_sampling(self) -> str | None:
+        """A setting that asks for more than recorded responses can tell; None where they are enough."""
+        told = {
+            f"advantage={self.advantage}": self.needs_critic or self.needs_greedy or self.needs_tracker,
+            "kl=reward": self.kl == "reward",
+            "positive_share": self.positive_share > 0.0,
+            "window": self.window is not None,
+        }
+        return next((name for name, needed in told.items() if needed), None)
 
     @property
     def needs_greedy(self) -> bool:

@@ -98,11 +98,15 @@ def special_tokens(tokenizer: Any) -> tuple[int | None, int]:
     return eos, next((token for token in (pad, eos) if token is not None), 0)
 
 
-def longest_prompt(model: Any, max_new_tokens: int) -> int | None:
-    """Tokens that a prompt may have, of a model that says how long its context is."""
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+def context_of(model: Any) -> int | None:
+    """Tokens of a model's context, where it says."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
+def longest_prompt(context: int | None, max_new_tokens: int) -> int | None:
+    """Tokens that a prompt may have in a context of so many; None: any."""
     if context is None:
         return None
     if context <= max_new_tokens:
-        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room in the model's context of {context} tokens")
+        raise ValueError(f"max_tokens={max_new_tokens} leaves no room in the model's context of {context} tokens")
     return context - max_new_tokens

@@ -119,6 +119,7 @@ ADVANTAGES: dict[str, Callable[[Any, Scored], AdvantageOut]] = {
     "value_median": _value_median,
     "reinforce_pp": _reinforce_pp,
     "reward": lambda cfg, x: AdvantageOut(x.reward),
+    "one": lambda cfg, x: AdvantageOut(torch.ones_like(x.reward)),
     "group_z": lambda cfg, x: AdvantageOut(groups.group_z(x.reward, x.group, eps=cfg.advantage_eps)),
     "group_z_elastic": _elastic,
     "group_center": lambda cfg, x: AdvantageOut(groups.group_center(x.reward, x.group)),
@@ -136,7 +137,7 @@ ADVANTAGES: dict[str, Callable[[Any, Scored], AdvantageOut]] = {
 
 OF_TOKENS = ("gae", "egae", "value_median", "reinforce_pp")  # advantages [N, L]; the others have one a response
 OF_CRITIC = ("gae", "egae", "value_median")
-OF_GROUPS = tuple(name for name in ADVANTAGES if name not in (*OF_TOKENS, "reward", "remax", "tracker"))
+OF_GROUPS = tuple(name for name in ADVANTAGES if name not in (*OF_TOKENS, "reward", "one", "remax", "tracker"))
 
 
 def _token_gae(cfg: Any, x: Scored, value: Tensor | None) -> tuple[Tensor, Tensor]:

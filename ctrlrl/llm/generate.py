@@ -118,6 +118,8 @@ def sampled_elsewhere(
             "each prompt, neighbours"
         )
     ids = ids.to(prompt_ids.device)
+    if ids.shape[1] == 0:  # nobody said anything: one column that does not count
+        ids, log_prob, mask = ids.new_full((rows, 1), pad), None, ids.new_zeros(rows, 1)
     if eos is None:
         first = torch.full((rows,), ids.shape[1], device=ids.device)
     else:

@@ -37,11 +37,6 @@ class LanguageModel:
         self.masked = self.cached or {"attention_mask", "position_ids"} <= set(taken)
         self._checkpointed: list[nn.Module] = self._checkpointing(whole) if checkpoint else []
 
-    @property
-    def context(self) -> int | None:
-        """Tokens that a sequence may have; None where the model does not say."""
-        return getattr(self.config, "max_position_embeddings", None)
-
     def states(self, ids: Tensor, attended: Tensor | None = None, *, learning: bool = False) -> Tensor:
         """[N, L] tokens to [N, L, D]. attended: [N, L] bool, False on the left padding; None where there is none."""
         with self._checkpoints() if learning else nullcontext():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctrlrl.llm.batches import Rollout, joined
 from ctrlrl.llm.environment import TextEnv
+from ctrlrl.llm.windows import Unfinished
 from ctrlrl.types import Metrics
 
 RECENT = 1000  # iterations that the episode metrics are means over at most, where nobody asks for them
@@ -26,6 +27,9 @@ class TokenLoop:
         self.env_steps = self.gradient_steps = 0
         self.n_prompts = env.spec.n_envs // learner.draws
         self.recent: deque[dict[str, float]] = deque(maxlen=RECENT)
+        self.unfinished: Unfinished | None = None
+        if learner.cfg.window is not None:
+            self.unfinished = Unfinished(self.n_prompts, env.max_new_tokens, env.spec.device)
         self._weights = learner.cfg.weights(torch.empty(1, len(env.rewards.fns), device=env.spec.device))
 
     @property
@@ -50,6 +54,10 @@ class TokenLoop:
 
     def collect(self) -> Rollout:
         """A batch of judged responses; prompts that teach nothing are replaced where the learner asks for it."""
+        if self.unfinished is not None:
+            batch = self.unfinished.round(self.learner, self.env, self._weights)
+            self._count(batch)
+            return batch
         kept: list[Rollout] = []
         missing, last = self.n_prompts, self.learner.rounds - 1
         for turn in range(last + 1):
@@ -63,7 +71,22 @@ class TokenLoop:
             missing -= len(batch.reward) // self.learner.draws
             if missing == 0:
                 break
-        return joined(kept)
+        batch = joined(kept)
+        asked = self.learner.ask_again(batch)
+        return batch if asked is None else self.learner.with_again(batch, self._again(batch, *asked))
+
+    def _again(self, batch: Rollout, which: Tensor, temperature: float) -> Rollout:
+        """Responses to some of a batch's prompts at another temperature; they count as responses."""
+        learner, env = self.learner, self.env
+        rows = batch.prompt[:: learner.draws][which].cpu()
+        asked = env.asked(env.prompts, rows)
+        responses = learner.respond(
+            asked.ids, asked.mask, n=learner.draws, max_new_tokens=env.max_new_tokens, temperature=temperature
+        )
+        self.env_steps += len(responses.ids) * learner.ranks.size
+        judged = env.judge(asked, responses)
+        own = learner.engine is None
+        return Rollout.of(rows, asked.ids, asked.mask, responses, judged, self._weights, own_log_prob=own)
 
     def _round(self, n_prompts: int) -> Rollout:
         learner, env = self.learner, self.env
@@ -87,17 +110,43 @@ class TokenLoop:
         )
 
     def _count(self, batch: Rollout) -> None:
-        ranks, n = self.learner.ranks, len(batch.reward)
-        self.env_steps += n * ranks.size
-        length, reward = batch.mask.sum(1).double(), batch.reward.double()
-        told = [reward.mean(), reward.std(unbiased=False), length.mean(), 1.0 - batch.ended.double().mean()]
-        mean, std, tokens, cut = ranks.mean_(torch.stack(told)).tolist()
-        row = {"reward/mean": mean, "reward/std": std, "response/length": tokens, "response/cut": cut}
-        names = self.env.rewards.names
-        if len(names) > 1:
-            means = ranks.mean_(batch.rewards.double().nanmean(0)).tolist()
-            row |= {f"reward/{name}": value for name, value in zip(names, means, strict=True)}
-        self.recent.append(row | {"tokens": tokens * n * ranks.size})
+        """Of the responses that are over, on all ranks."""
+        over = torch.ones_like(batch.ended) if batch.window is None else batch.ended
+        told = torch.stack(
+            [
+                over.double(),
+                batch.reward.double(),
+                batch.reward.double().square(),
+                batch.mask.sum(1).double(),
+                (~batch.ended).double(),
+            ]
+        )
+        parts = batch.rewards.double()
+        valid = over.unsqueeze(1) & ~parts.isnan()
+        written = (batch.mask if batch.window is None else batch.window).sum().double()
+        sums = [
+            torch.where(over, told, 0.0).sum(1),
+            written.unsqueeze(0),
+            torch.where(valid, parts, 0.0).sum(0),
+            valid.sum(0),
+        ]
+        ranks = self.learner.ranks
+        n, reward, square, length, cut, tokens, *each = (ranks.mean_(torch.cat(sums)) * ranks.size).tolist()
+        self.env_steps += round(n)
+        row = {"tokens": tokens}
+        if n:
+            std = max(square / n - (reward / n) ** 2, 0.0) ** 0.5
+            row |= {
+                "reward/mean": reward / n,
+                "reward/std": std,
+                "response/length": length / n,
+                "response/cut": cut / n,
+            }
+            names = self.env.rewards.names
+            for name, total, count in zip(names, each[: len(names)], each[len(names) :], strict=True):
+                if len(names) > 1:
+                    row[f"reward/{name}"] = total / max(count, 1.0)
+        self.recent.append(row)
 
     def episode_metrics(self) -> dict[str, float]:
         """Means over the batches since they were last asked for."""
@@ -112,7 +161,12 @@ class TokenLoop:
         return means | {"time/tokens_per_s": round(tokens / max(seconds, 1e-9), 1)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {f"env/{name}": tensor for name, tensor in self.env.state_dict().items()}
+        under_way = {} if self.unfinished is None else self.unfinished.state
+        return {f"env/{name}": tensor for name, tensor in (self.env.state_dict() | under_way).items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.env.load_state_dict({k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")})
+        own = {k.removeprefix("env/"): v for k, v in state.items() if k.startswith("env/")}
+        self.env.load_state_dict(own)
+        if self.unfinished is not None:
+            for name, tensor in self.unfinished.state.items():
+                tensor.copy_(own[name])

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ctrlrl.functional import preference, surrogate
 from ctrlrl.functional import ratio as ratios
-from ctrlrl.functional import surrogate
 from ctrlrl.functional.adaptive_bounds import bound_ladder, bound_sums, choose_bounds
 from ctrlrl.functional.masked import masked_mean, sequence_mean, sequence_sum
 
@@ -105,6 +105,19 @@ def _gmpo(cfg: Any, e: Elements) -> Tensor:
     return surrogate.importance(ratios.sequence_log_ratio(stopped, e.mask), e.advantage[:, :1])
 
 
+def _whole(e: Elements) -> Tensor:
+    """[N, 1] log-ratio of the whole response, of which nothing here takes the exponential."""
+    return ratios.product_log_ratio(e.token_log_ratio, e.mask, limit=float("inf"))
+
+
+def _dpo(cfg: Any, e: Elements) -> Tensor:
+    """At both rows of a pair of neighbours the pair's loss, so that the mean over rows is that over pairs."""
+    first, second = _whole(e).unflatten(0, (-1, 2)).unbind(1)
+    one, other = e.advantage.unflatten(0, (-1, 2)).unbind(1)
+    better = (one - other).sign()  # 0 where neither is: then there is no gradient
+    return preference.dpo(better * first, better * second, beta=cfg.beta).repeat_interleave(2, 0)
+
+
 SURROGATES: dict[str, Callable[[Any, Elements], Tensor]] = {
     "pg": lambda cfg, e: surrogate.reinforce(e.log_prob, e.advantage),
     "is": lambda cfg, e: surrogate.importance(e.log_ratio, e.advantage),
@@ -118,7 +131,10 @@ SURROGATES: dict[str, Callable[[Any, Elements], Tensor]] = {
     "cispo": _cispo,
     "sapo": _sapo,
     "gmpo": _gmpo,
+    "dpo": _dpo,
+    "regress": lambda cfg, e: preference.direct_advantage(_whole(e), e.advantage, beta=cfg.beta),
 }
+OF_REFERENCE = ("dpo", "regress")  # their ratio is to the reference policy
 CLIPPED = ("clip", "clip_bounds", "clip_elastic")
 WITH_TARGET = {"bounded": ("gbpo", "value_median"), "clip_elastic": ("group_z_elastic",)}  # and who makes it
 

@@ -33,7 +33,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: (source, what differ
         "arXiv:1707.06347",
         {"advantage": "gae", "whiten": "tokens", "group_size": 1, "kl": "reward", "kl_kind": "k1", "kl_coef": 0.05},
     ),
-    "tppo": ("arXiv:2506.15050", {"advantage": "egae", "whiten": "tokens", "group_size": 1}),
+    "tppo": ("arXiv:2506.15050", {"advantage": "egae", "whiten": "tokens", "group_size": 1, "window": 64}),
     "spo": (
         "arXiv:2509.13232",
         {
@@ -92,13 +92,23 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {  # name: (source, what differ
     "sapo": ("arXiv:2511.20347", {"surrogate": "sapo", "aggregation": "seq_mean"}),
     "gmpo": ("arXiv:2507.20673", {"surrogate": "gmpo", "clip_range": 0.4, "aggregation": "seq_mean"}),
     "opo": ("arXiv:2505.23585", {"advantage": "opo", "surrogate": "is"}),
+    "dpo": (
+        "arXiv:2305.18290",
+        {"advantage": "group_center", "ratio": "sequence", "surrogate": "dpo", "aggregation": "seq_mean"}
+        | {"group_size": 2},
+    ),
+    "direct_advantage": (
+        "arXiv:2412.18279",
+        {"advantage": "group_center", "ratio": "sequence", "surrogate": "regress", "aggregation": "seq_mean"},
+    ),
+    "sft": ("arXiv:2203.02155", {"advantage": "one", "group_size": 1, "surrogate": "pg"}),
     "simple_po_tokens": ("arXiv:2401.16025", {"surrogate": "simple_quad", "aggregation": "seq_mean"}),
 }
 
 EXPERIMENTAL: dict[str, str] = {
-    "aepo": "its term of positive samples (`resampling`) is not part of the learner's step yet; the rest is GRPO",
+    "direct_advantage": "how the paper weighs steps, and its beta, are not known; here a response is one step",
     "holder_po": "the paper's schedule of p is not known; this one falls from 2 to -1 along the run",
-    "tppo": "the paper's window length and schedule are not known",
+    "tppo": "the paper's window length and schedule are not known; windows of 64 tokens are used",
     "r2vpo": "the paper's bound and step of the multiplier are not known; a fixed multiplier of 0.04 is used",
     "etr": "the formula of the elastic bound is a reading of the paper, not the authors' code",
     "bapo": "whether the published runs meant a ratio or a share of 0.5 as target is not known",

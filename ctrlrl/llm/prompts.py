@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctrlrl.llm.recorded import columns_of
+
 
 class Prompts:
     """prompts: texts, or lists of chat messages. columns: one value a prompt each."""
@@ -35,7 +37,7 @@ class Prompts:
                 raise ValueError(f"dataset: prompt {i} is empty; a model needs a token to begin with")
             if longest is not None and len(row) > longest:
                 raise ValueError(
-                    f"dataset: prompt {i} has {len(row)} tokens, and with max_new_tokens for the response the model's "
+                    f"dataset: prompt {i} has {len(row)} tokens, and with max_tokens for the response the model's "
                     f"context has room for {longest}. Shorten or drop it."
                 )
         self.lengths = torch.tensor([len(row) for row in tokens])
@@ -45,14 +47,7 @@ class Prompts:
     @classmethod
     def of(cls, dataset: Any, tokenizer: Any, **options: Any) -> Prompts:
         """Of a list of prompts, a list of dicts with `prompt`, a dict of columns, or a `datasets.Dataset`."""
-        if hasattr(dataset, "column_names"):
-            dataset = {name: dataset[name][:] for name in dataset.column_names}
-        if not isinstance(dataset, Mapping):
-            rows = list(dataset)
-            if rows and isinstance(rows[0], Mapping):
-                dataset = {name: [row[name] for row in rows] for name in rows[0]}
-            else:
-                dataset = {"prompt": rows}
+        dataset = columns_of(dataset)
         if "prompt" not in dataset:
             raise ValueError(f"dataset: wanted a column `prompt`, got {', '.join(dataset) or 'none'}")
         columns = {name: column for name, column in dataset.items() if name != "prompt"}

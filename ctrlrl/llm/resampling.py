@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctrlrl.llm.batches import Rollout, apart, same_width
 from ctrlrl.llm.config import TokenConfig
+from ctrlrl.llm.estimators import AdvantageOut
 from ctrlrl.types import Tree, tree_map
 
 
@@ -22,6 +24,21 @@ def resampling_temperature(config: TokenConfig, entropy: Tensor) -> Tensor:
 def _too_sure(config: TokenConfig, entropy: Tensor) -> Tensor:
     assert config.ent_target is not None
     return entropy < config.ent_target
+
+
+def with_positives(
+    config: TokenConfig, batch: Rollout, again: Rollout, judged: tuple[AdvantageOut, AdvantageOut], entropy: Tensor
+) -> Rollout:
+    """The batch with good responses to prompts asked again in its first rows, and its advantages.
+
+    judged: of the batch and of `again`, each among its own rows.
+    """
+    out, extra = judged
+    if out.keep is not None:
+        batch = batch._replace(mask=batch.mask & out.keep.unsqueeze(1))
+    first, second = (apart(part) for part in same_width([batch, again]))
+    rows, advantage = overwritten(config, first, out.advantage, second, extra.advantage, entropy)
+    return rows._replace(advantage=advantage, group=batch.group)
 
 
 def overwritten(

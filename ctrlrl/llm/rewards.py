@@ -66,7 +66,10 @@ def _checked(given: Any, name: str, n: int) -> list[float]:
     if not isinstance(given, Sequence) or len(given) != n:
         got = f"{len(given)} rewards" if isinstance(given, Sequence) else type(given).__name__
         raise ValueError(f"reward function {name}: gave {got} for {n} completions; return a list of one number each")
-    values = [math.nan if r is None else float(r) for r in given]
+    try:
+        values = [math.nan if r is None else float(r) for r in given]
+    except (TypeError, ValueError):
+        raise ValueError(f"reward function {name}: gave something else than numbers, {given[0]!r:.40} first") from None
     for i, (value, r) in enumerate(zip(values, given, strict=True)):
         if r is not None and not math.isfinite(value):
             raise ValueError(

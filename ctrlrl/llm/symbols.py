@@ -1,4 +1,4 @@
-"""A tokenizer of single characters and a small Llama, both made on the spot: nothing is downloaded."""
+"""Tokenizers of characters and of bytes, and a small Llama, all made on the spot: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -28,6 +28,19 @@ def symbol_tokenizer() -> Any:
     words.pre_tokenizer = Split(Regex("."), "isolated")
     words.decoder = Fuse()
     return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+
+
+def byte_tokenizer() -> Any:
+    """One token a byte of UTF-8, so that it knows every text; then `<end>` and `<pad>`."""
+    transformers = need_transformers()
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(BPE({symbol: i for i, symbol in enumerate([*alphabet, "<end>", "<pad>"])}, []))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>")
 
 
 def small_llama(

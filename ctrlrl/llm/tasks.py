@@ -13,9 +13,9 @@ from torch import nn
 
 from ctrlrl.llm.environment import TextEnv, longest_prompt, special_tokens
 from ctrlrl.llm.prompts import Prompts
-from ctrlrl.llm.recorded import text_columns
 from ctrlrl.llm.rewards import RewardFn, Rewards, correct_characters, exact_number, exact_text
 from ctrlrl.llm.symbols import BOS, need_transformers, small_llama, symbol_tokenizer
+from ctrlrl.llm.text_files import text_columns
 
 HELD_OUT = 10  # of a task with at least a thousand prompts every tenth is kept from learning
 
@@ -197,7 +197,7 @@ class WordProblemSettings:
 
 
 class WordProblems:
-    """GSM8K's problems: question and answer as UTF-8 in an NPZ file, the number behind `####` judged."""
+    """GSM8K's problems: question and answer in an NPZ or JSON-lines file, the number behind `####` judged."""
 
     Settings = WordProblemSettings
 
@@ -212,22 +212,15 @@ class WordProblems:
                 f"env=tokens/gsm8k needs env.model=FOLDER of a checkpoint on the disk, got {settings.model}"
             )
         if path is None:
-            raise ValueError("env=tokens/gsm8k needs data.path=FILE, an NPZ with question_utf8 and answer_utf8")
-        transformers = need_transformers()
-        transformers.utils.logging.disable_progress_bar()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
-        config = transformers.AutoConfig.from_pretrained(settings.model, local_files_only=True)
+            raise ValueError("env=tokens/gsm8k needs data.path=FILE, JSON lines or an NPZ with question and answer")
+        tokenizer, make, context = opened(settings.model, device)
         asked = [
-            Question(self._prompt(tokenizer, q), a)
+            Question(with_template(tokenizer, f"{settings.instruction}\n{q}".strip()), a)
             for q, a in zip(*text_columns(path, "question", "answer"), strict=True)
         ]
         n_test = max(1, round(len(asked) * settings.test_share))
-        room = longest_prompt(_Of(config), max_tokens)
+        room = longest_prompt(context, max_tokens)
         train, test = asked[:-n_test], asked[-n_test:]
-
-        def make() -> nn.Module:
-            load: Callable[..., Any] = transformers.AutoModelForCausalLM.from_pretrained
-            return load(settings.model, local_files_only=True, dtype=torch.float32).to(device)
 
         return TextEnv(
             _prompts(train, tokenizer, room, device),
@@ -241,10 +234,30 @@ class WordProblems:
             solved=1.0,
         )
 
-    def _prompt(self, tokenizer: Any, question: str) -> Any:
-        text = f"{self.settings.instruction}\n{question}".strip()
-        return [{"role": "user", "content": text}] if getattr(tokenizer, "chat_template", None) else f"{text}\n"
+
+def opened(folder: str, device: torch.device) -> tuple[Any, Callable[[], nn.Module], int | None]:
+    """Tokenizer, model and context, in tokens, of a checkpoint folder; the model is read when it is asked for."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"env.model={folder}: no such folder; give that of a transformers checkpoint")
+    transformers = need_transformers()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"env.model={folder}: not a checkpoint of transformers ({str(error).splitlines()[0]})"
+        ) from None
+
+    def make() -> nn.Module:
+        load: Callable[..., Any] = transformers.AutoModelForCausalLM.from_pretrained
+        return load(folder, local_files_only=True, dtype=torch.float32).to(device)
+
+    return tokenizer, make, getattr(config, "max_position_embeddings", None)
 
 
-class _Of(NamedTuple):
-    config: Any
+def with_template(tokenizer: Any, prompt: Any) -> Any:
+    """A text as the chat that the tokenizer has a template for, else with a line end; a chat as it is."""
+    if not isinstance(prompt, str):
+        return prompt
+    return [{"role": "user", "content": prompt}] if getattr(tokenizer, "chat_template", None) else f"{prompt}\n"

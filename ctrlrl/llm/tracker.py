@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.functional.tracker import prompt_weight, tracker_start, tracker_step
 from ctrlrl.llm.batches import Rollout
 
@@ -35,10 +36,10 @@ class PromptTracker:
     def weight(self) -> Tensor:
         return prompt_weight(self.state["success"], self.state["failure"])
 
-    def step(self, batch: Rollout, log_prob: Tensor, score: Score) -> None:
+    def step(self, batch: Rollout, log_prob: Tensor, score: Score, ranks: Ranks = ALONE) -> None:
         """Take in a batch, once its advantages are made; of several responses to a prompt the last one is kept.
 
-        log_prob: [N, L] of its tokens when they were sampled.
+        log_prob: [N, L] of its tokens when they were sampled. ranks: whose batches are all taken in.
         """
         state, prompt = self.state, batch.prompt
         then, mask = state["log_prob"][prompt], state["mask"][prompt]
@@ -46,9 +47,11 @@ class PromptTracker:
         each = torch.where(mask, (now - then).abs(), 0.0)
         length = mask.sum(1).clamp(min=1)
         change = torch.where(state["seen"][prompt], each.sum(1) / length, 0.0)
-        success, failure = tracker_step(*self.counts(prompt), batch.reward.clamp(0.0, 1.0), change)
+        told = (prompt, batch.reward, change, batch.ids, batch.mask.byte(), log_prob)
+        prompt, reward, change, ids, own, log_prob = (ranks.stacked(x).flatten(0, 1) for x in told)
+        success, failure = tracker_step(*self.counts(prompt), reward.clamp(0.0, 1.0), change)
         state["success"][prompt], state["failure"][prompt], state["seen"][prompt] = success, failure, True
-        n = batch.ids.shape[1]
-        for name, rows in (("ids", batch.ids), ("mask", batch.mask), ("log_prob", log_prob)):
+        n = ids.shape[1]
+        for name, rows in (("ids", ids), ("mask", own.bool()), ("log_prob", log_prob)):
             state[name][prompt] = 0
             state[name][prompt, :n] = rows

@@ -66,7 +66,7 @@ def loop_of(
     method: str = "grpo", *, model: Any = None, task: TextEnv | None = None, steps: int = 64, **changes: Any
 ) -> Any:
     """A loop whose groups have four responses where the method compares them."""
-    group = {} if preset(method).group_size == 1 else {"group_size": 5 if method == "mc_grpo" else 4}
+    group = {} if preset(method).group_size <= 2 else {"group_size": 5 if method == "mc_grpo" else 4}
     cfg = preset(method, **{"max_tokens": 3, "learning_rate": 1e-3, **group, **changes})
     task = env(4 * cfg.group_size) if task is None else task
     learner = TokenLearner(cfg, task.spec, model=llama() if model is None else model, eos=task.eos, pad=task.pad)

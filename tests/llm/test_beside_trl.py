@@ -9,7 +9,8 @@ import copy
 import pytest
 import torch
 
-from ctrlrl.llm.algebra import advantages, token_loss
+from ctrlrl.llm.advantages import advantages
+from ctrlrl.llm.losses import token_loss
 from ctrlrl.llm.presets import preset
 from ctrlrl.llm.tokens import head_log_prob, position_ids
 

@@ -11,8 +11,8 @@ from ctrlrl.functional import surrogate
 from ctrlrl.functional.distributions import categorical_log_prob
 from ctrlrl.functional.masked import masked_mean
 from ctrlrl.llm import objectives
-from ctrlrl.llm.algebra import token_loss
 from ctrlrl.llm.config import TokenConfig
+from ctrlrl.llm.losses import token_loss
 from ctrlrl.types import EnvSpec
 
 SPEC = EnvSpec(5, 0, 7, 1, 4, 100, torch.device("cpu"))

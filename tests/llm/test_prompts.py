@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ctrlrl.llm.environment import longest_prompt, special_tokens
+from ctrlrl.llm.environment import context_of, longest_prompt, special_tokens
 from ctrlrl.llm.prompts import Prompts, decode
 from tests.llm.small_models import EOS, PAD, TOKENIZER, WORDS, env, llama
 
@@ -86,10 +86,10 @@ def test_what_cannot_be_asked_is_refused_by_name():
 
 
 def test_the_context_leaves_room_for_prompt_and_response():
-    assert longest_prompt(llama(context=32), 4) == 28
-    assert longest_prompt(torch.nn.Linear(1, 1), 4) is None
-    with pytest.raises(ValueError, match="max_new_tokens=32 leaves no room in the model's context of 32 tokens"):
-        longest_prompt(llama(context=32), 32)
+    assert longest_prompt(context_of(llama(context=32)), 4) == 28
+    assert longest_prompt(context_of(torch.nn.Linear(1, 1)), 4) is None
+    with pytest.raises(ValueError, match="max_tokens=32 leaves no room in the model's context of 32 tokens"):
+        longest_prompt(32, 32)
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_of_sequence():

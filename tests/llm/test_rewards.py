@@ -78,6 +78,7 @@ def test_a_promise_is_waited_for_and_a_tensor_read():
         (1.0, "gave float for 2 completions"),
         ([1.0, math.nan], "gave nan for completion 1"),
         ([math.inf, 1.0], "gave inf for completion 0"),
+        (["good", 1.0], "gave something else than numbers, 'good' first"),
     ],
 )
 def test_rewards_of_the_wrong_length_or_not_finite_are_refused_by_name(answer, said):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from four_responses import GROUP, MASK, OLD, REWARD, plain
 
-from ctrlrl.llm.algebra import advantages, token_loss
+from ctrlrl.llm.advantages import advantages
 from ctrlrl.llm.config import TokenConfig
+from ctrlrl.llm.losses import token_loss
 from ctrlrl.llm.presets import CONFIGS, EXPERIMENTAL, PRESETS, preset
 
 

@@ -197,7 +197,7 @@ def test_a_method_with_a_critic_refuses_a_model_without_hidden_states():
 def test_tokens_of_another_engine_are_weighed_by_how_likely_the_policy_finds_them():
     loop = loop_of("grpo", kl="none", kl_coef=0.0, generator_limit=2.0)
     rollout = loop.collect()
-    old = loop.learner._scored(rollout, loop.learner.model)[0]
+    old = loop.learner.score.log_probs(rollout)[0]
     told = rollout._replace(log_prob=old - torch.tensor([math.log(0.5), 0.0, math.log(8.0)]))
     rows, _ = loop.learner._prepared(told)
     wanted = torch.tensor([0.5, 1.0, 2.0]).expand_as(rows.weight).where(rows.mask, 1.0)
@@ -210,6 +210,36 @@ def test_an_engine_samples_in_place_of_the_model():
     rollout = loop.collect()
     assert rollout.mask.sum().item() == 16
     assert torch.isfinite(torch.stack(list(loop.learner.update(rollout).values()))).all()
+
+
+def test_engines_may_say_nothing_at_all():
+    loop = loop_of("grpo", learning_rate=1e-2)
+    before = loop.learner.opt["policy"].flat.detach().clone()
+    loop.learner.engine = lambda **asked: torch.zeros(16, 0, dtype=torch.int64)
+    rollout = loop.collect()
+    assert not rollout.mask.any()
+    assert torch.isfinite(torch.stack(list(loop.learner.update(rollout).values()))).all()
+    assert torch.equal(loop.learner.opt["policy"].flat, before)
+
+
+@pytest.mark.parametrize("padding", ["$", None])
+def test_padding_with_the_end_of_sequence_changes_nothing(padding):
+    """Masks come from the first end of sequence, so that the token of padding, if there is one, does not matter."""
+    from ctrlrl.llm.environment import TextEnv
+    from ctrlrl.llm.prompts import Prompts
+
+    flats = []
+    for pad in ("_", padding):
+        words = type(TOKENIZER)(tokenizer_object=TOKENIZER.backend_tokenizer, pad_token=pad, eos_token="$")
+        task = env(16)
+        given = {"make_model": llama, "max_new_tokens": 6, "n_envs": 16, "device": torch.device("cpu")}
+        prompts = Prompts(["^ab>", "^c>"], {"answer": ["ab", "c"]}, words, pad=words.pad_token_id or EOS)
+        task = TextEnv(prompts, task.rewards, words, **given)
+        loop = loop_of("grpo", task=task, max_tokens=6, learning_rate=1e-2)
+        torch.manual_seed(0)
+        loop.iterate()
+        flats.append(loop.learner.opt["policy"].flat.detach().clone())
+    assert torch.equal(*flats)
 
 
 def test_a_response_without_tokens_counts_for_nothing():

@@ -7,7 +7,8 @@ from four_responses import CHANGE, F64, GROUP, MASK, OLD, REF_CHANGE, REWARD, cl
 from ctrlrl.functional.adaptive_bounds import bound_sums
 from ctrlrl.functional.kl import kl_estimate
 from ctrlrl.functional.masked import masked_mean
-from ctrlrl.llm.algebra import advantages, token_loss
+from ctrlrl.llm.advantages import advantages
+from ctrlrl.llm.losses import token_loss
 
 ADVANTAGES = {
     "group_z": ({}, [1.452437, -0.660199, -0.132040, -0.660199]),
