@@ -101,12 +101,11 @@ class Spaces(_Pair):
 
     def _refuse(self, observation: Any) -> None:
         """ValueError where an array given to `predict` has another shape than the space says."""
-        if not self.structured:
-            wanted, shape = self.obs_codec.shape, np.shape(observation)
-            if shape[len(shape) - len(wanted) :] != wanted:
-                raise ValueError(
-                    f"predict: an observation must have shape {wanted}, a batch (n, *{wanted}); got {shape}"
-                ) from None
+        wanted, shape = self.obs_codec.shape, np.shape(observation)
+        if not self.structured and wanted is not None and shape[len(shape) - len(wanted) :] != wanted:
+            raise ValueError(
+                f"predict: an observation must have shape {wanted}, a batch (n, *{wanted}); got {shape}"
+            ) from None
 
     def rows(self, observation: Any) -> Tensor:
         """A batch of observations (arrays or tensors in the structure of the space) as [B, O], on the CPU."""
