@@ -370,6 +370,7 @@ _KINDS: tuple[type[Agent] | type[OfflineAgent] | type[FrontAgent], ...] = (
     CMORL,
     ScalarizedPPO,
     SAC,
+    CAPQL,
     TD3,
     RLPD,
     EXPO,

@@ -19,7 +19,7 @@ import torch
 
 from ctrlrl import build, provenance, runs, tasks, texts
 from ctrlrl.core.learner import Learner
-from ctrlrl.deployed import Deployed, DeployedChunks
+from ctrlrl.deployed import Deployed, DeployedChunks, DeployedPreferences
 from ctrlrl.envs.spec import Array
 from ctrlrl.policies.diffusion import ChunkPolicy
 
@@ -91,7 +91,15 @@ def _write(learner: Learner, both: build.Spaces, path: Path, format: str | None,
 
 def _modules(learner: Learner, both: build.Spaces, path: Path) -> dict[str, Deployed]:
     """By their file's name. A policy that starts its later plans at the former one is another program for those."""
-    policy: Any = learner.nets.policy
+    told: Any = learner
+    if learner.multi_objective:
+        if not hasattr(learner, "act_for"):
+            raise ValueError(
+                f"out={path}: a file holds one policy, and algo={told.cfg.name} has found many. Export algo=capql, one "
+                "policy for all preferences, or ask the saved front: ctrlrl.load(...).predict(obs, preference=...)"
+            )
+        return {path.name: DeployedPreferences(learner, *both, told.n_objectives).eval()}
+    policy = told.nets.policy
     if not isinstance(policy, ChunkPolicy):
         return {path.name: Deployed(learner, *both).eval()}
     found: dict[str, Deployed] = {path.name: DeployedChunks(learner, *both).eval()}

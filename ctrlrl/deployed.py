@@ -79,6 +79,31 @@ class Deployed(nn.Module):
         return _nest(both.observation, dict(zip((p.path for p in self.parts), arrays, strict=True)))
 
 
+class DeployedPreferences(Deployed):
+    """Observation arrays and `preference` [n, M], a row each, to actions [n, *shape] of the action space."""
+
+    def __init__(self, learner: Learner, observation: spaces.Space[Any], action: spaces.Space[Any], objectives: int):
+        super().__init__(learner, observation, action)
+        own = "preference" if "preference" not in self.names else "policy_preference"
+        self.names, self.objectives = [*self.names, own], objectives
+        self.facts = {"preference": own, "objectives": objectives}
+
+    def forward(self, *arrays: Tensor) -> Any:
+        return self.in_units(self.preferring(self.rows(arrays[:-1]), arrays[-1]))
+
+    def preferring(self, obs: Tensor, preference: Tensor) -> Tensor:
+        learner: Any = self.learner
+        return learner.act_for(obs, preference, deterministic=True).action
+
+    def examples(self, n: int) -> list[Array]:
+        weight = np.random.default_rng(1).dirichlet(np.ones(self.objectives), n).astype(np.float32)
+        return [*super().examples(n), weight]
+
+    def wanted(self, both: Spaces, arrays: list[Array]) -> list[Array]:
+        nested, preference = self.nested(both, arrays[:-1]), torch.from_numpy(arrays[-1])
+        return [both.predict(lambda obs: self.preferring(obs, preference), nested, _CPU)]
+
+
 class DeployedChunks(Deployed):
     """The last observations [n, n_obs, *shape] and noise [n, H, A] to the actions of a plan [n, n_actions, *shape].
 

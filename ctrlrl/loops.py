@@ -61,8 +61,9 @@ def refuse_rewards(kind: type[Learner], name: str, spec: EnvSpec) -> None:
 
 def refuse_discrete(kind: type[Learner], name: str, spec: EnvSpec) -> None:
     if kind.continuous_only and not spec.action_dim:
+        able = "ppo" if spec.reward_dim == 1 else "cmorl"
         raise ValueError(
-            f"algo={name} is for continuous actions, those of this environment are discrete. Use algo=ppo."
+            f"algo={name} is for continuous actions, those of this environment are discrete. Use algo={able}."
         )
 
 

@@ -114,6 +114,7 @@ class Team(Members):
 
     achieved, floor, scale: [S, M] returns by the last evaluation, what they must not fall below, and their unit.
     others: [S, M], 1 for objectives with a floor. horizon: [S, 1], discounted steps of an episode.
+    share: [S, 1] in (0, 1], how much of an update a member takes.
     """
 
     extends = False  # whether this is stage two
@@ -123,7 +124,9 @@ class Team(Members):
         self.achieved, self.floor = torch.zeros_like(weight), torch.zeros_like(weight)
         self.scale, self.others = torch.ones_like(weight), torch.zeros_like(weight)
         self.horizon = torch.ones_like(weight[:, :1])
+        self.share = torch.ones_like(self.horizon)
         self.objective = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
+        self._before: list[Tensor] = []
 
     def climb(self, weight: Tensor) -> None:
         """Stage one: preferences [S, M]."""
@@ -140,7 +143,13 @@ class Team(Members):
         self.achieved.copy_(returns)
         self.floor.copy_(return_floor(returns, slack=1.0 - self.cfg.beta))
         self.scale.copy_(returns.abs().clamp(min=1e-8))
+        self.share.fill_(1.0)
         self.extends = True
+
+    @property
+    def _acting(self) -> list[Tensor]:
+        """[S, ...] each, all that decides what the members do."""
+        return [*self.policy.state_dict().values(), *self.normalizer.state_dict().values()]
 
     def update(self, rollout: Rollout) -> Metrics:
         ends = (rollout.terminated | rollout.truncated).unflatten(1, (self.size, -1))
@@ -148,7 +157,29 @@ class Team(Members):
         gamma = self.cfg.eval_gamma
         steps = length.clamp(max=self.cfg.eval_max_steps)
         self.horizon.copy_((steps if gamma == 1.0 else (1.0 - gamma**steps) / (1.0 - gamma)).unsqueeze(1))
-        return super().update(rollout)
+        if not (self.extends and self.cfg.ipo == "paper"):
+            return super().update(rollout)
+        self._before = [x.clone() for x in self._acting]
+        metrics = super().update(rollout)
+        for x, old in zip(self.policy.state_dict().values(), self._before, strict=False):
+            x.copy_(torch.lerp(old, x, _beside(self.share, x)))
+        return metrics | {"policy/step_share": self.share.mean()}
+
+    def judge(self, returns: Tensor) -> None:
+        """The line search of interior-point methods: who has left its floors goes back, and takes half a step next.
+
+        After a step that stays inside the next one is of twice the share. Critics stay: they learned of the policies
+        that are gone back to. returns: [S, M] of the present policies.
+        """
+        returns = returns.to(self.achieved)
+        if self._before:
+            outside = (self.others.bool() & (returns < self.floor)).any(1, keepdim=True)
+            for x, old in zip(self._acting, self._before, strict=True):
+                x.copy_(torch.where(_beside(outside, x), old, x))
+            self.share.copy_(torch.where(outside, 0.5 * self.share, (2.0 * self.share).clamp(max=1.0)))
+            returns = torch.where(outside, self.achieved, returns)
+            self._before = []
+        self.achieved.copy_(returns)
 
     def policy_loss(self, log_ratio: Tensor, batch: Batch, value: Tensor) -> Tensor:
         cfg = self.cfg
@@ -184,11 +215,16 @@ class Team(Members):
         return (barrier * kept).sum(1) / max(rows - 1, 1)
 
 
+def _beside(x: Tensor, wide: Tensor) -> Tensor:
+    """[S, 1] with as many axes as [S, ...] has."""
+    return x.view(-1, *[1] * (wide.ndim - 1))
+
+
 class ScalarizedPPOLearner(FrontLearner):
     """One round: a policy for every preference of the grid."""
 
     config: ClassVar[type] = ScalarizedPPOConfig
-    team_state = ("weight", "others", "achieved", "floor", "scale", "horizon", "objective")
+    team_state = ("weight", "others", "achieved", "floor", "scale", "horizon", "share", "objective")
 
     def __init__(self, cfg: ScalarizedPPOConfig, spec: EnvSpec):
         super().__init__(cfg, spec)

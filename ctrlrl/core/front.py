@@ -102,8 +102,8 @@ class FrontLearner(Learner):
 
     def offer(self, returns: Tensor) -> None:
         """Mean returns [S, M] of the present members by an evaluation."""
-        self.team.achieved.copy_(returns)
         self.archive.insert(returns, self.kept(self.team))
+        self.team.judge(returns)
         self._acting = None
         self._measure()
 

@@ -28,8 +28,12 @@ def evaluate_policy(
     warn: bool = True,
     *,
     seed: int = 0,
+    preference: Any = None,
 ) -> tuple[Any, Any]:
     """(mean, std) of the undiscounted returns, or (list of returns, list of lengths). Episodes are split evenly.
+
+    Of several objectives a return is an array [M]. preference: [M], what such a model acts for from now on; None: as it
+    was told last, at first equal shares.
 
     model: an agent, or anything with SB3's `predict`. env: all that an agent takes; a Monitor's returns count where
     there is one. callback: called with (locals, globals) for every lane after every step.
@@ -47,6 +51,10 @@ def evaluate_policy(
     own = getattr(model, "_spaces", None)
     if own is not None and not own.fits(vec_env.spec):
         own.same(connection.spaces, "evaluate_policy")
+    if preference is not None:
+        judging.prefer(model.learner, preference)
+    if vec_env.spec.reward_dim > 1 and (callback or render or reward_threshold is not None):
+        raise ValueError("evaluate_policy: callback, render and reward_threshold are for tasks with one reward")
     plain = hasattr(model, "learner") and callback is None and not render and not tells_episodes(vec_env)
     training = getattr(model, "_connection", None)
     before = vec_env.state_dict() if training is not None and training.env is vec_env and model._loop else None
@@ -72,7 +80,8 @@ def evaluate_policy(
         raise AssertionError(f"Mean reward below threshold: {np.mean(episode_rewards):.2f} < {reward_threshold:.2f}")
     if return_episode_rewards:
         return episode_rewards, episode_lengths
-    return float(np.mean(episode_rewards)), float(np.std(episode_rewards))
+    mean, std = np.mean(episode_rewards, axis=0), np.std(episode_rewards, axis=0)
+    return (float(mean), float(std)) if mean.ndim == 0 else (mean, std)
 
 
 def _run(

@@ -71,7 +71,7 @@ class FrontAgent:
         seed_generators(self.seed)
         self.learner = loops.make_learner(self.cfg, spec)
 
-    def learn(self, total_timesteps: int, progress_bar: bool = False) -> Self:
+    def learn(self, total_timesteps: int, *, progress_bar: bool = False) -> Self:
         """Both stages. total_timesteps counts the steps of all policies' environments; evaluations come on top."""
         where = type(self).__name__
         if self._env is None:

@@ -13,7 +13,7 @@ from ctrlrl.types import VecEnv, begins, forgetting
 
 
 class Evaluation(NamedTuple):
-    returns: Tensor  # [episodes] float64, undiscounted
+    returns: Tensor  # [episodes] float64, undiscounted; [episodes, M] of several objectives
     lengths: Tensor  # [episodes] int64
     success: Tensor | None  # [episodes] 0 or 1, where the environment reports it
     held_out_action_error: Tensor | None = None  # 0-dim, mean square over rows that were held out from learning
@@ -67,8 +67,10 @@ def evaluate(
     n = env.spec.n_envs
     quota = torch.tensor([(episodes + i) // n for i in range(n)])
     finished = torch.zeros(n, dtype=torch.int64)
-    running, length = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64)
-    rows: list[tuple[int, int, float, int, float]] = []  # lane, nth, return, length, success
+    m = env.spec.reward_dim
+    running = torch.zeros(n, dtype=torch.float64) if m == 1 else torch.zeros(n, m, dtype=torch.float64)
+    length = torch.zeros(n, dtype=torch.int64)
+    rows: list[tuple[int, int, Any, int, float]] = []  # lane, nth, return, length, success
     forget = forgetting(act)
     with forked_rng(seed):
         obs = env.reset(seed)
@@ -78,9 +80,8 @@ def evaluate(
                 on_step()
             step = env.step(act(obs))
             obs = step.obs
-            reward = step.reward.double().cpu()
             valid = step.extras["mask"].cpu() if "mask" in step.extras else torch.ones(n, dtype=torch.bool)
-            running += reward if reward.ndim == 1 else reward.sum(-1)
+            running += step.reward.double().cpu()
             length += valid
             done, begun = (step.terminated | step.truncated).cpu(), begins(step).cpu()
             if begun.any():
@@ -90,7 +91,7 @@ def evaluate(
             for lane in done.nonzero().squeeze(1).tolist():
                 if finished[lane] < quota[lane]:
                     told = float(step.extras["success"][lane]) if "success" in step.extras else float("nan")
-                    rows.append((lane, int(finished[lane]), running[lane].item(), int(length[lane]), told))
+                    rows.append((lane, int(finished[lane]), running[lane].tolist(), int(length[lane]), told))
                 finished[lane] += 1
             running[done], length[done] = 0.0, 0
             if bool((finished >= quota).all()):

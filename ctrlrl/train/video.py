@@ -33,4 +33,4 @@ def record(
     out.parent.mkdir(parents=True, exist_ok=True)
     kwargs: dict[str, Any] = {"codec": "libx264", "macro_block_size": 2} if out.suffix == ".mp4" else {}
     imageio.imwrite(out, frames, fps=round(fps), **kwargs)
-    return episode.returns[0].item()
+    return episode.returns[0].sum().item()

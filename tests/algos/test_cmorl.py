@@ -9,7 +9,7 @@ from ctrlrl.algos.cmorl import CMORLConfig, CMORLLearner, ScalarizedPPOConfig, S
 from ctrlrl.core.actor_critic import Batch
 from ctrlrl.core.front import checked_preference
 from ctrlrl.loops import make_learner
-from ctrlrl.types import EnvSpec
+from ctrlrl.types import EnvSpec, Rollout
 
 CPU = torch.device("cpu")
 SMALL = {"n_steps": 8, "n_minibatches": 2, "n_epochs": 1, "hidden": [8]}
@@ -32,6 +32,17 @@ def batch(team, n=32, m=2):
     scalar = (advantages * team.weight.unsqueeze(1)).sum(-1)
     zero = torch.zeros(s, n)
     return Batch(zero, zero, zero, zero, scalar, torch.randn(s, n, m) + 0.5, {"advantages": advantages})
+
+
+def rollout(team, ended=None):
+    """Eight steps of four lanes a member, with rewards of noise."""
+    torch.manual_seed(2)
+    obs, reward = torch.randn(8, 4 * team.size, 3), torch.randn(8, 4 * team.size, 2)
+    out = [team.act(o) for o in obs]
+    told = (torch.stack([getattr(o, name) for o in out]) for name in ("action", "log_prob"))
+    never = torch.zeros(obs.shape[:2], dtype=torch.bool)
+    zeros = torch.zeros_like(reward)
+    return Rollout(obs, *told, zeros, zeros, reward, never if ended is None else ended, never, {})
 
 
 def extended(ipo="paper", returns=((10.0, 5.0), (10.0, 5.0)), objective=(0, 1), **settings):
@@ -83,22 +94,61 @@ def test_stage_one_has_no_barrier_and_stage_two_weighs_it_by_one_over_t():
 
 def test_the_horizon_of_the_barrier_is_the_discounted_length_of_an_episode():
     team = extended(eval_gamma=0.5, eval_max_steps=3)
-    from ctrlrl.types import Rollout
-
     ended = torch.zeros(8, 8, dtype=torch.bool)
     ended[3::4, :4] = True  # member 0: episodes of 4 steps, of which 3 count; member 1: none ends
-    obs = torch.randn(8, 8, 3)
-    out = [team.act(o) for o in obs]
-    zeros = torch.zeros(8, 8, 2)
-    team.update(
-        Rollout(
-            obs,
-            torch.stack([o.action for o in out]),
-            torch.stack([o.log_prob for o in out]),
-            *(zeros, zeros, zeros, ended, torch.zeros_like(ended), {}),
-        )
-    )
+    team.update(rollout(team, ended))
     torch.testing.assert_close(team.horizon.squeeze(1), torch.tensor([1.75, 1.75]))
+
+
+# the line search that keeps every iterate above its floors
+
+
+def doing(team):
+    """What the members do, by the numbers that decide it."""
+    return [*team.policy.state_dict().values(), *team.normalizer.state_dict().values()]
+
+
+def taken(team, returns):
+    """What a member did before an update, after it, and once it was told these returns."""
+    states = [[x.clone() for x in doing(team)]]
+    team.update(rollout(team))
+    states.append([x.clone() for x in doing(team)])
+    team.judge(torch.tensor(returns))
+    return [*states, [x.clone() for x in doing(team)]]
+
+
+def test_a_member_outside_goes_back_and_one_inside_stays_where_it_is():
+    team = extended()  # floors: 4.5 of objective 1 for member 0, 9 of objective 0 for member 1
+    before, after, now = taken(team, [[0.0, 4.4], [9.1, 0.0]])
+    for old, new, kept in zip(before, after, now, strict=True):
+        assert torch.equal(kept[0], old[0])
+        assert torch.equal(kept[1], new[1])
+    assert any(not torch.equal(old[0], new[0]) for old, new in zip(before, after, strict=True))
+    assert team.achieved.tolist() == [[10.0, 5.0], [pytest.approx(9.1), 0.0]]
+    assert team.share.flatten().tolist() == [0.5, 1.0]
+
+
+def test_the_next_step_is_half_as_long_and_one_that_stays_inside_is_followed_by_twice_it():
+    whole, half = extended(), extended()
+    half.share.copy_(torch.tensor([[0.5], [1.0]]))
+    torch.manual_seed(3)
+    before, long, _ = taken(whole, [[10.0, 5.0], [10.0, 5.0]])
+    torch.manual_seed(3)
+    _, short, _ = taken(half, [[10.0, 5.0], [10.0, 5.0]])
+    n = len(whole.policy.state_dict())  # the normalizer is not shortened
+    for old, a, b in zip(before[:n], long, short, strict=False):
+        torch.testing.assert_close(b[0] - old[0], 0.5 * (a[0] - old[0]), rtol=1e-4, atol=1e-6)
+        assert torch.equal(b[1], a[1])
+    assert half.share.flatten().tolist() == [1.0, 1.0]
+
+
+def test_neither_stage_one_nor_released_goes_back():
+    stage_one = extended()
+    stage_one.climb(stage_one.weight.clone())
+    for team in (stage_one, extended("released")):
+        _, after, now = taken(team, [[-99.0, -99.0], [-99.0, -99.0]])
+        assert all(torch.equal(a, b) for a, b in zip(after, now, strict=True))
+        assert team.achieved.eq(-99.0).all()
 
 
 # the released barrier: its four quirks

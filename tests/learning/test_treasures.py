@@ -1,6 +1,8 @@
-"""Tabular Q-learning for one weight after another recovers the treasures that weighted sums prefer."""
+"""The treasures that weighted sums prefer: by tabular Q-learning for one weight after another, and by C-MORL."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 
 from ctrlrl.envs.morl import DeepSeaTreasure, DeepSeaTreasureConcave
 from ctrlrl.functional.pareto import expected_utility, hypervolume, simplex_grid
+from ctrlrl.loops import training_loop
+from ctrlrl.settings import train_config, typed
 
 F64 = torch.float64
 STEPS = 40  # of an episode: twice the longest way
@@ -60,3 +64,13 @@ def test_weighted_sums_find_only_the_ends_of_the_concave_front():
     reference = torch.tensor([0.0, -25.0], dtype=F64)
     assert float(hypervolume(returns, reference)) == pytest.approx(762.0, abs=1e-9)
     assert float(hypervolume(sim.pareto_front(1.0), reference)) == pytest.approx(1155.0, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_cmorl_finds_all_ten_treasures_of_the_convex_sea():
+    loop: Any = training_loop(typed(train_config(["experiment=cmorl/deep_sea_treasure", "device=cpu", "seed=1"])))
+    while not loop.done:
+        loop.iterate()
+    found = loop.learner.archive.returns
+    torch.testing.assert_close(found[found[:, 0].argsort()], DeepSeaTreasure().pareto_front(1.0), rtol=1e-6, atol=0)
+    assert float(loop.learner.front["front/expected_utility"]) == pytest.approx(7.167273, abs=1e-5)
