@@ -83,13 +83,15 @@ def composed(words: list[str]) -> None:
 
     from ctrlrl import settings
     from ctrlrl.config import DataConfig, TrainConfig, env_config_with
-    from ctrlrl.registry import ALGORITHMS, env_settings, lookup
+    from ctrlrl.registry import ALGORITHMS, RECORDED, TOKEN_METHODS, env_settings, lookup
 
     said = dict(word.split("=", 1) for word in words)
     preset = said.pop("experiment", "none")
     assert preset in ("auto", "none", *settings.presets()), f"unknown experiment={preset}"
     algo = said.pop("algo", preset.split("/")[0] if preset.split("/")[0] in ALGORITHMS else "ppo")
-    groups = {"algo": algo, "env": said.pop("env", "pendulum"), "data": said.pop("data", "none")}
+    data = said.pop("data", "none")
+    usual = RECORDED if data != "none" and algo in TOKEN_METHODS else "pendulum"
+    groups = {"algo": algo, "env": said.pop("env", usual), "data": data}
     for group, name in groups.items():
         assert name in settings.GROUPS[group], f"unknown {group}={name}"
     env = env_config_with(env_settings(groups["env"]))

@@ -276,7 +276,9 @@ class CMORLLearner(ScalarizedPPOLearner):
         cfg = self.cfg
         first = 2 * total_steps // 3 if cfg.init_steps is None else cfg.init_steps
         if first > total_steps:
-            raise ValueError(f"algo.init_steps={first} is more than total_steps={total_steps}")
+            raise ValueError(
+                f"algo.init_steps={first} is more than total_steps={total_steps}: lower the first or raise the second"
+            )
         updates = (total_steps - first) // cfg.n_extended // (cfg.n_steps * n_envs) // self.n_objectives
         full, rest = divmod(updates, cfg.extension_updates)
         lengths = [cfg.extension_updates] * full + [rest] * (rest > 0)

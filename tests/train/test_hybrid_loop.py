@@ -32,7 +32,7 @@ def test_batches_of_a_hybrid_learner_are_half_data_and_half_simulator_kept_apart
 
 def test_a_hybrid_learner_without_real_data_or_with_another_robots_is_refused(tmp_path, monkeypatch):
     words = ["algo=h2o", "env=pendulum", "total_steps=60", "threads=1", "experiment=none"]
-    with pytest.raises(ValueError, match="learns from a data set: give data=file"):
+    with pytest.raises(ValueError, match="learns from a data set; give data=file"):
         build(typed(train_config(words)), tmp_path)
     monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
     words += ["data=file", "data.path=x"]
