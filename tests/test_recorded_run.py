@@ -45,7 +45,8 @@ def test_a_run_learns_to_tell_held_out_pairs_apart_and_eval_agrees(tmp_path: Pat
 def test_a_resumed_run_ends_with_the_weights_of_one_that_went_through(tmp_path: Path):
     whole, parts, file = tmp_path / "whole", tmp_path / "parts", sums(tmp_path)
     assert train(file, "algo=topr", "gradient_steps=40", f"run.dir={whole}") == 0
-    assert train(file, "algo=topr", "gradient_steps=20", f"run.dir={parts}") == 0
+    # 19: in the middle of an order of prompts, which must go on
+    assert train(file, "algo=topr", "gradient_steps=19", f"run.dir={parts}") == 0
     assert ctrlrl("train", f"run.resume={parts}", "gradient_steps=40") == 0
     left, right = (read_folder(run / "checkpoints" / "last") for run in (whole, parts))
     for one, other in ((left.model, right.model), (left.training, right.training)):
