@@ -60,7 +60,7 @@ def read_options(words: Sequence[str]) -> Options:
         None if jobs is None else int(jobs),
         Path(own["rows"]) if own.get("rows") else None,
         own.get("task", "*"),
-        own.get("data_dir", "data"),
+        str(Path(own.get("data_dir", "data")).expanduser()),
         rest,
     )
 
@@ -84,3 +84,15 @@ def check(cells: Sequence[Cell], data_dir: str) -> dict[str, Totals]:
             known[same] = {"env_steps": steps, "gradient_steps": updates, "steps": steps + updates}
         totals[cell.name] = known[same]
     return totals
+
+
+def check_files(cells: Sequence[Cell], data_dir: str) -> None:
+    """A data set that is missing stops the sweep before its first cell, not hours later."""
+    files = [word.partition("=")[2] for cell in cells for word in cell.words if "={data_dir}" in word]
+    if files and not Path(data_dir).is_dir():
+        raise ValueError(f"data_dir={data_dir}: no such folder; the sweep's data sets are read from there")
+    for file in dict.fromkeys(files):
+        if not Path(file.replace("{data_dir}", data_dir)).exists():
+            raise ValueError(
+                f"data_dir={data_dir}: no {file.removeprefix('{data_dir}/')} in it; task=NAME,... leaves tasks out"
+            )

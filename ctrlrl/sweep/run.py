@@ -12,7 +12,7 @@ import yaml
 
 from ctrlrl.report.page import write_page
 from ctrlrl.report.tables import duration
-from ctrlrl.sweep.ask import Options, Totals, check, read_options
+from ctrlrl.sweep.ask import Options, Totals, check, check_files, read_options
 from ctrlrl.sweep.board import Board, Line
 from ctrlrl.sweep.cells import Cell, cells_of
 from ctrlrl.sweep.launchers import Job, Launcher, LeftJob, make_launcher
@@ -200,8 +200,7 @@ def main(words: Sequence[str], board: Board | None = None) -> tuple[int, str]:
     cells = cells_of(options.plan, options.words, options.task)
     unfinished = [cell for cell in cells if state_of(options.folder / cell.name) != "finished"]
     totals = check(unfinished, options.data_dir)
-    if any("{data_dir}" in word for cell in unfinished for word in cell.words) and not Path(options.data_dir).is_dir():
-        raise ValueError(f"data_dir={options.data_dir}: no such folder; the sweep's data sets are read from there")
+    check_files(unfinished, options.data_dir)
     launcher = make_launcher(options.launcher, options.jobs, options.settings, options.folder)
     with alone(options.folder):
         board = board or Board(f"{options.plan.name or 'sweep'}  {options.folder}")

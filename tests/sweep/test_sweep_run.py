@@ -161,11 +161,14 @@ def test_one_sweep_at_a_time_works_in_a_folder(sweep, tmp_path):
         sweep(Stage())
 
 
-def test_a_missing_folder_of_data_sets_stops_the_sweep_and_not_every_cell(tmp_path, monkeypatch):
+def test_a_missing_data_set_or_folder_stops_the_sweep_and_not_every_cell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep_run, "check", lambda *_: {})
     (tmp_path / "mine.yaml").write_text('tasks: {x: [data=file, "data.path={data_dir}/x.npz", env=hopper-v4]}\n')
     with pytest.raises(ValueError, match="data_dir=d: no such folder"):
+        sweep_run.main(["sweep=mine.yaml", "algo=bc", "seed=0", "data_dir=d", "sweep.dir=s"])
+    (tmp_path / "d").mkdir()
+    with pytest.raises(ValueError, match=r"data_dir=d: no x.npz in it"):
         sweep_run.main(["sweep=mine.yaml", "algo=bc", "seed=0", "data_dir=d", "sweep.dir=s"])
     assert not (tmp_path / "s").exists()
 
