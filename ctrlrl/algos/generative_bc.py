@@ -62,13 +62,15 @@ class FlowConfig(ChunkConfig):
     heads: ClassVar[tuple[str, ...]] = HEADS
 
     name: str = "flow"
+    prediction: str = "data"  # velocity, as the paper | data, which an MLP learns far sooner
     sampler: str = "euler"  # euler | midpoint, which asks the network twice a step
     warm_start: list[float] = field(default_factory=list)  # times of real-time iteration, e.g. [0.9, 0.95]; [] = none
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler not in ("euler", "midpoint"):
-            raise ValueError(f"FlowConfig.sampler must be euler or midpoint, got {self.sampler!r}")
+        for name, (first, other) in {"prediction": ("velocity", "data"), "sampler": ("euler", "midpoint")}.items():
+            if getattr(self, name) not in (first, other):
+                raise ValueError(f"FlowConfig.{name} must be {first} or {other}, got {getattr(self, name)!r}")
         rising = sorted(set(self.warm_start))
         if rising != self.warm_start or not all(0.0 <= t < 1.0 for t in rising):
             raise ValueError(f"FlowConfig.warm_start must rise within [0, 1), got {self.warm_start}")
@@ -135,4 +137,4 @@ class FlowLearner(GenerativeBCLearner):
     code = "times"
 
     def _process(self, cfg: Any) -> nn.Module:
-        return FlowProcess(cfg.sampler, cfg.sampling_steps, cfg.warm_start)
+        return FlowProcess(cfg.sampler, cfg.sampling_steps, cfg.warm_start, cfg.prediction)

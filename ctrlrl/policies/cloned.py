@@ -17,10 +17,10 @@ CHOICES = {
     "base_kind": ("diffusion", "flow"),
     "base_head": ("mlp", "residual"),
     "base_schedule": ("cosine", "vp"),
-    "base_prediction": ("noise", "data", "v"),
     "base_sampler": ("ddim", "ddpm", "euler", "midpoint"),
     "base_spacing": ("leading", "trailing"),
 }
+PREDICTIONS = {"diffusion": ("noise", "data", "v"), "flow": ("velocity", "data")}
 
 
 @dataclass
@@ -32,7 +32,7 @@ class BaseConfig:
     base_embed_dim: int = 16  # of the level, mlp
     base_n_levels: int = 10
     base_schedule: str = "vp"  # cosine | vp
-    base_prediction: str = "noise"  # noise | data | v
+    base_prediction: str | None = None  # noise | data | v, of a flow velocity | data; null = the first of them
     base_sampler: str = "ddpm"  # ddim | ddpm; of a flow euler | midpoint
     base_spacing: str = "leading"
     base_sampling_steps: int = 10
@@ -48,6 +48,11 @@ class BaseConfig:
             fitting = "euler or midpoint" if self.base_kind == "flow" else "ddim or ddpm"
             raise ValueError(
                 f"{where}.base_sampler of base_kind={self.base_kind} must be {fitting}, got {self.base_sampler!r}"
+            )
+        if self.base_prediction not in (None, *PREDICTIONS[self.base_kind]):
+            raise ValueError(
+                f"{where}.base_prediction of base_kind={self.base_kind} must be one of "
+                f"{', '.join(PREDICTIONS[self.base_kind])}, got {self.base_prediction!r}"
             )
         for name in ("base_n_levels", "base_sampling_steps"):
             if getattr(self, name) < 1:
@@ -85,11 +90,12 @@ def base_policy(cfg: Any, obs_dim: int, action_dim: int) -> ChunkPolicy:
 
 
 def _process(cfg: Any) -> nn.Module:
+    prediction = cfg.base_prediction or PREDICTIONS[cfg.base_kind][0]
     if cfg.base_kind == "flow":
-        return FlowProcess(cfg.base_sampler, cfg.base_sampling_steps, ())
+        return FlowProcess(cfg.base_sampler, cfg.base_sampling_steps, prediction=prediction)
     return DiffusionProcess(
         cfg.base_n_levels,
-        cfg.base_prediction,
+        prediction,
         cfg.base_sampler,
         cfg.base_sampling_steps,
         cfg.base_spacing,

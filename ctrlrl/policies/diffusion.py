@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.functional.paths import sample_path
-from ctrlrl.functional.predictions import noisy, prediction
+from ctrlrl.functional.predictions import ends, noisy, prediction
 from ctrlrl.functional.samplers import ddim, ddpm, euler, midpoint, uniform_times
 from ctrlrl.functional.schedules import (
     Schedule,
@@ -84,15 +83,19 @@ class DiffusionProcess(nn.Module):
 
 
 class FlowProcess(nn.Module):
-    """A straight path from noise at time 0 to data at 1; the network is told the time, and says data - noise."""
+    """A straight path from noise at time 0 to data at 1; the network is told the time.
 
-    path, prediction = "straight", "velocity"
+    It says the velocity, data - noise, or the data themselves: of those noise need not pass through the network, which
+    a narrow one cannot do for a long chunk. The field that is followed is the velocity's either way.
+    """
 
-    def __init__(self, sampler: str, n_steps: int, warm: Sequence[float]):
+    path = "straight"
+
+    def __init__(self, sampler: str, n_steps: int, warm: Sequence[float] = (), prediction: str = "velocity"):
         """warm: the times at which a shifted former sample goes on from; () = samples begin at noise."""
         super().__init__()
         self.solve = midpoint if sampler == "midpoint" else euler
-        self.times, self.warm = uniform_times(n_steps), tuple(warm)
+        self.times, self.warm, self.prediction = uniform_times(n_steps), tuple(warm), prediction
 
     def scales(self, level: float) -> tuple[float, float]:
         return level, 1.0 - level
@@ -101,15 +104,27 @@ class FlowProcess(nn.Module):
         return alpha / (alpha + sigma)
 
     def lesson(self, data: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, velocity = sample_path(data, noise, uniform.view(-1, 1, 1))
-        return x, uniform, velocity
+        t = uniform.view(-1, 1, 1)
+        at = t, 1.0 - t
+        return noisy(data, noise, *at), uniform, prediction(self.prediction, data, noise, *at)
+
+    def field(self, predict: Predict) -> Predict:
+        """The velocity at x and a time below 1, of what the network says there."""
+        if self.prediction == "velocity":
+            return predict
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            at = self.scales(t)
+            return prediction("velocity", *ends(self.prediction, predict(x, t), x, *at), *at)
+
+        return velocity
 
     def sample(self, predict: Predict, x: Tensor, noise: Noise) -> Tensor:
         """Clipped once, at the end: on the way it would bend the flow."""
-        return self.solve(predict, x, self.times).clamp(-1.0, 1.0)
+        return self.solve(self.field(predict), x, self.times).clamp(-1.0, 1.0)
 
     def resume(self, predict: Predict, guess: Tensor, noise: Noise) -> Tensor:
-        return self.solve(predict, guess, (*self.warm, 1.0)).clamp(-1.0, 1.0)
+        return self.solve(self.field(predict), guess, (*self.warm, 1.0)).clamp(-1.0, 1.0)
 
 
 class ChunkPolicy(nn.Module):

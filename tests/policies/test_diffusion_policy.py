@@ -23,16 +23,19 @@ def slope_and_offset(x: Tensor, y: Tensor) -> tuple[float, float]:
     return float(slope), float(y.mean() - slope * x.mean())
 
 
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
-def test_the_least_squares_velocity_of_gaussian_data_is_the_exact_one(t):
+def test_the_least_squares_field_of_gaussian_data_is_the_exact_one(t, prediction):
     torch.manual_seed(0)
+    process = FlowProcess("euler", 10, prediction=prediction)
     data = MEAN + STD * torch.randn(400_000, 1, 1)
-    x, level, target = FlowProcess("euler", 10, ()).lesson(data, torch.randn_like(data), torch.full((400_000,), t))
+    x, level, target = process.lesson(data, torch.randn_like(data), torch.full((400_000,), t))
     assert torch.equal(level, torch.full((400_000,), t))
-    slope = (t * STD**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * STD**2)
-    found = slope_and_offset(x, target)
-    assert found[0] == pytest.approx(slope, abs=0.01)
-    assert found[1] == pytest.approx(MEAN - slope * t * MEAN, abs=0.01)
+    slope, offset = slope_and_offset(x, target)
+    field = process.field(lambda x, t: slope * x + offset)(torch.tensor([0.0, 1.0]), t).tolist()
+    wanted = (t * STD**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * STD**2)
+    assert field[1] - field[0] == pytest.approx(wanted, abs=0.01)
+    assert field[0] == pytest.approx(MEAN - wanted * t * MEAN, abs=0.01)
 
 
 @pytest.mark.parametrize("k", [0, 40, 90])
@@ -69,19 +72,18 @@ class PointMass(nn.Module):
         return condition
 
     def at(self, x: Tensor, level: float, context: Tensor) -> Tensor:
-        if isinstance(self.process, FlowProcess):
-            return (self.chunk - x) / (1.0 - level)
-        alpha, sigma = self.process.schedule.scales(int(level))
+        alpha, sigma = self.process.scales(level)
         noise = (x - alpha * self.chunk) / sigma
-        return {"noise": noise, "data": self.chunk.expand_as(x), "v": alpha * noise - sigma * self.chunk}[
-            self.process.prediction
-        ]
+        said = {"noise": noise, "data": self.chunk.expand_as(x), "v": alpha * noise - sigma * self.chunk}
+        return (said | {"velocity": (self.chunk - x) / sigma})[self.process.prediction]
 
 
 CHUNK = torch.tensor([[0.1, -0.5], [0.2, 0.3], [0.9, -1.0], [-0.4, 0.0]])
 PROCESSES = [
-    FlowProcess("euler", 1, ()),
-    FlowProcess("midpoint", 5, ()),
+    FlowProcess("euler", 1),
+    FlowProcess("midpoint", 5),
+    FlowProcess("euler", 3, prediction="data"),
+    FlowProcess("midpoint", 5, prediction="data"),
     diffusion(n_steps=1),
     diffusion(prediction="data"),
     diffusion(prediction="v"),
@@ -103,7 +105,7 @@ def test_every_sampler_finds_a_point_mass(process):
     torch.testing.assert_close(chunk, CHUNK.expand(6, -1, -1), rtol=0, atol=1e-3)  # float32 at alpha = 5e-4
 
 
-@pytest.mark.parametrize("process", PROCESSES[1:3])
+@pytest.mark.parametrize("process", PROCESSES[1:5])
 def test_what_is_executed_begins_with_the_present_row_and_is_unnormalized(process):
     made = policy(process)
     made.action_normalizer.fit(torch.tensor([[0.0, -0.5], [1.0, 0.5]]))
@@ -126,7 +128,7 @@ def test_deterministic_samples_begin_at_the_saved_noise_whatever_the_batch():
         def at(self, x, level, context):
             return torch.zeros_like(x)
 
-    process = FlowProcess("euler", 3, ())
+    process = FlowProcess("euler", 3)
     made = ChunkPolicy(3, 2, Lazy(CHUNK, process), process, WINDOW)
     wanted = made.state_dict()["start"].clamp(-1, 1).expand(5, -1, -1)
     assert torch.equal(made.sample(torch.randn(5, 2, 3), deterministic=True), wanted)

@@ -34,7 +34,7 @@ class Quadratic(nn.Module):
 
 def made(critic: Any = None, **settings: Any) -> EditedPolicy:
     torch.manual_seed(0)
-    base = ChunkPolicy(OBS, ACT, MLPHead(1, ACT, OBS, hidden=[16], code="times"), FlowProcess("euler", 4, ()), WINDOW)
+    base = ChunkPolicy(OBS, ACT, MLPHead(1, ACT, OBS, hidden=[16], code="times"), FlowProcess("euler", 4), WINDOW)
     edit = SquashedGaussianPolicy(OBS + ACT, ACT, [16])
     critic = QEnsemble(OBS, ACT, [16], n=5) if critic is None else critic
     return EditedPolicy(base, edit, critic, **{"n_samples": 4, "n_edits": 3, "n_min": 5, "scale": 0.3, **settings})
