@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -108,16 +109,23 @@ def compose(args: argparse.Namespace, task: str, pair: str, seed: int) -> None:
 
 
 def table() -> str:
+    """Every row, and the means of each task: of the parent that did better in its row, and of the composed policy."""
     lines = [
         "| task | parents | first | second | weight of the first | composed | gain |",
         "|---|---|---|---|---|---|---|",
     ]
+    both: dict[str, list[tuple[float, float]]] = {}
     for row in map(json.loads, RESULTS.read_text().splitlines() if RESULTS.exists() else ()):
         first, second = row["parents"]
-        gain = row["composed"] - max(first, second)
+        both.setdefault(row["task"], []).append((max(first, second), row["composed"]))
         lines.append(
             f"| {row['task']} | {row['pair']}, seed {row['seed']} | {first:.2f} | {second:.2f} | {row['weight']:g} | "
-            f"{row['composed']:.2f} | {gain:+.2f} |"
+            f"{row['composed']:.2f} | {row['composed'] - max(first, second):+.2f} |"
+        )
+    for task, pairs in both.items():
+        better, composed = (statistics.mean(values) for values in zip(*pairs, strict=True))
+        lines.append(
+            f"| {task} | mean of {len(pairs)} | {better:.3f} | | | {composed:.3f} | {composed - better:+.3f} |"
         )
     return "\n".join(lines)
 
