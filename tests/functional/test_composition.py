@@ -161,6 +161,8 @@ def test_impossible_weights_are_refused():
         convex([model, model], [0.6, 0.6])
     with pytest.raises(ValueError, match="at least 0 and add up to 1"):
         convex([model, model], [1.5, -0.5])
+    with pytest.raises(ValueError, match="at least 0 and add up to 1"):
+        convex([model, model], [math.nan, 0.5])
     with pytest.raises(ValueError, match="2 models need as many weights, got 1"):
         combined([model, model], [1.0])
     with pytest.raises(ValueError, match="at least one weight"):
