@@ -79,7 +79,7 @@ class GoalPolicy(ChunkPolicy):
         """Raw observations [n, n_obs, O] under goals [n, G, O + 1], None = no goal -> [n, (G + n_obs) * (O + 1)]."""
         states = F.pad(self.obs_normalizer(obs) * self.is_state, (0, 1))
         if goals is None:
-            goals = states.new_zeros(len(states), self.goals.n, states.shape[-1])
+            goals = torch.zeros_like(states[:, :1]).expand(-1, self.goals.n, -1)
         return torch.cat((goals, states), 1).flatten(1)
 
     def goal_of(self, obs: Tensor) -> Tensor | None:
