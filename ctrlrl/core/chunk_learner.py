@@ -49,7 +49,7 @@ class ChunkConfig:
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        for name in ("horizon", "n_obs_steps", "n_action_steps", "batch_size", "sampling_steps"):
+        for name in ("horizon", "n_obs_steps", "n_action_steps", "n_heads", "batch_size", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
         if self.warmup_steps < 0:

@@ -171,6 +171,15 @@ def test_weight_decay_shrinks_weights_and_spares_biases():
 
 
 @both
+@pytest.mark.parametrize(
+    "name", ["horizon", "n_obs_steps", "n_action_steps", "n_heads", "batch_size", "sampling_steps"]
+)
+def test_sizes_are_at_least_one(algo, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        CONFIGS[algo](**{name: 0})
+
+
+@both
 def test_one_width_is_asked_of_blocks_that_add_up(algo):
     with pytest.raises(ValueError, match=r"head=transformer have one width, got \[32, 64\]"):
         CONFIGS[algo](head="transformer", hidden=[32, 64])
