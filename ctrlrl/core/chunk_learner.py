@@ -133,7 +133,10 @@ class ChunkLearner(OffPolicyLearner):
         if not self.n_updates:
             policy.obs_normalizer.fit(policy.seen(data.obs))
         if self.n_updates or self.cfg.action_range == "box":
-            policy.action_normalizer.refuse_outside(data.action, "the data set's actions")
+            mend = "Train a new policy on this data, or leave these episodes out."
+            if not self.n_updates:
+                mend = "Cut them with data.clip_actions=1, or take their own range with algo.action_range=data."
+            policy.action_normalizer.refuse_outside(data.action, "the data set's actions", mend)
         else:
             policy.action_normalizer.fit(data.action)
 
