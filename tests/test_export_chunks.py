@@ -174,6 +174,7 @@ def test_goals_and_guidance_are_in_the_file_whatever_the_batch(suffix, sampler, 
         facts = json.loads(path.with_suffix(".json").read_text())
         draws = ["draws"] if sampler == "ancestral" else []
         assert facts["inputs"] == ["obs", "noise", *draws]
+        assert facts["network_calls"] == 4, "two levels, with and without the goal"
 
 
 def test_a_composed_policy_is_not_exported(tmp_path):

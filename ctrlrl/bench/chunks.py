@@ -69,7 +69,7 @@ def _of_one(
         shown = ", ".join(f"{each.name} {own[-1].value:.2f} ms" for each, own in laps.items())
         note(f"  {algo.sampling_steps} steps, round {i + 1}/{pairs}: {shown}")
     about = {"head": algo.head, "sampler": algo.sampler, "sampling_steps": algo.sampling_steps, "unit": "ms"}
-    about |= {"network_calls": len(module.levels), "parameters": _count(module), "horizon": algo.horizon}
+    about |= {"network_calls": module.facts["network_calls"], "parameters": _count(module), "horizon": algo.horizon}
     about |= {"obs_dim": both.obs_codec.dim, "action_dim": both.action_codec.action_dim, "n_envs": 1, "device": "cpu"}
     theirs = None if peer is None else laps[peer]
     return [

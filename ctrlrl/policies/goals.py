@@ -63,6 +63,7 @@ class GoalPolicy(ChunkPolicy):
     def __init__(self, obs_dim: int, *sizes: Any, goals: Goals, guidance: float, **options: Any):
         super().__init__(obs_dim, *sizes, **options)
         self.goals, self.guidance = goals, guidance
+        self.n_asked = 2 if (goals.given or goals.asked) and guidance not in (0.0, 1.0) else 1
         is_goal, is_state, given = torch.zeros(obs_dim), torch.ones(obs_dim), torch.zeros(obs_dim)
         is_goal[goals.columns], is_state[goals.asked] = 1.0, 0.0
         if goals.given:
