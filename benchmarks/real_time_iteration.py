@@ -18,9 +18,9 @@ from ctrlrl.policies.rehearsal import rehearsed
 def calls(folder: Path, words: list[str]) -> tuple[int, int]:
     """Network evaluations of an episode's first decision, and of every later one."""
     cfg, learner = runs.load_run(folder, words=words)
-    process = learner.nets.policy.process
-    first = len(rehearsed(process.sample).levels)
-    return first, len(rehearsed(process.resume).levels) if cfg.algo.warm_start else first
+    policy = learner.nets.policy
+    first = policy.n_asked * len(rehearsed(policy.process.sample).levels)
+    return first, policy.n_asked * len(rehearsed(policy.process.resume).levels) if cfg.algo.warm_start else first
 
 
 def row(folder: Path, words: list[str], episodes: int, seed: int) -> dict:

@@ -21,6 +21,7 @@ from ctrlrl import build, provenance, runs, tasks, texts
 from ctrlrl.core.learner import Learner
 from ctrlrl.deployed import Deployed, DeployedChunks, DeployedPreferences
 from ctrlrl.envs.spec import Array
+from ctrlrl.policies.composed import ComposedPolicy
 from ctrlrl.policies.diffusion import ChunkPolicy
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
@@ -100,6 +101,10 @@ def _modules(learner: Learner, both: build.Spaces, path: Path) -> dict[str, Depl
             )
         return {path.name: DeployedPreferences(learner, *both, told.n_objectives).eval()}
     policy = told.nets.policy
+    if isinstance(policy, ComposedPolicy):
+        raise ValueError(
+            f"out={path}: composed policies are not exported; export their parents, or keep them in Python"
+        )
     if not isinstance(policy, ChunkPolicy):
         return {path.name: Deployed(learner, *both).eval()}
     found: dict[str, Deployed] = {path.name: DeployedChunks(learner, *both).eval()}

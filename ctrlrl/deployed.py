@@ -129,7 +129,7 @@ class DeployedChunks(Deployed):
         self.names = self.names + own
         self.outputs = [*self.outputs, "plan" if "plan" not in self.names else "next_plan"]
         self.facts = {"horizon": self.window.horizon, "n_obs_steps": self.window.n_obs, "plan": self.outputs[1]}
-        self.facts |= {"n_action_steps": self.window.n_actions, "network_calls": len(self.levels)}
+        self.facts |= {"n_action_steps": self.window.n_actions, "network_calls": policy.n_asked * len(self.levels)}
 
     def forward(self, *arrays: Tensor) -> Any:
         policy: Any = self.nets.policy

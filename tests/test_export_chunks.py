@@ -13,7 +13,9 @@ import torch
 from gymnasium import spaces
 
 from ctrlrl import deploy, deployed
+from ctrlrl.algos.beso import BESOConfig
 from ctrlrl.algos.generative_bc import DiffusionConfig, FlowConfig
+from ctrlrl.algos.gpc import GPCConfig, GPCLearner
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.loops import make_learner
 
@@ -21,6 +23,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 OBSERVATION = spaces.Box(-np.inf, np.inf, (5,), np.float64)
 ACTION = spaces.Box(np.array([0.0, -3.0], np.float32), np.array([512.0, 1.0], np.float32))
 HEADS = {
+    "gpt": {"head": "gpt", "hidden": [8, 8], "n_heads": 2},
     "mlp": {"head": "mlp", "hidden": [32, 32]},
     "residual": {"head": "residual", "hidden": [32, 32]},
     "unet": {"head": "unet", "hidden": [8, 16], "embed_dim": 8},
@@ -29,10 +32,13 @@ HEADS = {
 SIZES = {"horizon": 8, "n_obs_steps": 3, "n_action_steps": 4, "sampling_steps": 2}  # a file is traced step by step
 
 
+CONFIGS = {"diffusion": DiffusionConfig, "flow": FlowConfig, "beso": BESOConfig}
+
+
 def model_of(algo: str = "diffusion", head: str = "mlp", **settings):
     """As much of an agent as export asks for, with weights of some size and fitted normalisers."""
     both = Spaces(OBSERVATION, ACTION)
-    config = DiffusionConfig if algo == "diffusion" else FlowConfig
+    config = CONFIGS[algo]
     if algo == "diffusion":
         settings = {"prediction": "noise"} | settings  # of an untrained network that predicts data, all plans are alike
     torch.manual_seed(0)
@@ -73,6 +79,7 @@ QUICK = [("mlp", "flow"), ("unet", "diffusion")]
 CASES = [
     pytest.param(head, algo, marks=[] if (head, algo) in QUICK else pytest.mark.slow)
     for head in HEADS
+    if head != "gpt"
     for algo in ("diffusion", "flow")
 ]
 
@@ -153,3 +160,26 @@ def test_a_torchscript_plans_too_and_says_what_it_wants(tmp_path):
         obs = torch.from_numpy(given["obs"]).float()
         wanted = policy.process.sample(policy.predictor(obs), torch.from_numpy(given["noise"]), torch.zeros_like)
     torch.testing.assert_close(plan, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".pt", pytest.param(".onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_goals_and_guidance_are_in_the_file_whatever_the_batch(suffix, sampler, tmp_path):
+    """An export compares plans of one row and of many with the policy's own."""
+    settings = {"goal_columns": [0, 1], "goal": [0.5, -0.5], "guidance": 2.0, "n_goals": 2, "n_action_steps": 1}
+    model = model_of("beso", "gpt", horizon=3, sampler=sampler, **settings)
+    path = deploy.export(model, tmp_path / f"policy{suffix}")
+    assert path.exists()
+    if suffix == ".pt":
+        facts = json.loads(path.with_suffix(".json").read_text())
+        draws = ["draws"] if sampler == "ancestral" else []
+        assert facts["inputs"] == ["obs", "noise", *draws]
+        assert facts["network_calls"] == 4, "two levels, with and without the goal"
+
+
+def test_a_composed_policy_is_not_exported(tmp_path):
+    parents = [(name, model_of(name).learner) for name in ("diffusion", "flow")]
+    model = SimpleNamespace(**vars(model_of()) | {"learner": GPCLearner(GPCConfig(), parents)})
+    with pytest.raises(ValueError, match="composed policies are not exported"):
+        deploy.export(model, tmp_path / "policy.pt")
+    assert list(tmp_path.iterdir()) == []

@@ -86,8 +86,11 @@ class BESOConfig(ChunkConfig):
                 f"BESOConfig.guidance={self.guidance} is guidance without the null condition: goal_dropout=0.0 teaches "
                 "no goal-free policy. Train with goal_dropout=0.1, or keep guidance=1."
             )
-        if sorted(set(self.warm_start), reverse=True) != self.warm_start or not all(s > 0.0 for s in self.warm_start):
-            raise ValueError(f"BESOConfig.warm_start must fall and stay above 0, got {self.warm_start}")
+        falling = sorted(set(self.warm_start), reverse=True)
+        if falling != self.warm_start or not all(0.0 < s <= self.sigma_max for s in falling):
+            raise ValueError(
+                f"BESOConfig.warm_start must fall within (0, sigma_max={self.sigma_max:g}], got {self.warm_start}"
+            )
         self.check_warm(self.warm_start)
 
     @property

@@ -15,7 +15,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.core.off_policy import Nets, OffPolicyLearner
 from ctrlrl.policies.composable import MODES, Parent
 from ctrlrl.policies.composed import ComposedPolicy
-from ctrlrl.policies.diffusion import ChunkPolicy
+from ctrlrl.policies.diffusion import ChunkPolicy, DiffusionProcess, FlowProcess
 from ctrlrl.types import PolicyOutput
 
 TENTHS = [round(0.1 * i, 1) for i in range(11)]
@@ -36,6 +36,8 @@ class GPCConfig:
             raise ValueError(f"compose.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
         if self.episodes < 1:
             raise ValueError(f"compose.episodes must be at least 1, got {self.episodes}")
+        if self.n_action_steps is not None and self.n_action_steps < 1:
+            raise ValueError(f"compose.n_action_steps must be at least 1, got {self.n_action_steps}")
         if not self.grid or not all(math.isfinite(w) for w in self.grid):
             raise ValueError(f"compose.grid must hold numbers, got {self.grid}")
         if self.searches and self.mode == "and":
@@ -51,7 +53,7 @@ class GPCConfig:
         if given is None:
             return [1.0 if self.mode == "product" else 1.0 / n] * n
         numbers = given if isinstance(given, (list, tuple)) else [given]
-        if not all(isinstance(w, (int, float)) for w in numbers):
+        if not all(isinstance(w, (int, float)) and math.isfinite(w) for w in numbers):
             raise ValueError(f"compose.weight must be a number, a list of numbers or search, got {given!r}")
         weights = [float(w) for w in numbers]
         if len(weights) == 1 and n == 2 and self.mode != "product":
@@ -138,7 +140,11 @@ class GPCLearner(Learner):
 
 def _parent(name: str, learner: Learner) -> Parent:
     policy = learner.nets.policy if isinstance(learner, OffPolicyLearner) else None
+    algo = getattr(learner.cfg, "name", "gpc")
     if not isinstance(policy, ChunkPolicy):
-        algo = getattr(learner.cfg, "name", "gpc")
         raise ValueError(f"compose: {name} is of algo={algo}, which is no policy of chunks; diffusion and flow are")
+    if not isinstance(policy.process, (DiffusionProcess, FlowProcess)):
+        raise ValueError(
+            f"compose: {name} is of algo={algo}, whose path from noise does not compose; use diffusion or flow"
+        )
     return Parent(name, policy)

@@ -69,7 +69,7 @@ def _of_one(
         shown = ", ".join(f"{each.name} {own[-1].value:.2f} ms" for each, own in laps.items())
         note(f"  {algo.sampling_steps} steps, round {i + 1}/{pairs}: {shown}")
     about = {"head": algo.head, "sampler": algo.sampler, "sampling_steps": algo.sampling_steps, "unit": "ms"}
-    about |= {"network_calls": len(module.levels), "parameters": _count(module), "horizon": algo.horizon}
+    about |= {"network_calls": module.facts["network_calls"], "parameters": _count(module), "horizon": algo.horizon}
     about |= {"obs_dim": both.obs_codec.dim, "action_dim": both.action_codec.action_dim, "n_envs": 1, "device": "cpu"}
     theirs = None if peer is None else laps[peer]
     return [
@@ -87,6 +87,8 @@ def _count(module: DeployedChunks) -> int:
 
 def _spaces(cfg: TrainConfig, sizes: list[int]) -> Spaces:
     if sizes:
+        if len(sizes) != 2:
+            raise ValueError(f"sizes must be two numbers, of observation and action, got {sizes}")
         obs, action = sizes
         return Spaces(spaces.Box(-np.inf, np.inf, (obs,), np.float32), spaces.Box(-1.0, 1.0, (action,), np.float32))
     env = tasks.make_env(cfg.env, 1, stagger=False)
@@ -137,8 +139,10 @@ def peer_loop(vs: str, module: DeployedChunks, algo: Any) -> tuple[str, Decide]:
     """diffusers' DDIM scheduler around the same network, as Diffusion Policy's code has it."""
     if vs != "diffusers":
         raise ValueError(f"latency of plans compares with vs=diffusers, got {vs}")
-    if algo.sampler != "ddim":
-        raise ValueError(f"vs=diffusers compares algo.sampler=ddim, got {algo.sampler}")
+    for key, wanted in (("sampler", "ddim"), ("schedule", "cosine")):
+        found = getattr(algo, key, algo.name)
+        if found != wanted:
+            raise ValueError(f"vs=diffusers compares algo.{key}={wanted}, got {found}")
     try:
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     except ImportError as error:
@@ -154,11 +158,11 @@ def peer_loop(vs: str, module: DeployedChunks, algo: Any) -> tuple[str, Decide]:
     )
     scheduler.set_timesteps(algo.sampling_steps)
     policy: Any = module.nets.policy
-    obs, start = module.examples(1)
+    *obs, start = module.examples(1)
 
     @torch.no_grad()
     def decide() -> Array:
-        condition = policy.condition(module.history([torch.from_numpy(obs)]))
+        condition = policy.condition(module.history(map(torch.from_numpy, obs)))
         x = torch.from_numpy(start)
         for k in scheduler.timesteps:
             x = scheduler.step(policy.head(x, k, condition), k, x).prev_sample

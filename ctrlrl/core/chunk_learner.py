@@ -49,7 +49,7 @@ class ChunkConfig:
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        for name in ("horizon", "n_obs_steps", "n_action_steps", "batch_size", "sampling_steps"):
+        for name in ("horizon", "n_obs_steps", "n_action_steps", "n_heads", "batch_size", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
         if self.warmup_steps < 0:
@@ -133,7 +133,10 @@ class ChunkLearner(OffPolicyLearner):
         if not self.n_updates:
             policy.obs_normalizer.fit(policy.seen(data.obs))
         if self.n_updates or self.cfg.action_range == "box":
-            policy.action_normalizer.refuse_outside(data.action, "the data set's actions")
+            mend = "Train a new policy on this data, or leave these episodes out."
+            if not self.n_updates:
+                mend = "Cut them with data.clip_actions=1, or take their own range with algo.action_range=data."
+            policy.action_normalizer.refuse_outside(data.action, "the data set's actions", mend)
         else:
             policy.action_normalizer.fit(data.action)
 

@@ -40,7 +40,7 @@ def combined(models: Sequence[Model], weights: Sequence[float]) -> Model:
 
 def convex(models: Sequence[Model], weights: Sequence[float]) -> Model:
     """GPC's mixture of predictions of one kind at one (x, level): weights >= 0 that add up to 1. Eq. 7."""
-    if any(w < 0.0 for w in weights) or abs(math.fsum(weights) - 1.0) > 1e-6:
+    if not (all(w >= 0.0 for w in weights) and abs(math.fsum(weights) - 1.0) <= 1e-6):
         raise ValueError(f"convex weights must be at least 0 and add up to 1, got {list(weights)}")
     return combined(models, weights)
 

@@ -126,8 +126,8 @@ class MinMaxNormalizer(nn.Module):
         self.scale.copy_(torch.where(high - low < self.least_range, 1.0, 2.0 / (high - low)))
 
     @torch.no_grad()
-    def refuse_outside(self, x: Tensor, what: str, *, slack: float = 1e-3) -> None:
-        """ValueError where x [N, D] leaves [-1, 1] by more than `slack`; `what` names the data."""
+    def refuse_outside(self, x: Tensor, what: str, mend: str, *, slack: float = 1e-3) -> None:
+        """ValueError where x [N, D] leaves [-1, 1] by more than `slack`. what: the data. mend: what to do."""
         low, high = self.inverse(-torch.ones_like(self.shift)), self.inverse(torch.ones_like(self.shift))
         least, most = x.aminmax(dim=0)
         for name, excess, found, end in (
@@ -138,7 +138,7 @@ class MinMaxNormalizer(nn.Module):
             if float(excess[d]) > slack:
                 raise ValueError(
                     f"{what}: number {d} reaches {float(found[d]):.4g}, {name} the {float(end[d]):.4g} at which the "
-                    "policy's normaliser ends. Train a new policy on this data, or leave these episodes out."
+                    f"policy's normaliser ends. {mend}"
                 )
 
 

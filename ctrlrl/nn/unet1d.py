@@ -38,14 +38,14 @@ class UNet1D(Head):
     ):
         """code: what the levels are, as `SinusoidalEmbedding` has it."""
         super().__init__()
+        if not widths or any(width < 1 or width % GROUPS for width in widths):
+            raise ValueError(f"U-Net widths must be divisible by the {GROUPS} normalization groups, got {list(widths)}")
         factor = 2 ** (len(widths) - 1)
         if horizon % factor:
             raise ValueError(
                 f"a U-Net of {len(widths)} resolutions needs a horizon divisible by {factor}, got {horizon}. "
                 "Change the horizon, or give fewer widths."
             )
-        if any(width % GROUPS for width in widths):
-            raise ValueError(f"U-Net widths must be divisible by the {GROUPS} normalization groups, got {list(widths)}")
         self.embed_dim = embed_dim
         self.embed_level = LevelMLP(embed_dim, growth=4, code=code)
         self.mish = Mish()

@@ -34,10 +34,15 @@ def weights_fit(
         raise ValueError(f"compose.exact is for compose.mode=and, got {mode}")
     if not any(weights):
         raise ValueError(f"compose: at least one weight must differ from 0, got {_numbers(weights)}")
-    if mode != "product" and (min(weights) < 0.0 or abs(sum(weights) - 1.0) > 1e-6):
+    if mode != "product" and not (min(weights) >= 0.0 and abs(sum(weights) - 1.0) <= 1e-6):
         raise ValueError(f"compose: weights must be at least 0 and add up to 1, got {_numbers(weights)}")
     if mode == "and" and max(weights) - min(weights) > 1e-6:
         raise ValueError(f"compose.mode=and finds its own weights, got {_numbers(weights)}; leave compose.weight out")
+    if base is not None and (seen := base.policy.obs_normalizer.shift.shape[0]):
+        raise ValueError(
+            f"compose.base={base.name} sees {seen} numbers of an observation; the base of compose.mode=product is "
+            "unconditional, trained with algo.obs_columns=[]"
+        )
 
 
 def same_task(parents: Sequence[Parent]) -> None:

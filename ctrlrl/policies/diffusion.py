@@ -140,6 +140,7 @@ class ChunkPolicy(nn.Module):
 
     start: Tensor
     columns: Tensor | None
+    n_asked = 1  # evaluations of the network that one answer of `predictor` takes
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class GoalPolicy(ChunkPolicy):
     def __init__(self, obs_dim: int, *sizes: Any, goals: Goals, guidance: float, **options: Any):
         super().__init__(obs_dim, *sizes, **options)
         self.goals, self.guidance = goals, guidance
+        self.n_asked = 2 if (goals.given or goals.asked) and guidance not in (0.0, 1.0) else 1
         is_goal, is_state, given = torch.zeros(obs_dim), torch.ones(obs_dim), torch.zeros(obs_dim)
         is_goal[goals.columns], is_state[goals.asked] = 1.0, 0.0
         if goals.given:
@@ -79,7 +80,7 @@ class GoalPolicy(ChunkPolicy):
         """Raw observations [n, n_obs, O] under goals [n, G, O + 1], None = no goal -> [n, (G + n_obs) * (O + 1)]."""
         states = F.pad(self.obs_normalizer(obs) * self.is_state, (0, 1))
         if goals is None:
-            goals = states.new_zeros(len(states), self.goals.n, states.shape[-1])
+            goals = torch.zeros_like(states[:, :1]).expand(-1, self.goals.n, -1)
         return torch.cat((goals, states), 1).flatten(1)
 
     def goal_of(self, obs: Tensor) -> Tensor | None:

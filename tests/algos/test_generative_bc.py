@@ -104,7 +104,7 @@ def test_what_is_learned_takes_no_actions_outside_its_range(algo):
     learner.prefit(data)
     assert torch.equal(learner.nets.policy.action_normalizer.scale, scale)
     wide = data._replace(action=torch.cat((data.action[:-1], torch.tensor([[0.0, 0.8]]))))
-    with pytest.raises(ValueError, match=r"number 1 reaches 0.8, above the 0.49\d+ at which"):
+    with pytest.raises(ValueError, match=r"number 1 reaches 0.8, above the 0.49\d+ at which.* Train a new policy"):
         learner.prefit(wide)
     with pytest.raises(ValueError, match=r"number 0 reaches -0.9, below the -0.49\d+ at which"):
         learner.prefit(data._replace(action=torch.cat((data.action, torch.tensor([[-0.9, 0.0]])))))
@@ -168,6 +168,15 @@ def test_weight_decay_shrinks_weights_and_spares_biases():
         step.apply(torch.zeros_like(step.flat))
     for name, p in learner.nets.online.named_parameters():
         torch.testing.assert_close(p.detach(), before[name] * (0.9 if p.ndim > 1 else 1.0), msg=name)
+
+
+@both
+@pytest.mark.parametrize(
+    "name", ["horizon", "n_obs_steps", "n_action_steps", "n_heads", "batch_size", "sampling_steps"]
+)
+def test_sizes_are_at_least_one(algo, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        CONFIGS[algo](**{name: 0})
 
 
 @both

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from ctrlrl.algos.bc import BCConfig
+from ctrlrl.algos.beso import BESOConfig
 from ctrlrl.algos.generative_bc import DiffusionConfig, FlowConfig
 from ctrlrl.algos.gpc import GPCConfig, GPCLearner, Score, best
 from ctrlrl.loops import make_learner
@@ -59,8 +61,9 @@ def test_given_weights_are_those_of_all_or_of_the_first_of_two():
     assert GPCConfig(mode="product").weights(2) == [1.0, 1.0]
     with pytest.raises(ValueError, match="3 policies need 3 weights, got 1"):
         GPCConfig(weight=0.3).weights(3)
-    with pytest.raises(ValueError, match="a number, a list of numbers or search, got 'serch'"):
-        GPCConfig(weight="serch").weights(2)
+    for mode, wrong in (("convex", "serch"), ("convex", [math.nan, 0.5]), ("product", [math.inf, 1.0])):
+        with pytest.raises(ValueError, match="a number, a list of numbers or search, got"):
+            GPCConfig(mode=mode, weight=wrong).weights(2)
 
 
 def test_success_decides_then_returns_then_the_middle():
@@ -75,6 +78,7 @@ def test_success_decides_then_returns_then_the_middle():
     [
         ({"mode": "sum"}, "one of convex, product, or, and"),
         ({"episodes": 0}, "compose.episodes must be at least 1, got 0"),
+        ({"n_action_steps": 0}, "compose.n_action_steps must be at least 1, got 0"),
         ({"grid": []}, "compose.grid must hold numbers"),
         ({"grid": [float("nan")]}, "compose.grid must hold numbers"),
         ({"mode": "and", "weight": "search"}, "finds its own weights"),
@@ -106,6 +110,9 @@ def test_a_composed_learner_acts_as_its_parent_of_weight_one_and_can_be_weighed_
 def test_only_chunk_policies_compose_and_at_least_two():
     with pytest.raises(ValueError, match="x is of algo=bc, which is no policy of chunks; diffusion and flow are"):
         GPCLearner(GPCConfig(), [("a", parent()), ("x", make_learner(BCConfig(), SPEC))])
+    goals = make_learner(BESOConfig(hidden=[8, 8], horizon=4, n_obs_steps=4), SPEC)
+    with pytest.raises(ValueError, match="y is of algo=beso, whose path from noise does not compose"):
+        GPCLearner(GPCConfig(), [("a", parent()), ("y", goals)])
     with pytest.raises(ValueError, match="at least 2 policies, got 1"):
         GPCLearner(GPCConfig(weight=[1.0]), [("a", parent())])
 
@@ -160,7 +167,7 @@ def test_the_box_is_the_range_whatever_the_data_and_holds_them():
     learner = parent(data=rows(), action_range="box")
     assert learner.nets.policy.action_normalizer.scale.tolist() == [1.0, 1.0]
     assert learner.nets.policy.obs_normalizer.scale.tolist() != [1.0, 1.0, 1.0]
-    with pytest.raises(ValueError, match=r"reaches -1.5, below the -1 at which"):
+    with pytest.raises(ValueError, match=r"reaches -1.5, below the -1 at which.* data.clip_actions=1, or"):
         parent(data=rows(low=-1.5), action_range="box")
     with pytest.raises(ValueError, match="action_range must be data or box, got 'sphere'"):
         DiffusionConfig(action_range="sphere")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
 
 from ctrlrl.algos.generative_bc import DiffusionConfig
 from ctrlrl.bench import chunks
 from ctrlrl.cli import main
+from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.spec import Array
 
 TINY = {"hidden": [8, 8], "sampling_steps": 2, "horizon": 4, "n_action_steps": 2}
@@ -30,6 +34,11 @@ def test_the_engines_decide_the_same(engine):
     np.testing.assert_allclose(decisions(engine), wanted, rtol=0, atol=1e-5)
 
 
+def test_sizes_are_two_numbers():
+    with pytest.raises(ValueError, match=r"sizes must be two numbers, of observation and action, got \[5\]"):
+        chunks._spaces(None, [5])
+
+
 @pytest.mark.parametrize("settings", [{}, {"prediction": "v", "spacing": "trailing", "n_levels": 20}])
 def test_the_peer_decides_the_same(settings):
     pytest.importorskip("diffusers")
@@ -38,6 +47,30 @@ def test_the_peer_decides_the_same(settings):
     name, decide = chunks.peer_loop("diffusers", module, algo)
     assert name.startswith("diffusers ")
     np.testing.assert_allclose(decide(), decisions("eager", **settings), rtol=0, atol=1e-4)
+
+
+class Standing:
+    """In the place of diffusers' scheduler: one level, after which x is what it was."""
+
+    def __init__(self, **settings):
+        self.timesteps = [torch.tensor(0)]
+
+    def set_timesteps(self, n):
+        pass
+
+    def step(self, said, k, x):
+        return SimpleNamespace(prev_sample=x)
+
+
+def test_the_peer_sees_observations_of_several_parts(monkeypatch):
+    monkeypatch.setattr(chunks, "version", lambda name: "0")
+    for name in ("diffusers", "diffusers.schedulers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "diffusers.schedulers.scheduling_ddim", SimpleNamespace(DDIMScheduler=Standing))
+    box = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    both, algo = Spaces(spaces.Dict({"a": box, "b": box}), box), DiffusionConfig(**TINY)
+    module = chunks.untrained(algo, both)
+    assert chunks.peer_loop("diffusers", module, algo)[1]().shape == (1, 2, 2)
 
 
 def called(*words: str) -> int:
@@ -71,6 +104,8 @@ def test_there_is_a_row_an_engine_and_number_of_steps(capsys):
     [
         (["vs=diffusers", "algo=diffusion"], "vs=diffusers needs diffusers: pip install diffusers"),
         (["vs=diffusers", "algo=flow"], "vs=diffusers compares algo.sampler=ddim, got euler"),
+        (["vs=diffusers", "algo=beso"], "vs=diffusers compares algo.schedule=cosine, got beso"),
+        (["vs=diffusers", "algo=diffusion", "algo.schedule=vp"], "compares algo.schedule=cosine, got vp"),
         (["vs=sb3", "algo=diffusion"], "latency of plans compares with vs=diffusers, got sb3"),
         (["engines=[onxx]", "algo=diffusion"], "engines must be among eager, compile, onnx, got 'onxx'"),
     ],

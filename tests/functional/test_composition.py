@@ -161,6 +161,8 @@ def test_impossible_weights_are_refused():
         convex([model, model], [0.6, 0.6])
     with pytest.raises(ValueError, match="at least 0 and add up to 1"):
         convex([model, model], [1.5, -0.5])
+    with pytest.raises(ValueError, match="at least 0 and add up to 1"):
+        convex([model, model], [math.nan, 0.5])
     with pytest.raises(ValueError, match="2 models need as many weights, got 1"):
         combined([model, model], [1.0])
     with pytest.raises(ValueError, match="at least one weight"):
@@ -234,6 +236,19 @@ def test_the_tracked_log_densities_differ_as_the_true_ones_up_to_the_measured_er
     x, found = ancestral(rule, [(LEFT, 0.5), (RIGHT, 0.5)], doubles(1000, 2), schedule)
     exact = log_normal(x, LEFT, 0.5) - log_normal(x, RIGHT, 0.5)
     assert float((found[0] - found[1] - exact).abs().mean()) == pytest.approx(measured, rel=0.12)
+
+
+def test_small_steps_change_the_log_densities_as_itos_estimator_says():
+    """6.6, general form, in units of beta dt: <dx - x / 2, score> - |score|^2 / 2, and terms common to all models."""
+    schedule, k, x = cosine_schedule(4000), 2000, doubles(200, 2)
+    scores = torch.stack([gaussian(m, s, schedule, "score")(x, k) for m, s in ((LEFT, 0.5), (RIGHT, 0.8))])
+    scales, beta = schedule.scales(k), schedule.beta[k]
+    means = torch.stack([posterior_mean(x, ends("score", s, x, *scales)[0], schedule, k) for s in scores])
+    step = 0.3 * means[0] + 0.7 * means[1] + math.sqrt(beta) * doubles(200, 2) - x
+    found = log_density_change(x + step, means, beta)
+    ito = ((step - 0.5 * beta * x) * scores).sum(-1) - 0.5 * beta * scores.square().sum(-1)
+    assert float((ito[0] - ito[1]).abs().mean()) > 0.02
+    torch.testing.assert_close(found[0] - found[1], ito[0] - ito[1], rtol=0, atol=1e-3)
 
 
 def test_or_samples_both_modes_alike():

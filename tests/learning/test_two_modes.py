@@ -104,9 +104,9 @@ def test_both_modes_are_kept_in_equal_shares(trained, algo, sampler, record_prop
     found = judged(trained, algo, **sampler)
     for name, value in found.items():
         record_property(name, value)
-    assert 0.4 < found["share"] < 0.6, found
+    assert 0.45 < found["share"] < 0.55, found
     assert found["out"] < 0.08, found
-    assert found["energy"] < 0.01, found
+    assert found["energy"] < 0.006, found  # what shares of .45 and .55 alone would cost: 2 * .05^2 * 1.2
 
 
 @pytest.mark.slow

@@ -78,6 +78,6 @@ def test_the_range_of_the_data_becomes_the_unit_box_and_what_hardly_varies_is_mo
     torch.testing.assert_close(unit[1], torch.tensor([1.0, 1.0, 2.5e-5, 0.0]), rtol=0, atol=1e-5)
     assert made.scale[2:].tolist() == [1.0, 1.0]
     torch.testing.assert_close(made.inverse(unit), x)
-    made.refuse_outside(x, "these")
+    made.refuse_outside(x, "these", "Mend.")
     with pytest.raises(ValueError, match="these: number 0 reaches -4, below the -3 at which"):
-        made.refuse_outside(x - torch.tensor([1.0, 0, 0, 0]), "these")
+        made.refuse_outside(x - torch.tensor([1.0, 0, 0, 0]), "these", "Mend.")

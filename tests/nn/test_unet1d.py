@@ -32,5 +32,8 @@ def test_the_unet_takes_as_many_steps_as_its_resolutions_divide():
     assert net(torch.randn(2, 12, 3), 1, torch.randn(2, 6)).shape == (2, 12, 3)
     with pytest.raises(ValueError, match="3 resolutions needs a horizon divisible by 4, got 6"):
         UNet1D(6, 3, 6, widths=(8, 16, 8), embed_dim=8)
-    with pytest.raises(ValueError, match=r"divisible by the 8 normalization groups, got \[8, 12\]"):
-        UNet1D(4, 3, 6, widths=(8, 12), embed_dim=8)
+    for widths in ((8, 12), (8, 0), ()):
+        with pytest.raises(
+            ValueError, match=rf"divisible by the 8 normalization groups, got \[{str([*widths])[1:-1]}\]"
+        ):
+            UNet1D(4, 3, 6, widths=widths, embed_dim=8)

@@ -388,6 +388,8 @@ def test_modes_take_only_what_they_can_compose():
         composed(plain(process=flow()), plain(process=flow()), mode="and")
     with pytest.raises(ValueError, match=r"takes compose.base"):
         composed(plain(), plain(), mode="product")
+    with pytest.raises(ValueError, match=r"compose.base=c sees 2 numbers of an observation.*algo.obs_columns=\[\]"):
+        composed(plain(), plain(), mode="product", weights=[1.0, 1.0], base=Parent("c", plain()))
     with pytest.raises(ValueError, match="other modes take none"):
         composed(plain(), plain(), base=Parent("c", plain()))
     with pytest.raises(ValueError, match=r"compose.exact is for compose.mode=and, got or"):
@@ -398,7 +400,7 @@ def test_modes_take_only_what_they_can_compose():
         composed(plain(), plain(), mode="sum")
 
 
-@pytest.mark.parametrize("weights", [[0.5, 0.6], [1.5, -0.5]])
+@pytest.mark.parametrize("weights", [[0.5, 0.6], [1.5, -0.5], [0.5, math.nan]])
 def test_weights_that_are_not_convex_are_refused(weights):
     with pytest.raises(ValueError, match="at least 0 and add up to 1"):
         composed(plain(), plain(), weights=weights)

@@ -68,6 +68,15 @@ def test_stronger_guidance_goes_as_much_further_along_the_difference_of_the_deno
     torch.testing.assert_close(strong, free + 2.5 * (conditional - free))
 
 
+def test_the_network_is_asked_as_often_as_the_policy_says():
+    for goals, guidance in ((ASKED, 0.0), (ASKED, 1.0), (ASKED, 2.0), (Goals([0, 1], [], 2, []), 2.0)):
+        made, asked = policy(goals, guidance), []
+        at = made.head.at
+        made.head.at = lambda x, level, told, at=at, asked=asked: asked.append(level) or at(x, level, told)
+        made.predictor(observations())(torch.randn(4, 3, 2), 0.5)
+        assert len(asked) == made.n_asked, (goals, guidance)
+
+
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_a_network_that_is_not_needed_leaks_nothing(guidance):
     """Not even a NaN."""
