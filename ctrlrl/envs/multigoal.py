@@ -23,6 +23,7 @@ class MultiGoalConfig:
 
     n_goals: int = 6  # at equal angles
     max_acceleration: float = 5.0  # m/s^2 of an action of 1; beyond it actions are clipped
+    push_limit: float | None = None  # m/s^2 by coordinate that move, where an action of 1 asks and pays for more
     goal_weight: float = 1.0  # of exp(-0.3 d^2) + exp(-0.1 d^2), d in m to the nearest goal
     action_weight: float = -0.01  # of the squared acceleration, (m/s^2)^2
     nonnegative_reward: bool = False  # clip the reward of a step at 0
@@ -37,6 +38,11 @@ class MultiGoalConfig:
         for name in ("max_acceleration", "dt"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"env.{name} must be positive, got {getattr(self, name)}")
+        if self.push_limit is not None and not 0.0 < self.push_limit <= self.max_acceleration:
+            raise ValueError(
+                f"env.push_limit must be above 0 and at most env.max_acceleration={self.max_acceleration}, or null, "
+                f"got {self.push_limit}"
+            )
         if not math.isfinite(self.goal_weight) or not -math.inf < self.action_weight <= 0.0:
             raise ValueError(
                 f"env.goal_weight must be a number and env.action_weight at most 0, "
@@ -52,8 +58,9 @@ class MultiGoalState(NamedTuple):
 class MultiGoal(Sim):
     """Observation x, y, vx, vy; action = acceleration. Leaving the square |x|, |y| <= 8 terminates.
 
-    The action that moves and costs is the clipped one, as everywhere in ctrlrl; the authors charge the sample before
-    clipping. Episodes start at rest, uniform in [-7, 7]^2; trials at rest in the origin.
+    The action that moves and costs is the clipped one, as everywhere in ctrlrl; the authors move by at most 5 m/s^2 and
+    charge the sample before clipping, which is max_acceleration=20, push_limit=5 but for samples beyond 20 m/s^2.
+    Episodes start at rest, uniform in [-7, 7]^2; trials at rest in the origin.
     """
 
     obs_dim, action_dim, n_random = 4, 2, 2
@@ -85,11 +92,14 @@ class MultiGoal(Sim):
 
     def step(self, state: MultiGoalState, action: Tensor) -> tuple[MultiGoalState, Tensor, Tensor]:
         cfg, push = self.cfg, self.cfg.max_acceleration * action.T
+        effort = push.square().sum(0)
+        if cfg.push_limit is not None:
+            push = push.clamp(-cfg.push_limit, cfg.push_limit)
         position = torch.add(state.position, state.velocity, alpha=cfg.dt)  # with the velocity before the push
         velocity = torch.add(state.velocity, push, alpha=cfg.dt)
         away = (position.unsqueeze(0) - self.goals.unsqueeze(2)).square().sum(1).amin(0)  # m^2 to the nearest goal
         near = torch.exp(-0.3 * away) + torch.exp(-0.1 * away)
-        reward = torch.add(cfg.goal_weight * near, push.square().sum(0), alpha=cfg.action_weight) * cfg.dt
+        reward = torch.add(cfg.goal_weight * near, effort, alpha=cfg.action_weight) * cfg.dt
         if cfg.nonnegative_reward:
             reward = reward.clamp(min=0.0)
         return MultiGoalState(position, velocity), reward, position.abs().amax(0) > self.bound

@@ -88,6 +88,19 @@ def test_a_sample_beyond_the_bounds_moves_and_costs_as_much_as_the_bound():
     assert torch.equal(a.reward, b.reward)
 
 
+def test_beyond_the_push_limit_an_action_costs_more_and_moves_no_further():
+    """The authors' task: the sample is charged, the clipped one moves; |a| = (12, 16) m/s^2 moves as (5, 5)."""
+    at = state([[0.0, 0.0]] * 2, [[0.0, 0.0]] * 2)
+    action = torch.tensor([[0.6, -0.8], [0.25, -0.25]], dtype=F64)
+    wide = replace(CFG, max_acceleration=20.0, push_limit=5.0)
+    after, reward, _ = MultiGoal(wide).step(at, action)
+    assert after.velocity.T.tolist() == [pytest.approx([0.5, -0.5])] * 2
+    assert (reward[1] - reward[0]).item() == pytest.approx(0.1 * 0.05 * (20.0**2 - 50.0))
+    within = MultiGoal(replace(wide, push_limit=None)).step(at, action)
+    assert within[0].velocity[:, 0].tolist() == pytest.approx([1.2, -1.6]), "without a limit it moves as it is asked to"
+    assert torch.equal(within[1], reward), "and costs the same"
+
+
 def test_the_time_limit_is_a_setting():
     env = BatchedSim(MultiGoal(MultiGoalConfig(episode_length=7)), 1, seed=0, stagger=False)
     env.reset(0)
@@ -100,6 +113,8 @@ def test_the_time_limit_is_a_setting():
         ({"n_goals": 0}, "env.n_goals must be at least 1"),
         ({"dt": 0.0}, "env.dt must be positive"),
         ({"max_acceleration": math.inf}, "env.max_acceleration"),
+        ({"push_limit": 0.0}, "env.push_limit must be above 0"),
+        ({"push_limit": 6.0}, "at most env.max_acceleration=5.0, or null, got 6.0"),
         ({"action_weight": 0.1}, "env.action_weight at most 0"),
         ({"episode_length": 0}, "env.episode_length"),
     ],
