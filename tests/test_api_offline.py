@@ -97,6 +97,14 @@ def test_learn_online_goes_on_from_a_replay_buffer_that_can_be_saved(tmp_path):
     assert len(again.replay_buffer) == 60
 
 
+def test_online_the_policys_learning_rate_is_constant_as_it_is_on_the_command_line():
+    model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, learning_starts=0, **SMALL).learn(20)
+    assert float(model.learner.opt["policy"].learning_rate) < 1e-5, "the cosine of the offline updates is over"
+    for _ in range(2):
+        model.learn_online(60)
+        assert float(model.learner.opt["policy"].learning_rate) == pytest.approx(3e-4)
+
+
 def test_what_cannot_go_on_online_is_refused(tmp_path):
     with pytest.raises(ValueError, match="algo=td3bc learns from a data set alone"):
         TD3BC("MlpPolicy", "Hopper-v4", **SMALL).learn_online(10)

@@ -107,6 +107,7 @@ def test_in_python_the_base_is_a_model():
     kept = model.learner.nets.policy.base.obs_normalizer.scale.clone()
     model.learn(14)
     assert model._n_updates == 4
+    assert model._loop.skilled, "no random start"
     assert torch.equal(model.learner.nets.policy.base.obs_normalizer.scale, kept)
     action, _ = model.predict(np.zeros(3, dtype=np.float32))
     assert action.shape == (1,)

@@ -42,7 +42,8 @@ class IQLConfig(OnlineConfig):
     init: str = "orthogonal"  # of every layer, as the authors; "torch" = CORL's
     log_std_min: float = -5.0
     normalize_obs: bool = False
-    offline_share: float | None = None  # online, the data set's rows begin the buffer, as in the authors' code
+    buffer_size: int = 2_000_000  # online, the data set's rows begin the buffer; both are the authors'
+    offline_share: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,10 +56,15 @@ def network(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("policy_kwargs optimizer_kwargs are not taken; learning_rate is an argument of its own")
     values: dict[str, Any] = {}
     arch = policy_kwargs.get("net_arch")
-    if isinstance(arch, dict):
-        values |= {"hidden": list(arch["pi"]), "critic_hidden": list(arch["qf"])}
-    elif arch is not None:
-        values["hidden"] = list(arch)
+    if arch is not None:
+        parts = arch if isinstance(arch, dict) else {"pi": arch, "qf": arch}
+        widths = [part for part in parts.values() if isinstance(part, (list, tuple))]
+        if set(parts) != {"pi", "qf"} or len(widths) < 2 or any(type(n) is not int for part in widths for n in part):
+            raise ValueError(
+                f"policy_kwargs net_arch={arch!r:.60}: give [256, 256] or dict(pi=[256, 256], qf=[256, 256])"
+            )
+        values["hidden"] = list(parts["pi"])
+        values |= {"critic_hidden": list(arch["qf"])} if isinstance(arch, dict) else {}
     if "activation_fn" in policy_kwargs:
         kind = policy_kwargs["activation_fn"]
         values["activation"] = getattr(kind, "__name__", str(kind)).lower()

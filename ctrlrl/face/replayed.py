@@ -185,6 +185,7 @@ class ReplayAgent(Agent):
                 seed=self._env_seed,
                 staggered=staggered,
                 data=data,
+                skilled=getattr(self.learner, "cloned", False),
                 buffer=self._kept,
             )
         else:

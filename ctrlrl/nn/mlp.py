@@ -43,6 +43,8 @@ def mlp(
     """
     if min(sizes[1:], default=1) < 1:
         raise ValueError(f"hidden: a layer is at least 1 wide, got {list(sizes[1:])}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2

@@ -109,7 +109,7 @@ class OnlineLoop:
         while len(taken) < CHUNK and self.gradient_steps < until and not self.done:
             taken.append(self.step())  # type: ignore[arg-type]
             for _ in range(self._due()):
-                if self.before is None:  # else the schedules were the offline training's
+                if self.before is None and not self.learner.offline:  # else schedules are the offline training's
                     self.learner.set_progress(self.env_steps / self.online_steps)
                 means.add(self.learn())
         self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))

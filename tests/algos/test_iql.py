@@ -250,6 +250,7 @@ def test_the_settings_of_the_reference_runs():
         0.99999,
     )
     assert authors.algo == IQLConfig()
+    assert (authors.algo.buffer_size, authors.algo.offline_share) == (2_000_000, None), "a million rows of data stay"
     maze = typed(train_config(["experiment=iql/antmaze", "data=file", "data.path=x", "env=gym", "env.id=X"]))
     assert (maze.data.reward_shift, maze.algo.expectile, maze.algo.inverse_temperature) == (-1.0, 0.9, 10.0)
 

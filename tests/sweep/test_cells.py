@@ -109,6 +109,7 @@ def rules_of(plan):
 
 def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are():
     assert set(plans()) == {
+        "clone_mujoco",
         "d4rl_antmaze",
         "d4rl_mujoco",
         "finetune_mujoco",
@@ -138,6 +139,14 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
 def test_every_packed_sweep_composes_for_every_algorithm_that_it_names():
     for name in plans():
         check(rules_of(read_plan(name)), "data")
+
+
+def test_when_the_expo_sweep_first_looks_the_acting_base_has_caught_up_with_the_trained_one():
+    """The authors' rate of 0.001 is for hundreds of thousands of the base's updates."""
+    (cell, *_) = cells_of(read_plan("expo_mujoco"), ["algo=expo", "seed=0"])
+    cfg = settings.typed(settings.train_config(cell.arguments("data")))
+    updates = (cfg.eval.every - cfg.algo.learning_starts) * cfg.algo.utd / cfg.algo.policy_delay
+    assert (1.0 - cfg.algo.base_tau) ** updates < 0.01
 
 
 def test_words_of_the_sweep_and_words_of_its_cells_are_told_apart():

@@ -52,7 +52,7 @@ class Constant:
 
     device = torch.device("cpu")
     ranks = ALONE
-    loop, rows = "off_policy", 4
+    loop, rows, offline = "off_policy", 4, False
     needs: frozenset[str] = frozenset()
     kept: tuple[str, ...] = ()
 
