@@ -200,9 +200,8 @@ class PARLLearner(BaseLearner):
         return td_target(batch.reward, batch.terminated, next_q, gamma=self.discount(batch))
 
     def training_state(self) -> dict[str, Tensor]:
-        flags = {"begun": torch.tensor(self.begun), "cloned": torch.tensor(self.cloned)}
-        return {**super().training_state(), **flags}
+        return {**super().training_state(), "begun": torch.tensor(self.begun)}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         super().load_training_state(state)
-        self.begun, self.cloned, self.lesson = bool(state["begun"]), bool(state["cloned"]), ""
+        self.begun, self.lesson = bool(state["begun"]), ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import OffPolicyLearner
@@ -34,6 +35,13 @@ class BaseLearner(OffPolicyLearner):
         for part, prefix in ((nets.policy.base, "policy."), (nets.base, "online.")):
             part.load_state_dict({k.removeprefix(prefix): v for k, v in model.items() if k.startswith(prefix)})
         self.cloned = True
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {**super().training_state(), "cloned": torch.tensor(self.cloned)}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        super().load_training_state(state)
+        self.cloned = bool(state["cloned"])
 
     def teach_base(self, obs: Tensor, action: Tensor) -> Tensor:
         """One supervised step towards the actions [N, A]; its loss, 0-dim."""

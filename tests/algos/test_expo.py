@@ -246,6 +246,16 @@ def test_the_data_sets_observations_become_the_bases_unit_box_but_not_those_of_a
     torch.testing.assert_close(weights(other, "base"), weights(learner, "base") + 1.0)
 
 
+def test_a_saved_learner_still_knows_that_its_base_was_cloned():
+    saved, loaded = expo(), expo()
+    saved.cloned = True
+    loaded.load_training_state(saved.training_state())
+    loaded.load_model_state(saved.model_state())
+    before = loaded.nets.policy.base.obs_normalizer.scale.clone()
+    loaded.prefit(batch()._replace(obs=5.0 * torch.randn(64, 3)))
+    assert torch.equal(loaded.nets.policy.base.obs_normalizer.scale, before)
+
+
 def test_the_form_of_a_base_comes_from_its_run():
     single = {"horizon": 1, "n_obs_steps": 1, "n_action_steps": 1}
     own = EXPOConfig.base_settings(DiffusionConfig(**single, hidden=[32], n_levels=20), "x")
