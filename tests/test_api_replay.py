@@ -155,6 +155,8 @@ def test_rlpd_learns_from_a_data_set_and_the_environment():
     batch = model._loop.source.sample(16)
     rows = model._loop.source.sources[0].table["obs"]
     assert all((rows == o).all(1).any() for o in batch.obs[::2])
+    model.set_dataset("hopper-medium.npz")
+    assert len(model.learn(10, reset_num_timesteps=False).replay_buffer) == 50, "another data set keeps the buffer"
 
 
 def test_a_dict_of_vectors_is_one_long_vector():

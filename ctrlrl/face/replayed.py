@@ -134,7 +134,7 @@ class ReplayAgent(Agent):
         build.same_task(episodes, self._spaces.env_spec(self.device), str(self.observation_space))
         for line in build.notices(episodes.facts, EnvConfig()):
             warnings.warn(line, stacklevel=3)
-        self._episodes, self._loop = episodes, None
+        self._episodes, self._kept, self._loop = episodes, self.replay_buffer, None
 
     # learning --------------------------------------------------------------------------------------------------------
 
