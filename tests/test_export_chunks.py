@@ -98,7 +98,7 @@ def test_the_file_plans_as_the_policy_does_from_the_same_noise(head, algo, tmp_p
         np.testing.assert_allclose(plan, wanted.numpy(), rtol=0, atol=1e-4)
         assert (action.dtype, action.shape) == (np.float32, (n, 4, 2))
         np.testing.assert_allclose(action, by_hand(policy, given["obs"], wanted), rtol=1e-4, atol=1e-4)
-        assert np.ptp(action, axis=0).min() > 0 or n == 1, "plans differ with the noise"
+        assert np.ptp(action, axis=0).max() > 0 or n == 1, "plans differ with the noise"
 
 
 def test_the_ancestral_sampler_takes_what_it_draws_from_outside(tmp_path):
