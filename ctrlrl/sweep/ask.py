@@ -92,7 +92,6 @@ def check_files(cells: Sequence[Cell], data_dir: str) -> None:
     if files and not Path(data_dir).is_dir():
         raise ValueError(f"data_dir={data_dir}: no such folder; the sweep's data sets are read from there")
     for file in dict.fromkeys(files):
-        if not Path(file.replace("{data_dir}", data_dir)).exists():
-            raise ValueError(
-                f"data_dir={data_dir}: no {file.removeprefix('{data_dir}/')} in it; task=NAME,... leaves tasks out"
-            )
+        name = file.removeprefix("{data_dir}/")
+        if not (Path(data_dir) / name).exists():
+            raise ValueError(f"data_dir={data_dir}: no {name} in it; task=PATTERN takes some of the tasks alone")

@@ -290,6 +290,7 @@ def test_a_base_of_another_chunk_or_algorithm_is_refused_by_name():
         ({"base_kind": "flow"}, r"base_sampler of base_kind=flow must be euler or midpoint, got 'ddpm'"),
         ({"base_hidden": [8, 16]}, r"base_hidden: the blocks of base_head=residual have one width"),
         ({"base_head": "unet"}, r"base_head must be one of mlp, residual, got 'unet'"),
+        ({"base_prediction": "velocity"}, r"base_prediction of base_kind=diffusion must be one of noise, data, v, got"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(settings, said):

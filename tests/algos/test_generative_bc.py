@@ -124,6 +124,8 @@ def test_warm_starts_are_refused_where_they_mean_nothing():
         DiffusionConfig(warm_start=[0, 1], n_action_steps=1)
     with pytest.raises(ValueError, match=r"must rise within \[0, 1\)"):
         FlowConfig(warm_start=[0.5, 1.0], n_action_steps=1)
+    with pytest.raises(ValueError, match=r"FlowConfig\.prediction must be velocity or data, got 'noise'"):
+        FlowConfig(prediction="noise")
 
 
 @pytest.mark.parametrize(
