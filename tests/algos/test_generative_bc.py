@@ -117,6 +117,11 @@ def test_a_chunk_shorter_than_what_is_executed_is_refused_with_both_numbers(algo
     assert CONFIGS[algo](horizon=9, n_obs_steps=2, n_action_steps=8).window == Window(2, 9, 8)
 
 
+def test_a_flow_says_the_velocity_or_the_data():
+    with pytest.raises(ValueError, match=r"FlowConfig\.prediction must be velocity or data, got 'noise'"):
+        FlowConfig(prediction="noise")
+
+
 def test_warm_starts_are_refused_where_they_mean_nothing():
     with pytest.raises(ValueError, match="n_action_steps must be 1, got 8"):
         DiffusionConfig(warm_start=[2, 1, 0])
@@ -124,8 +129,6 @@ def test_warm_starts_are_refused_where_they_mean_nothing():
         DiffusionConfig(warm_start=[0, 1], n_action_steps=1)
     with pytest.raises(ValueError, match=r"must rise within \[0, 1\)"):
         FlowConfig(warm_start=[0.5, 1.0], n_action_steps=1)
-    with pytest.raises(ValueError, match=r"FlowConfig\.prediction must be velocity or data, got 'noise'"):
-        FlowConfig(prediction="noise")
 
 
 @pytest.mark.parametrize(
