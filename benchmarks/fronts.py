@@ -1,11 +1,11 @@
 """C-MORL, its baseline and CAPQL on the robots with several objectives, at equal steps; one row a run.
 
-python benchmarks/fronts.py [--seeds 0 1 2] [--envs mo_hopper_2obj ...] [--algos cmorl ...] [--steps N] [--jobs 2]
+python benchmarks/fronts.py [--seeds 0 1 2] [--envs mo_hopper_2obj ...] [--algos cmorl ...] [--nominal] [--jobs 2]
                             [words ...]
 Every cell is `ctrlrl train` with the presets of cmorl/<env> and scalarized_ppo/<env>; CAPQL takes their steps and
-reference with its own defaults. --steps: another budget for all, of which stage one keeps its share. Rows go to
-benchmarks/results/fronts.jsonl; a cell that is there with the same words is not run again. `--table` prints them as
-Markdown, with the published rows.
+reference with its own defaults. --nominal: the paper's nominal steps as true ones, an eighth of the presets', of which
+stage one keeps its share. Rows go to benchmarks/results/fronts.jsonl; a cell that is there with the same words is not
+run again. `--table` prints them as Markdown, with the published rows.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ PUBLISHED = {  # C-MORL's row of arXiv:2602.07764: v4 rewards; hypervolume, expe
     "mo_hopper": (2.19e7, 181.0, 53.0),
     "mo_ant_2obj": (1.31e5, 250.0, 2650.0),
 }
+PROCESSES = 8  # the authors', whose step counts leave them out
 NOTE = """\
-Steps are those of all policies' environments while they learn: eight times the paper's nominal ones, which leave its
-eight processes out; evaluation steps come on top. Fronts are the final ones on fresh episodes, discounted by 0.99, at
+Steps are those of all policies' environments while they learn; the paper's nominal ones leave its eight processes out.
+Evaluation steps come on top. Fronts are the final ones on fresh episodes, discounted by 0.99, at
 most 500 steps of each. The published rows are of mo-gymnasium's v4 robots, these of v5, whose rewards differ: the two
 do not compare."""
 
@@ -40,9 +41,10 @@ def rows() -> list[dict]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def words_of(algo: str, env: str, seed: int, steps: int | None, more: list[str]) -> list[str]:
-    """What is typed after `ctrlrl train`. steps: null = the presets'."""
+def words_of(algo: str, env: str, seed: int, nominal: bool, more: list[str]) -> list[str]:
+    """What is typed after `ctrlrl train`."""
     preset = typed(train_config([f"experiment=cmorl/{env}"]))
+    steps = preset.total_steps // PROCESSES if nominal else None
     own: list[str] = []
     if algo == "capql":
         reference = ",".join(f"{x:g}" for x in preset.algo.reference)
@@ -54,7 +56,7 @@ def words_of(algo: str, env: str, seed: int, steps: int | None, more: list[str])
     if steps is not None:
         own += [f"total_steps={steps}"]
         if algo == "cmorl":
-            own += [f"algo.init_steps={steps * preset.algo.init_steps // preset.total_steps}"]
+            own += [f"algo.init_steps={preset.algo.init_steps // PROCESSES}"]
     return [*own, f"seed={seed}", *more]
 
 
@@ -79,12 +81,12 @@ def run(words: list[str]) -> None:
     )
 
 
-def table(steps: int | None, more: list[str]) -> str:
+def table(nominal: bool, more: list[str]) -> str:
     lines = ["| task | algorithm | steps | seeds | hypervolume | expected utility | sparsity | policies |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
     for env in ENVS:
         for algo in (*ALGOS, "capql"):
-            found = [r for r in rows() if (r["algo"], r["env"]) == (algo, env) and _asked(r, steps, more)]
+            found = [r for r in rows() if (r["algo"], r["env"]) == (algo, env) and _asked(r, nominal, more)]
             if found:
                 taken = " / ".join(f"{n:,}" for n in sorted({r["env_steps"] for r in found}))
                 names = ("hypervolume", "expected_utility", "sparsity", "front_size")
@@ -96,8 +98,8 @@ def table(steps: int | None, more: list[str]) -> str:
     return "\n".join([*lines, "", NOTE])
 
 
-def _asked(row: dict, steps: int | None, more: list[str]) -> bool:
-    words = words_of(row["algo"], row["env"], row["seed"], steps, more)
+def _asked(row: dict, nominal: bool, more: list[str]) -> bool:
+    words = words_of(row["algo"], row["env"], row["seed"], nominal, more)
     return row["command"] == "ctrlrl train " + " ".join(words)
 
 
@@ -114,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--envs", nargs="+", default=ENVS)
     parser.add_argument("--algos", nargs="+", default=ALGOS)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--nominal", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
@@ -123,10 +125,10 @@ def main() -> None:
     if not options.table:
         done = {row["command"] for row in rows() if "command" in row}
         grid = [(a, e, s) for s in options.seeds for e in options.envs for a in options.algos]
-        cells = [words_of(*cell, options.steps, more) for cell in grid]
+        cells = [words_of(*cell, options.nominal, more) for cell in grid]
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(run, [words for words in cells if "ctrlrl train " + " ".join(words) not in done]))
-    print(table(options.steps, more))
+    print(table(options.nominal, more))
 
 
 if __name__ == "__main__":
