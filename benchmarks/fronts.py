@@ -55,7 +55,7 @@ def words_of(algo: str, env: str, seed: int, nominal: bool, more: list[str]) -> 
         own = [f"experiment={algo}/{env}"]
     if steps is not None:
         own += [f"total_steps={steps}"]
-        if algo == "cmorl":
+        if algo == "cmorl" and preset.algo.init_steps is not None:
             own += [f"algo.init_steps={preset.algo.init_steps // PROCESSES}"]
     return [*own, f"seed={seed}", *more]
 
