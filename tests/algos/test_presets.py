@@ -148,7 +148,7 @@ def test_a_preset_names_its_gymnasium_id(algo):
 
 
 def test_multigoal_is_the_authors_run_but_for_its_size_and_the_gaussian_beside_it_differs_in_the_policy_alone():
-    """Their multigoal_env_cfg.yaml and the specification's table 3.A.6, but brownian_coef 0.25 and 4096 environments."""
+    """Their multigoal_env_cfg.yaml and the specification's table 3.A.6; theirs: brownian_coef 0.25, n_envs 4096."""
     flow, gaussian = preset("policyflow/multigoal"), preset("ppo/multigoal")
     task = MultiGoalConfig()
     assert (task.n_goals, task.dt, task.episode_length, task.max_acceleration) == (6, 0.1, 50, 5.0)
