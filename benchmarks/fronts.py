@@ -81,12 +81,13 @@ def run(words: list[str]) -> None:
     )
 
 
-def table(nominal: bool, more: list[str]) -> str:
+def table(seeds: list[int], nominal: bool, more: list[str]) -> str:
     lines = ["| task | algorithm | steps | seeds | hypervolume | expected utility | sparsity | policies |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
     for env in ENVS:
         for algo in (*ALGOS, "capql"):
-            found = [r for r in rows() if (r["algo"], r["env"]) == (algo, env) and _asked(r, nominal, more)]
+            here = [r for r in rows() if (r["algo"], r["env"]) == (algo, env) and r["seed"] in seeds]
+            found = [r for r in here if _asked(r, nominal, more)]
             if found:
                 taken = " / ".join(f"{n:,}" for n in sorted({r["env_steps"] for r in found}))
                 names = ("hypervolume", "expected_utility", "sparsity", "front_size")
@@ -128,7 +129,7 @@ def main() -> None:
         cells = [words_of(*cell, options.nominal, more) for cell in grid]
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(run, [words for words in cells if "ctrlrl train " + " ".join(words) not in done]))
-    print(table(options.nominal, more))
+    print(table(options.seeds, options.nominal, more))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,15 @@ def test_every_seed_is_that_of_its_own_run(algo, changes, double):
             torch.testing.assert_close(metrics[name][place], value, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("algo", "changes"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
+def test_the_first_updates_agree_in_float32_too(algo, changes):
+    make = maker(algo, **changes)
+    learner, single = together(make, updates=2)[0], make()
+    for place, seed in enumerate(SEEDS):
+        extract(learner, place, single)
+        assert_close(numbers(single), numbers(alone(make, seed, updates=2)[0]))
+
+
 def test_the_seeds_differ():
     learner, _, _ = together(maker("iql"), updates=2)
     assert not torch.allclose(learner.nets.value.net[0].weight[0], learner.nets.value.net[0].weight[1])
