@@ -148,17 +148,19 @@ def test_a_preset_names_its_gymnasium_id(algo):
 
 
 def test_multigoal_is_the_authors_run_but_for_its_size_and_the_gaussian_beside_it_differs_in_the_policy_alone():
-    """Their multigoal_env_cfg.yaml and the specification's table 3.A.6; theirs: brownian_coef 0.25, n_envs 4096."""
+    """Their multigoal_env_cfg.yaml and the specification's table 3.A.6; theirs: brownian_coef 0.25, n_envs 4096,
+    and a learning rate that follows the KL from 2e-4."""
     flow, gaussian = preset("policyflow/multigoal"), preset("ppo/multigoal")
     task = MultiGoalConfig()
     assert (task.n_goals, task.dt, task.episode_length, task.max_acceleration) == (6, 0.1, 50, 5.0)
     assert (task.goal_weight, task.action_weight, MultiGoal.bound) == (1.0, -0.01, 8.0)
     assert (flow["n_envs"], flow["total_steps"]) == (gaussian["n_envs"], gaussian["total_steps"]) == (1024, 9_000_000)
-    own = {"ent_coef": 0.001, "brownian_coef": 0.3, "learning_rate": 2e-4, "hidden": [256, 128, 64], "n_steps": 32}
-    assert own.items() <= flow["algo"].items()
+    own = {"ent_coef": 0.001, "brownian_coef": 0.35, "hidden": [256, 128, 64], "n_steps": 32}
+    rate = {"learning_rate": 7e-4, "lr_schedule": "linear", "desired_kl": None}
+    assert (own | rate).items() <= flow["algo"].items()
     shared = set(flow["algo"]) & set(gaussian["algo"])
     assert {k: flow["algo"][k] for k in shared} == {k: gaussian["algo"][k] for k in shared}
     defaults, beside = PolicyFlowConfig(), PPOConfig(**gaussian["algo"])
-    for name in ("vf_coef", "clip_range", "clip_range_vf", "max_grad_norm", "weight_decay", "desired_kl", "adam_eps"):
+    for name in ("vf_coef", "clip_range", "clip_range_vf", "max_grad_norm", "weight_decay", "adam_eps"):
         assert getattr(beside, name) == getattr(defaults, name), name
     assert math.exp(beside.log_std_init) * flow["algo"]["action_scale"] == pytest.approx(1.0, rel=1e-3)
