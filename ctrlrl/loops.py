@@ -79,6 +79,14 @@ def refuse_unless_offered(algo: str, offered: Sequence[str], env: str) -> None:
         )
 
 
+def refuse_unfit(cfg: TrainConfig) -> None:
+    """ValueError where the algorithm cannot learn in the environment, before memory is taken for all lanes of it."""
+    kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
+    refuse_unless_offered(cfg.algo.name, env_extras(cfg.env), f"env={cfg.env.id or cfg.env.name}")
+    if kind.continuous_only:
+        refuse_discrete(kind, cfg.algo.name, env_spec(cfg, device_of(cfg)))
+
+
 def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
     """Environment or data set, learner and loop of a run, or of a rank's share of it, without folder and evaluation."""
     device = device_of(cfg)
@@ -95,9 +103,7 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
         raise ValueError(
             f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
         )
-    refuse_unless_offered(cfg.algo.name, env_extras(cfg.env), f"env={cfg.env.id or cfg.env.name}")
-    if kind.continuous_only:
-        refuse_discrete(kind, cfg.algo.name, env_spec(cfg, device))  # before memory is taken for all environments
+    refuse_unfit(cfg)
     torch.manual_seed(cfg.seed)
     steps = cfg.env_steps(kind)
     mode = resolve(cfg.compile, device, steps)

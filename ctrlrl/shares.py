@@ -27,6 +27,8 @@ def share(cfg: TrainConfig, ranks: Ranks, *, cuda: bool) -> TrainConfig:
     if cfg.compile == "graph":
         raise ValueError(f"compile=graph is for one process, here are {n}. Use compile=compile or compile=eager.")
     algo: Any = cfg.algo
+    if why := getattr(algo, "one_process", ""):
+        raise ValueError(f"{why}: it trains in one process, here are {n}")
     own: dict[str, Any] = {}
     if hasattr(algo, "batch_size"):  # of a learner of a data set
         algo = replace(algo, batch_size=_part("algo.batch_size", algo.batch_size, n))

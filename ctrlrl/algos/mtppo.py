@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ctrlrl.core.actor_critic import ActorCriticLearner, Batch
 from ctrlrl.core.on_policy_config import ActorCriticConfig
-from ctrlrl.core.ranks import Ranks
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.masked import masked_mean, masked_std
 from ctrlrl.functional.regression import clipped_value
@@ -66,6 +65,12 @@ class MTPPOConfig(ActorCriticConfig):
                 "MTPPOConfig.normalize_advantage=batch comes before a router has mixed the heads; use minibatch or none"
             )
 
+    @property
+    def one_process(self) -> str:
+        """Why several processes cannot train it together; empty where they can."""
+        mixes = "algo.routing=attention mixes advantages before they are standardised"
+        return mixes if self.routing == "attention" else ""
+
 
 class MTPPOLearner(ActorCriticLearner):
     config = MTPPOConfig
@@ -92,13 +97,6 @@ class MTPPOLearner(ActorCriticLearner):
         )
         self.gammas = torch.tensor([*cfg.aux_gammas, cfg.gamma], device=spec.device)  # [K]
         self._found: Metrics = {}  # of the rollout's advantages
-
-    def set_ranks(self, ranks: Ranks) -> None:
-        if self.router is not None:
-            raise ValueError(
-                "routing=attention mixes advantages before they are standardised: it trains in one process"
-            )
-        super().set_ranks(ranks)
 
     def actor_value(self, value: Tensor) -> Tensor:
         return value[..., -1]

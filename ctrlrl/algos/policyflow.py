@@ -86,7 +86,7 @@ class PolicyFlowLearner(ActorCriticLearner):
     continuous_only = True
 
     def __init__(self, cfg: PolicyFlowConfig, spec: EnvSpec, *, own_features: Callable[[], nn.Module] | None = None):
-        features = vector_features(spec, algo=cfg.name, own=own_features)
+        features = vector_features(spec, algo=cfg.name, extractor=cfg.features_extractor, own=own_features)
         init: dict[str, Any] = {"output_gain": cfg.output_gain}
         critic_init: dict[str, Any] = {}
         if not cfg.orthogonal_init:

@@ -76,6 +76,11 @@ class ActorCriticConfig:
             value = getattr(self, name)
             if value is not None and value <= 0.0:
                 raise ValueError(f"{where}.{name} must be positive or null, got {value}")
+        if self.desired_kl is not None and self.lr_schedule != "constant":
+            raise ValueError(
+                f"{where}.lr_schedule={self.lr_schedule} and desired_kl={self.desired_kl} both set the learning rate: "
+                "use lr_schedule=constant, or desired_kl=null"
+            )
 
     def minibatches(self, rows: int) -> int:
         """Their number in an epoch over `rows`; the nearest to rows / minibatch_size where that is not whole."""

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from ctrlrl import build, judging, loops, tasks
-from ctrlrl.config import DIVISION
+from ctrlrl.config import DIVISION, TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.arguments import Schedule, advantage_kind, as_schedule, network, policy_name, refuse, start_value
-from ctrlrl.face.environments import Connection, connect
+from ctrlrl.face.environments import Connection, connect, env_config
 from ctrlrl.face.policy_view import PolicyView
 from ctrlrl.face.records import seed_generators
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
@@ -138,6 +138,8 @@ class Model:
         self._check_numbers()
         seed_generators(seed)
         if env is not None:
+            if isinstance(env, str) and n_envs > 1:
+                loops.refuse_unfit(TrainConfig(algo=self.cfg, env=env_config(env), device=str(self.device)))
             self._use(connect(env, n_envs, seed=seed, device=self.device))
             if _init_setup_model:
                 self._setup_model()

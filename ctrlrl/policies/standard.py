@@ -75,9 +75,9 @@ def standard_features(
     return features.to(spec.device), None if shared or isinstance(features, Vector) else make().to(spec.device)
 
 
-def vector_features(spec: EnvSpec, *, algo: str, own: Callable[[], nn.Module] | None) -> Vector:
+def vector_features(spec: EnvSpec, *, algo: str, extractor: str, own: Callable[[], nn.Module] | None) -> Vector:
     """Of an algorithm that compares with the features of the policy that acted: they must not learn."""
-    if own is not None or any(part.image for part in spec.obs_parts):
+    if own is not None or extractor != "flatten" or any(part.image for part in spec.obs_parts):
         raise ValueError(
             f"algo={algo} takes vectors, no images and no features extractor: its ratio asks the policy that acted, "
             "whose features must not have moved. Use algo=ppo."

@@ -228,6 +228,7 @@ def test_the_times_of_the_ratio_are_spread_evenly():
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"max_grad_norm": -1.0}, "max_grad_norm"),
         ({"desired_kl_rule": "step"}, "desired_kl_rule"),
+        ({"lr_schedule": "linear"}, "lr_schedule=linear and desired_kl=0.01 both set the learning rate"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(settings, named):
@@ -239,6 +240,8 @@ def test_images_are_refused_by_name():
     image = SPEC._replace(obs_dim=3 * 64 * 64, obs_parts=(ObsPart("", (3, 64, 64), image=True),))
     with pytest.raises(ValueError, match="algo=policyflow takes vectors"):
         make(image)
+    with pytest.raises(ValueError, match="algo=policyflow takes vectors"):
+        make(SPEC, features_extractor="cnn")
 
 
 def test_bfloat16_leaves_the_first_ratio_at_one_and_numbers_finite():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import ctrlrl
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.core.learner import Learner
@@ -202,3 +203,13 @@ def test_discrete_actions_are_refused_by_name_before_anything_is_built(algo):
         training_loop(cfg)
     with pytest.raises(ValueError, match=f"algo={algo} is for continuous actions"):
         make_learner(cfg.algo, make_env(cfg.env, 1, seed=0).spec)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [(name, "is for continuous actions") for name in ("PolicyFlow", "FPO", "SAC", "TD3")]
+    + [("PDPPO", "algo=pdppo needs post_obs, reward_split of every step, which env=cartpole does not tell")],
+)
+def test_the_python_classes_refuse_before_anything_is_built_too(model, named):
+    with pytest.raises(ValueError, match=named):
+        getattr(ctrlrl, model)("MlpPolicy", "cartpole", n_envs=2**46)

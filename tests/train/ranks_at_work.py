@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from ctrlrl.algos.bpo import BPOConfig, BPOLearner
+from ctrlrl.algos.fpo import FPOConfig, FPOLearner
 from ctrlrl.algos.iql import IQLConfig, IQLLearner
+from ctrlrl.algos.mtppo import MTPPOConfig, MTPPOLearner
+from ctrlrl.algos.pdppo import PDPPOConfig, PDPPOLearner
+from ctrlrl.algos.policyflow import PolicyFlowConfig, PolicyFlowLearner
 from ctrlrl.algos.ppo import PPOConfig, PPOLearner
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
@@ -27,7 +31,14 @@ from ctrlrl.types import EnvSpec, Rollout, Transition, tree_map
 
 T, N = 8, 6  # steps, and lanes of each rank
 SPEC = EnvSpec(3, 2, 0, 1, 2 * N, 0, torch.device("cpu"))
-LEARNERS: dict[str, tuple[Any, Any]] = {"ppo": (PPOLearner, PPOConfig), "bpo": (BPOLearner, BPOConfig)}
+LEARNERS: dict[str, tuple[Any, Any]] = {
+    "ppo": (PPOLearner, PPOConfig),
+    "bpo": (BPOLearner, BPOConfig),
+    "mtppo": (MTPPOLearner, MTPPOConfig),
+    "pdppo": (PDPPOLearner, PDPPOConfig),
+    "policyflow": (PolicyFlowLearner, PolicyFlowConfig),
+    "fpo": (FPOLearner, FPOConfig),
+}
 CASES: dict[str, dict[str, Any]] = {
     "one minibatch": {"n_minibatches": 1},
     "four minibatches": {"n_minibatches": 4},
@@ -36,10 +47,15 @@ CASES: dict[str, dict[str, Any]] = {
     "bpo": {"algo": "bpo", "n_minibatches": 2},
     "adaptive rate": {"n_minibatches": 4, "desired_kl": 0.01},
     "kl limit": {"n_minibatches": 4, "target_kl": 0.008},
+    "decoupled horizons": {"algo": "mtppo", "n_minibatches": 2},
+    "error routing": {"algo": "mtppo", "n_minibatches": 2, "routing": "error"},
+    "post-decision critics": {"algo": "pdppo", "n_minibatches": 2, "learning_rate": 1e-3, "normalize_reward": False},
+    "policyflow": {"algo": "policyflow", "n_minibatches": 2, "embed_dim": 8, "desired_kl": None},
+    "fpo": {"algo": "fpo", "n_minibatches": 2, "ent_coef": 0.0, "n_pairs": 2, "vf_hidden": [8]},
 }
 
 
-def rollout(seed: int) -> Rollout:
+def rollout(seed: int, algo: str) -> Rollout:
     """Of all lanes of both ranks; the second rank's are of another scale, so that averages of parts would show."""
     g = torch.Generator().manual_seed(seed)
     scale = torch.cat((torch.ones(N), torch.full((N,), 3.0)))
@@ -52,7 +68,23 @@ def rollout(seed: int) -> Rollout:
     obs, action = scale.unsqueeze(1) * normal(3) + scale.unsqueeze(1), normal(2)
     log_prob = -action.square().sum(-1) / 2 - 1.8379 + 0.1 * normal()
     ended = (ends & kind, ends & ~kind)
-    return Rollout(obs, action, log_prob, normal(), normal(), scale * normal() + scale, *ended, {})
+    whole = Rollout(obs, action, log_prob, normal(), normal(), scale * normal() + scale, *ended, {})
+    if algo == "mtppo":
+        return whole._replace(value=normal(4), next_value=normal(4))
+    if algo == "pdppo":
+        choice = torch.randint(3, (T, 2 * N), generator=g)
+        split = scale.unsqueeze(1) * normal(2)
+        return whole._replace(
+            action=choice, log_prob=0.1 * normal() - 1.1, extras={"post_obs": obs + 1.0, "reward_split": split}
+        )
+    if algo == "policyflow":
+        flow = {"z": normal(2), "mean": action, "noise": normal(2), "log_std": torch.zeros_like(action)}
+        return whole._replace(extras=flow)
+    if algo == "fpo":
+        step = torch.randint(10, (T, 2 * N, 2), generator=g)
+        pairs = {"end": action, "noise": normal(2, 2), "step": step, "error": normal(2).square()}
+        return whole._replace(log_prob=-pairs["error"].mean(-1), extras=pairs)
+    return whole
 
 
 def shuffles(ranks: Ranks) -> Any:
@@ -88,24 +120,29 @@ class FakeTorch:
 def on_policy(case: str, ranks: Ranks) -> dict[str, Tensor]:
     """The learner's state after one and after three updates, and the last metrics."""
     settings = dict(CASES[case])
-    kind, config = LEARNERS[settings.pop("algo", "ppo")]
+    algo = settings.pop("algo", "ppo")
+    kind, config = LEARNERS[algo]
     if "minibatch_size" in settings:
         settings["minibatch_size"] //= ranks.size
     shared = {"n_steps": T, "n_epochs": 2, "hidden": [8], "normalize_obs": True, "normalize_reward": True}
+    shared |= {"learning_rate": 1e-2, "ent_coef": 0.01}
+    spec = SPEC._replace(action_dim=0, n_actions=3) if algo == "pdppo" else SPEC
     torch.manual_seed(1 + ranks.index)  # set_ranks gives the second rank the first one's weights
-    learner = kind(config(**shared, learning_rate=1e-2, ent_coef=0.01, **settings), SPEC)
+    learner = kind(config(**(shared | settings)), spec)
+    if algo == "policyflow":  # every sample at one time, where a run draws them
+        learner._draw_times = lambda n: (torch.full((n,), 0.5), lambda net: net.time(torch.full((n,), 0.5)))
     if ranks.size > 1:
         learner.set_ranks(ranks)
     core_update.torch, state = FakeTorch(shuffles(ranks)), {}  # type: ignore[attr-defined]
     try:
         for seed in range(3):
-            whole = rollout(seed)
+            whole = rollout(seed, algo)
             own = slice(ranks.index * N, (ranks.index + 1) * N) if ranks.size == 2 else slice(None)
             metrics = ranks.averaged(learner.update(tree_map(lambda x, own=own: x[:, own].contiguous(), whole)))
             if seed in (0, 2):
                 found = {**learner.model_state(), **learner.training_state()}
-                found.pop("discounted_return")
-                state |= {f"{seed} {k}": v.detach().clone() for k, v in found.items()}
+                common = {k: v for k, v in found.items() if not k.startswith(learner.lanes)}
+                state |= {f"{seed} {k}": v.detach().clone() for k, v in common.items()}
     finally:
         core_update.torch = torch  # type: ignore[attr-defined]
     for spread in ("explained_variance", "advantage_variance"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from ranks_at_work import CASES, config, offline, on_policy
 
+from ctrlrl.algos.mtppo import MTPPOConfig
 from ctrlrl.build import build
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.ranks import ALONE, Ranks
@@ -174,6 +175,10 @@ class Two(Ranks):
         ({"n_envs": 9}, "n_envs=9 cannot be divided among 2 processes"),
         ({"compile": "graph"}, "compile=graph is for one process"),
         ({"seeds": 2}, "several processes train one seed"),
+        (
+            {"algo": MTPPOConfig(routing="attention")},
+            "attention mixes advantages .*: it trains in one process, here are 2",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused_by_name(changes, wanted):
