@@ -120,6 +120,22 @@ def spied(learner: Any) -> list[Any]:
     return seen
 
 
+def test_where_all_reward_comes_with_the_decision_and_is_known_its_advantage_counts_unless_the_other_is_larger():
+    """A deterministic task, r_x = r: G_pre is 0, and an exact V_x leaves A_x = 0."""
+    learner, collector = setup(gamma=0.9)
+    rollout = collected(collector)
+    reward = -torch.arange(1.0, 11.0).unsqueeze(1).expand(10, 3)
+    split = torch.stack((reward, torch.zeros_like(reward)), -1)
+    exact = sums(reward, rollout.terminated | rollout.truncated, 0.9)
+    before = torch.linspace(-2.0, 2.0, 30).view(10, 3)
+    known = rollout._replace(extras={"reward_split": split}, value=torch.stack((exact, before), -1))
+    advantage, target = learner.advantages(known)
+    torch.testing.assert_close(target, torch.stack((exact, torch.zeros_like(exact)), -1))
+    torch.testing.assert_close(advantage, torch.where(before >= 0.0, 0.0, -before))
+    worse = known._replace(value=torch.stack((exact + 1.0, before), -1))  # A_x = -1
+    torch.testing.assert_close(learner.advantages(worse)[0], torch.where(before >= 1.0, -1.0, -before))
+
+
 def test_the_first_ratio_is_1_for_every_machine():
     learner, collector = setup()
     seen = spied(learner)

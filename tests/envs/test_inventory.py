@@ -1,6 +1,7 @@
 """Lot sizing: the paper's numbers by hand, a slow step beside the batched one, and the laws of its randomness."""
 
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -188,13 +189,12 @@ def test_a_reset_draws_stocks_below_the_bound_and_setups_that_the_machine_can_ma
 
 
 def test_the_15x5_plant_is_the_printed_one():
+    """Checksums of the printed tables, row after row, a byte an entry."""
     plant = LotSizing().instance
     assert plant.production[1] == [20, 32, 0, 0, 23, 37, 27, 0, 25, 25, 34, 21, 28, 3, 0]
-    assert plant.setup_cost[2] == [15, 27, 27, 30, 19, 22, 17, 19, 26, 29, 15, 29, 30, 19, 16]
-    assert plant.setup_loss[0] == [1, 1, 3, 3, 1, 3, 3, 2, 1, 3, 1, 2, 2, 1, 3]
     assert plant.lost_sales_cost == [0.1] * 4 + [1.1, 0.1, 1.1, 0.1, 0.1, 1.1, 1.1, 1.1, 0.1, 1.1, 0.1]
-    sums = [np.sum(x) for x in plant[:3]]
-    assert sums == [856, 1630, 112]  # of the printed tables
+    sums = [zlib.crc32(np.array(x, dtype=np.int8).tobytes()) for x in plant[:3]]
+    assert sums == [1795934277, 3975030137, 2047678445]
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
