@@ -96,11 +96,17 @@ class CMORLConfig(ScalarizedPPOConfig):
     barrier_sharpness: float = 20.0  # t: the barrier weighs 1 / t
     n_extended: int = 5  # policies selected a round
     extension_updates: int = 20  # of each (policy, objective) in a round
+    extension_learning_rate: float | None = (
+        None  # constant, of extensions: the schedule then ends with stage one, as the
+    )
+    # authors'; null: one schedule over both stages
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range("CMORLConfig", low=0.0, high=1.0, open_ends=True, beta=self.beta)
         in_range("CMORLConfig", low=0.0, high=float("inf"), open_ends=True, barrier_sharpness=self.barrier_sharpness)
+        if self.extension_learning_rate is not None:
+            in_range("CMORLConfig", low=0.0, high=float("inf"), extension_learning_rate=self.extension_learning_rate)
         if self.ipo not in ("paper", "released"):
             raise ValueError(f"CMORLConfig.ipo must be paper or released, got {self.ipo!r}")
         for name in ("init_steps", "n_extended", "extension_updates"):
@@ -229,6 +235,11 @@ class ScalarizedPPOLearner(FrontLearner):
     def __init__(self, cfg: ScalarizedPPOConfig, spec: EnvSpec):
         super().__init__(cfg, spec)
         self.grid = depth_first_grid(spec.reward_dim, cfg.weight_low, cfg.weight_high, cfg.weight_step)
+        if not len(self.grid):
+            raise ValueError(
+                f"algo.weight_low={cfg.weight_low:g}, algo.weight_high={cfg.weight_high:g}: no preference over "
+                f"{spec.reward_dim} objectives has all entries but the last between the two. Lower weight_low."
+            )
         self._fresh = [self._nets() for _ in self.grid]
 
     def _nets(self) -> nn.ModuleDict:
@@ -282,12 +293,27 @@ class CMORLLearner(ScalarizedPPOLearner):
         updates = (total_steps - first) // cfg.n_extended // (cfg.n_steps * n_envs) // self.n_objectives
         full, rest = divmod(updates, cfg.extension_updates)
         lengths = [cfg.extension_updates] * full + [rest] * (rest > 0)
+        if not lengths and first < total_steps:
+            raise ValueError(
+                f"total_steps={total_steps}: {total_steps - first:,} steps of stage two are less than one update of "
+                f"{cfg.n_extended} policies along {self.n_objectives} objectives. Raise total_steps, or give all of "
+                "them to algo.init_steps."
+            )
         one_by_one = self.n_objectives if cfg.ipo == "released" else 1
         return [*super().plan(first, n_envs), *(n for n in lengths for _ in range(one_by_one))]
 
     @property
     def evaluation_due(self) -> bool:
         return self.n_begun > 1 or super().evaluation_due
+
+    def set_progress(self, done: float) -> None:
+        rate = self.cfg.extension_learning_rate
+        if rate is None:
+            super().set_progress(done)
+        elif self.team.extends:
+            self.team.opt.learning_rate.fill_(rate)
+        else:
+            super().set_progress(self.n_updates / self.rounds[0])
 
     def kept(self, team: Team) -> dict[str, Tensor]:
         kept = super().kept(team)

@@ -67,7 +67,7 @@ class Archive:
     def why_empty(self) -> str:
         """Which objective of the reference is to blame."""
         if not int(self.offered):
-            return "no policy has been evaluated yet; learn first"
+            return "the front holds no policy: none has been evaluated, or none reached algo.reference"
         i = int(self.below.argmax())
         place = ", ".join(f"{z:g}" for z in self.reference.tolist())
         best = self.best[i].item()

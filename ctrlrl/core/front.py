@@ -5,6 +5,7 @@ A paper says how many members the next round has and how they begin (`begin`), a
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -101,8 +102,10 @@ class FrontLearner(Learner):
         return metrics
 
     def offer(self, returns: Tensor) -> None:
-        """Mean returns [S, M] of the present members by an evaluation."""
+        """Mean returns [S, M] of the present members by an evaluation; ValueError where a run ends without a policy."""
         self.archive.insert(returns, self.kept(self.team))
+        if self.finished and not len(self.archive):
+            raise ValueError(self.archive.why_empty())
         self.team.judge(returns)
         self._acting = None
         self._measure()
@@ -207,8 +210,8 @@ class FrontLearner(Learner):
 
 
 def reference_of(values: Any, spec: EnvSpec) -> Tensor:
-    """[M] float64; ValueError where `algo.reference` does not have an entry for each objective."""
-    if len(values) != spec.reward_dim:
+    """[M] float64; ValueError where `algo.reference` does not have a number for each objective."""
+    if len(values) != spec.reward_dim or not all(math.isfinite(x) for x in values):
         names = f" ({', '.join(spec.objectives)})" if spec.objectives else ""
         raise ValueError(
             f"algo.reference must hold the worst return that counts in each of {spec.reward_dim} objectives"

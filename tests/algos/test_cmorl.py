@@ -241,6 +241,26 @@ def test_a_run_ends_where_nothing_new_is_left_to_extend():
     assert made.finished
 
 
+@pytest.mark.parametrize(
+    ("own", "first", "second"),
+    [(None, [0.01 * (1 - i / 10) for i in range(8)], 0.001), (0.003, [0.01 * (1 - i / 8) for i in range(8)], 0.003)],
+)
+def test_a_schedule_runs_over_both_stages_or_ends_with_the_first_one(own, first, second):
+    made = learner(init_steps=96 * 8, learning_rate=0.01, extension_learning_rate=own)
+    made.set_budget(10**5, 4)
+    made.begin_round()
+    rates = []
+    for made.n_updates in range(8):
+        made.set_progress(made.n_updates / 10)
+        rates.append(made.team.opt.learning_rate.item())
+    assert rates == pytest.approx(first)
+    made.n_updates = 8
+    made.offer(torch.tensor([(1.0, 9.0), (9.0, 1.0), (5.0, 5.0)]))
+    made.begin_round()
+    made.set_progress(0.9)
+    assert made.team.opt.learning_rate.item() == pytest.approx(second)
+
+
 # budgets
 
 
@@ -332,6 +352,9 @@ def test_a_stage_one_that_leaves_the_archive_empty_names_the_objective_to_blame(
     offered(made, [(1.0, 9.0), (9.0, 1.0)])
     with pytest.raises(ValueError, match="objective 1 wants at least 100, and the best of 2 policies reached 9"):
         made.begin_round()
+    alone = learner(kind=ScalarizedPPOLearner, reference=[0.0, 100.0])
+    with pytest.raises(ValueError, match="objective 1 wants at least 100"):
+        offered(alone, [(1.0, 9.0), (9.0, 1.0), (5.0, 5.0)])
 
 
 @pytest.mark.parametrize("algo", ["cmorl", "scalarized_ppo"])
@@ -353,6 +376,9 @@ def test_a_vector_reward_is_refused_by_algorithms_of_one_and_the_right_ones_are_
     [
         ({"reference": []}, "algo.reference must hold the worst return that counts in each of 2 objectives"),
         ({"reference": [0.0]}, "got \\[0.0\\]"),
+        ({"reference": [0.0, float("nan")]}, "algo.reference must hold"),
+        ({"weight_low": 0.7, "weight_high": 0.6}, "weight_low=0.7, algo.weight_high=0.6: no preference"),
+        ({"extension_learning_rate": -1.0}, "extension_learning_rate"),
         ({"beta": 1.0}, "beta"),
         ({"ipo": "other"}, "ipo must be paper or released"),
         ({"surrogate": "spo"}, "surrogate must be ppo or bpo"),
@@ -373,6 +399,8 @@ def test_a_budget_without_a_single_update_says_what_to_change():
         made.set_budget(1000, 4)
     with pytest.raises(ValueError, match="init_steps=10000 is more than total_steps=1000"):
         learner(init_steps=10_000).set_budget(1000, 4)
+    with pytest.raises(ValueError, match="4 steps of stage two are less than one update"):
+        learner(init_steps=996).set_budget(1000, 4)
 
 
 def test_weights_of_another_shape_are_refused_by_name():

@@ -83,7 +83,7 @@ def test_an_empty_archive_names_the_objective_to_blame(points, reference, said):
 
 
 def test_before_any_evaluation_it_says_so():
-    with pytest.raises(ValueError, match="no policy has been evaluated yet"):
+    with pytest.raises(ValueError, match="holds no policy: none has been evaluated"):
         archive().best_for(torch.tensor([0.5, 0.5]))
 
 
