@@ -34,6 +34,7 @@ from ctrlrl.policies.standard import standard_normalizer, standard_policy
 from ctrlrl.types import EnvSpec, Metrics, Rollout
 
 LEAST_GAP = 1e-2  # of a return above its floor, in units of the return: below it the barrier goes on as a line
+LEAST_PULL = 5.0  # of that line in the loss, however small 1 / t is
 
 
 @dataclass
@@ -210,7 +211,7 @@ class Team(Members):
         ratio = log_ratio.exp().clamp(1.0 - cfg.clip_range, 1.0 + cfg.clip_range)
         gain = ((ratio - 1.0).unsqueeze(-1) * batch.extras["advantages"]).mean(1)
         gap = (self.achieved + self.horizon * gain - self.floor) / self.scale
-        return (self.others * log_barrier(gap, least=LEAST_GAP)).sum(1)
+        return (self.others * log_barrier(gap, least=least_gap(cfg.barrier_sharpness))).sum(1)
 
     def _released(self, log_ratio: Tensor, batch: Batch) -> Tensor:
         """The authors' code, [S]: floors drift with the policy, and a row is dropped where a column was meant."""
@@ -219,6 +220,11 @@ class Team(Members):
         barrier = ratio_barrier(log_ratio, mean_return, beta=cfg.beta, clip_range=cfg.clip_range).mean(2)
         kept = torch.arange(rows, device=log_ratio.device) != self.objective.unsqueeze(1)
         return (barrier * kept).sum(1) / max(rows - 1, 1)
+
+
+def least_gap(sharpness: float) -> float:
+    """Where the log barrier becomes a line, for t."""
+    return min(LEAST_GAP, 1.0 / (LEAST_PULL * sharpness))
 
 
 def _beside(x: Tensor, wide: Tensor) -> Tensor:

@@ -74,13 +74,15 @@ def test_the_barrier_pulls_along_each_other_objectives_advantage_with_the_horizo
     torch.testing.assert_close(slope, 7.0 * other / 32 / gap * unit, rtol=1e-4, atol=1e-6)
 
 
-def test_below_its_floor_a_member_is_pulled_back_a_hundred_times_as_hard_and_not_to_infinity():
-    team = extended(returns=((10.0, 5.0),), objective=(0,))
+@pytest.mark.parametrize(("t", "pull"), [(5.0, 100.0), (20.0, 100.0), (1e4, 5e4)])
+def test_below_its_floor_a_member_is_pulled_back_hard_and_not_to_infinity(t, pull):
+    """At least five times as hard as its objective pulls, once the barrier is divided by t."""
+    team = extended(returns=((10.0, 5.0),), objective=(0,), barrier_sharpness=t)
     team.achieved.copy_(torch.tensor([[10.0, 1.0]]))
     data = batch(team)
     log_ratio = torch.zeros(1, 32, requires_grad=True)
     (slope,) = torch.autograd.grad(team._floors(log_ratio, data).sum(), log_ratio)
-    torch.testing.assert_close(slope, 100.0 * data.extras["advantages"][..., 1] / 32 / 5.0, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(slope, pull * data.extras["advantages"][..., 1] / 32 / 5.0, rtol=1e-4, atol=1e-6)
 
 
 def test_stage_one_has_no_barrier_and_stage_two_weighs_it_by_one_over_t():

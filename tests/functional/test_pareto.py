@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctrlrl.algos.cmorl import least_gap
 from ctrlrl.functional import pareto
 from ctrlrl.functional.pareto import (
     cardinality,
@@ -287,7 +288,7 @@ def test_the_best_policy_on_the_quarter_circle(t, angle, returns):
     close(floor, 0.636396, atol=1e-6)
     theta = torch.linspace(30, 80, 500_001, dtype=F64).deg2rad()
     gap = (theta.sin() - floor) / start[1]
-    best = theta[(theta.cos() + log_barrier(gap, least=1e-4) / t).argmax()]
+    best = theta[(theta.cos() + log_barrier(gap, least=least_gap(t)) / t).argmax()]
     close(best.rad2deg(), angle, atol=6e-3 if t == 5 else 2e-4)
     if returns is not None:
         close(torch.stack((best.cos(), best.sin())), returns, atol=3e-6)
