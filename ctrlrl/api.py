@@ -237,8 +237,7 @@ class EXPO(ReplayAgent):
         self, policy: Any, env: Any, *, base: OfflineAgent | None = None, gradient_steps: int = 20, **settings: Any
     ):
         super().__init__(policy, env, gradient_steps=gradient_steps, **_of_base(self, base) | settings)
-        if base is not None:
-            self.learner.begin_with(base.learner.model_state())
+        _begin_with(self, base)
 
 
 class BC(OfflineAgent):
@@ -319,8 +318,7 @@ class PARL(OfflineAgent):
         **settings: Any,
     ):
         super().__init__(policy, env, dataset, **_of_base(self, base) | settings)
-        if base is not None:
-            self.learner.begin_with(base.learner.model_state())
+        _begin_with(self, base)
 
 
 class Diffusion(OfflineAgent):
@@ -358,6 +356,13 @@ def _of_base(agent: Agent | OfflineAgent, base: Any) -> dict[str, Any]:
         base.cfg, f"{where}: base"
     )
     return settings
+
+
+def _begin_with(agent: Agent | OfflineAgent, base: Any) -> None:
+    """Take over the weights of a pretrained base, if there is one for the same spaces."""
+    if base is not None:
+        base._spaces.same(agent._spaces, f"{type(agent).__name__}: base")
+        agent.learner.begin_with(base.learner.model_state())
 
 
 _KINDS: tuple[type[Agent] | type[OfflineAgent] | type[FrontAgent], ...] = (

@@ -22,7 +22,7 @@ from ctrlrl.judging import evaluator, scorer
 from ctrlrl.loops import make_learner, seeds_of, training_loop
 from ctrlrl.provenance import facts
 from ctrlrl.shares import share
-from ctrlrl.sources import load_data, notices, read_data, same_task, score_range
+from ctrlrl.sources import load_data, notices, read_data, same_robot, same_task, score_range
 from ctrlrl.tasks import device_of, env_spec
 from ctrlrl.train.buffer_files import load_buffer, save_buffer
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
@@ -42,6 +42,7 @@ __all__ = [
     "notices",
     "read_data",
     "read_zip",
+    "same_robot",
     "same_task",
 ]
 __all__ += ["save_buffer", "write_zip"]

@@ -5,6 +5,7 @@ import pytest
 
 import ctrlrl
 from ctrlrl import BC, IQL, TD3BC
+from ctrlrl.data.episodes import Episodes, Facts
 
 SMALL = {"hidden": [16], "batch_size": 32}
 
@@ -76,6 +77,18 @@ def test_bad_input_is_named(make, told):
         make()
 
 
+def test_data_of_another_robot_of_the_same_size_are_refused():
+    n, rng = 20, np.random.default_rng(0)
+    obs, action = rng.standard_normal((n, 17)).astype("f4"), rng.uniform(-1.0, 1.0, (n, 6)).astype("f4")
+    no, ends = np.zeros(n, bool), np.array([n])
+    known = Facts("rollouts", "walker.npz", env_id="Walker2d-v4")
+    data = Episodes(obs, action, np.zeros(n, "f4"), no, ends, obs[-1:], np.ones(1, bool), ~no, {}, {}, known)
+    with pytest.raises(ValueError, match="data set is of Walker2d-v4, the policy would be for HalfCheetah: use env="):
+        IQL("MlpPolicy", "HalfCheetah-v5", data, **SMALL)
+    with pytest.warns(UserWarning, match="data set is of Walker2d-v4, evaluated on Walker2d-v5"):
+        IQL("MlpPolicy", "Walker2d-v5", data, **SMALL)
+
+
 def test_unknown_arguments_are_named_with_the_nearest():
     with pytest.raises(TypeError, match="batch_size"):
         BC("MlpPolicy", "Hopper-v4", batchsize=3)
@@ -93,7 +106,7 @@ def test_learn_online_goes_on_from_a_replay_buffer_that_can_be_saved(tmp_path):
     again = IQL.load(tmp_path / "m", env="Hopper-v4", n_envs=4)
     again.load_replay_buffer(tmp_path / "replay")
     np.testing.assert_array_equal(again.replay_buffer.table.rows[:40], model.replay_buffer.table.rows[:40])
-    assert again.learn_online(20).num_timesteps == 20
+    assert again.learn_online(20).num_timesteps == 60
     assert len(again.replay_buffer) == 60
 
 
@@ -103,6 +116,10 @@ def test_online_the_policys_learning_rate_is_constant_as_it_is_on_the_command_li
     for _ in range(2):
         model.learn_online(60)
         assert float(model.learner.opt["policy"].learning_rate) == pytest.approx(3e-4)
+    model.learn(20)
+    assert float(model.learner.opt["policy"].learning_rate) < 1e-5
+    model.learn_online(60)
+    assert float(model.learner.opt["policy"].learning_rate) == pytest.approx(3e-4), "after updates on the data again"
 
 
 def test_what_cannot_go_on_online_is_refused(tmp_path):

@@ -159,6 +159,16 @@ def test_rlpd_learns_from_a_data_set_and_the_environment():
     assert len(model.learn(10, reset_num_timesteps=False).replay_buffer) == 50, "another data set keeps the buffer"
 
 
+def test_a_share_of_none_puts_the_data_into_the_buffer_and_comes_back_from_a_file(tmp_path):
+    made = {**SMALL, "hidden": [16], "n_critics": 3, "offline_share": None, "buffer_size": 70_000}
+    model = RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", **made).learn(8)
+    assert len(model.replay_buffer) == 60_000 + 8
+    with pytest.raises(ValueError, match="offline_share=None puts the data set into a new replay buffer"):
+        model.set_dataset("hopper-medium.npz")
+    model.save(tmp_path / "m")
+    assert RLPD.load(tmp_path / "m").cfg.offline_share is None
+
+
 def test_a_dict_of_vectors_is_one_long_vector():
     class Parts(gym.Env[Any, Any]):
         observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(-1, 1, (1,))})

@@ -113,6 +113,8 @@ def test_in_python_the_base_is_a_model():
     assert action.shape == (1,)
     with pytest.raises(TypeError, match="EXPO: base must be a Diffusion or a Flow, got str"):
         EXPO("MlpPolicy", "Pendulum-v1", base="runs/x")
+    with pytest.raises(ValueError, match="EXPO: base: the model was trained with observation space"):
+        EXPO("MlpPolicy", "pointmass", base=clone, **small)
 
 
 def test_a_saved_model_is_the_same_when_loaded(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,14 +12,18 @@ import torch
 from ctrlrl import build, tasks
 from ctrlrl.config import EnvConfig, env_config_with
 from ctrlrl.envs.sb3 import SB3Env, as_sb3, is_sb3
-from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS, SIMULATORS, env_settings
+from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS, SIMULATORS, env_settings, unknown
 
 
 def env_config(name: str, **options: Any) -> EnvConfig:
     """Known Gymnasium ids run on the library's own simulators, which follow the same rules; others on Gymnasium."""
     native = {gym_id: own for own, gym_id in GYMNASIUM_IDS.items()}.get(name, name)
     if native in SIMULATORS or native in GYMNASIUM_IDS:
-        return env_config_with(env_settings(native))(name=native, **options)
+        kind = env_config_with(env_settings(native))
+        for option in options:
+            if option not in (known := sorted(f.name for f in fields(kind))):
+                raise TypeError(f"{name}: {unknown('setting', option, known)}")
+        return kind(name=native, **options)
     return EnvConfig(name="gym", id=name, **options)
 
 
@@ -51,10 +56,20 @@ class Connection:
     """One environment: `env`, as the loop steps it, and `face()`, as its user does.
 
     spaces:    of one lane, in the user's units. staggered: the first episode of every lane is cut short.
+    task:      what is known of it by name.
     """
 
-    def __init__(self, env: Any, spaces: build.Spaces, *, staggered: bool = False, face: Any = None):
+    def __init__(
+        self,
+        env: Any,
+        spaces: build.Spaces,
+        *,
+        staggered: bool = False,
+        face: Any = None,
+        task: EnvConfig | None = None,
+    ):
         self.env, self.spaces, self.staggered, self._face = env, spaces, staggered, face
+        self.task = EnvConfig() if task is None else task
 
     def face(self) -> Any:
         """The SB3 VecEnv that was given, else one made of `env`; `env` itself without SB3, or where it pays vectors."""
@@ -84,12 +99,22 @@ def connect(env: Any, n_envs: int, *, seed: int | None, device: torch.device) ->
         where = device if backend == "torch" else torch.device("cpu")
         vec_env = tasks.make_env(cfg, n_envs, seed=seed, device=where, stagger=n_envs > 1)
         staggered = n_envs > 1 and backend != "gymnasium"
-        return Connection(vec_env, tasks.spaces(cfg, vec_env.spec), staggered=staggered)
+        return Connection(vec_env, tasks.spaces(cfg, vec_env.spec), staggered=staggered, task=cfg)
     if type(env).__module__ == "ctrlrl.envs.sb3_face" and env._writer is None:
         # one of ours in SB3's clothes: stepped without them
         return Connection(env.env, build.Spaces(env.observation_space, env.action_space), face=env)
     vec_env = tasks.as_vec_env(env, seed=seed)
-    return Connection(vec_env, tasks.spaces_of(env, vec_env.spec), face=env if is_sb3(env) else None)
+    gym_id = getattr(getattr(env, "spec", None), "id", None)
+    task = env_config(gym_id) if isinstance(gym_id, str) else None
+    return Connection(vec_env, tasks.spaces_of(env, vec_env.spec), face=env if is_sb3(env) else None, task=task)
+
+
+def check_data(episodes: build.Episodes, spaces: build.Spaces, connection: Connection | None) -> list[str]:
+    """What is to be said of a data set beside an environment; ValueError where it is of another task."""
+    task = EnvConfig() if connection is None else connection.task
+    build.same_task(episodes, spaces.env_spec(torch.device("cpu")), str(spaces.observation))
+    build.same_robot(episodes.facts, task)
+    return build.notices(episodes.facts, task)
 
 
 def make_vec_env(

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ctrlrl import build, judging, loops, tasks
-from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
+from ctrlrl.config import DataConfig, TrainConfig
 from ctrlrl.face import saved
-from ctrlrl.face.environments import Connection, connect
+from ctrlrl.face.environments import Connection, check_data, connect
 from ctrlrl.face.records import seed_generators
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.log import Progress
@@ -86,8 +86,7 @@ class OfflineAgent:
             raise TypeError(f"{type(self).__name__}: dataset must be a path or Episodes, got {type(dataset).__name__}")
         if not hasattr(self, "learner"):
             raise ValueError(f"{type(self).__name__}: env is needed besides the data set, e.g. env='Hopper-v4'")
-        build.same_task(episodes, self._spaces.env_spec(self.device), str(self.observation_space))
-        for line in build.notices(episodes.facts, EnvConfig()):
+        for line in check_data(episodes, self._spaces, self._connection):
             warnings.warn(line, stacklevel=3)
         self._episodes, self._loop, self._online = episodes, None, None
 
@@ -123,6 +122,7 @@ class OfflineAgent:
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
         loop = self._online_loop()
+        self.learner.begin_online()  # updates on the data set may have come between
         begin, loop.online_steps = loop.env_steps, loop.env_steps + total_timesteps
         updates = loop.gradient_steps
         with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:
@@ -150,7 +150,6 @@ class OfflineAgent:
                 data=None if self._episodes is None else self._offline_loop().source,
                 skilled=self.gradient_steps > 0,
             )
-            self.learner.begin_online()
         return self._online
 
     @property
@@ -213,7 +212,7 @@ class OfflineAgent:
         saved.check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
         model._setup()
         build.restore_agent(model.learner, checkpoint, where)
-        model.gradient_steps = facts["num_timesteps"]
+        model.gradient_steps, model.num_timesteps = facts["num_timesteps"], facts.get("env_steps", 0)
         if dataset is not None:
             model.set_dataset(dataset)
         return model

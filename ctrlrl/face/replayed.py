@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 
 from ctrlrl import build, judging, loops, tasks
-from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
+from ctrlrl.config import DataConfig, TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.arguments import is_schedule, start_value
-from ctrlrl.face.environments import Connection, connect, env_config
+from ctrlrl.face.environments import Connection, check_data, connect, env_config
 from ctrlrl.face.policy_view import PolicyView
 from ctrlrl.face.records import progress_row, record_replay, seed_generators
 from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse
@@ -67,8 +67,8 @@ class ReplayAgent(Agent):
         self._policy_name, self.policy_kwargs = policy_name(policy, where), dict(policy_kwargs or {})
         self._extractor = self.clip_range = self.clip_range_vf = None
         named = {"learning_rate": start_value(learning_rate), "action_noise": noise_of(action_noise, where)}
-        given = {k: v for k, v in (named | settings).items() if v is not None}
-        self.cfg = self._config(network(self.policy_kwargs) | given)
+        given = {k: v for k, v in named.items() if v is not None}
+        self.cfg = self._config(network(self.policy_kwargs) | given | settings)
         if self.cfg.utd != type(self.cfg).utd:
             raise ValueError(f"{where}: utd={self.cfg.utd:g} is a word of the command line; give gradient_steps here")
         self.learning_rate = self.cfg.learning_rate if learning_rate is None else learning_rate
@@ -133,8 +133,12 @@ class ReplayAgent(Agent):
         episodes = build.load_data(dataset) if isinstance(dataset, (str, PathLike)) else dataset
         if not isinstance(episodes, build.Episodes):
             raise TypeError(f"{type(self).__name__}: dataset must be a path or Episodes, got {type(dataset).__name__}")
-        build.same_task(episodes, self._spaces.env_spec(self.device), str(self.observation_space))
-        for line in build.notices(episodes.facts, EnvConfig()):
+        if self.cfg.offline_share is None and self.replay_buffer is not None:
+            raise ValueError(
+                f"{type(self).__name__}: offline_share=None puts the data set into a new replay buffer, this one has "
+                "begun. Give dataset to the constructor, or a share."
+            )
+        for line in check_data(episodes, self._spaces, self._connection):
             warnings.warn(line, stacklevel=3)
         self._episodes, self._kept, self._loop = episodes, self.replay_buffer, None
 

@@ -54,6 +54,7 @@ def offline_facts(model: Any) -> dict[str, Any]:
         "data": {k: v for k, v in asdict(model._data).items() if k not in ("name", "path", "id")},
         "batch_size": model.cfg.batch_size,
         "num_timesteps": model.gradient_steps,
+        "env_steps": model.num_timesteps,
         "seed": model.seed,
         "verbose": model.verbose,
         "spaces": model._spaces.to_json(),
