@@ -22,7 +22,7 @@ from ctrlrl.data.ogbench import FILES as OGBENCH_IDS
 from ctrlrl.data.ogbench import SINGLE_TASKS
 from ctrlrl.data.write import layout_of, write
 from ctrlrl.registry import unknown
-from ctrlrl.sources import load_data
+from ctrlrl.sources import CACHE, load_data
 from ctrlrl.train.disk import naming, remove, sync_folder, write_atomic
 
 USAGE = """ctrlrl data info     PATH|id [reference=PATH] [ref_min=R ref_max=R] [out=card.json|card.png]
@@ -187,7 +187,8 @@ def _free(out: Path, overwrite: bool) -> None:
 
 
 def _is_minari(folder: Path) -> bool:
-    return {p.name for p in folder.iterdir()} == {"data"} and (folder / "data" / "metadata.json").is_file()
+    held = {p.name for p in folder.iterdir()} - {CACHE}
+    return held == {"data"} and (folder / "data" / "metadata.json").is_file()
 
 
 @contextmanager

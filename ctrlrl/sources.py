@@ -68,14 +68,22 @@ def _within_box(episodes: Episodes, clip: float | None) -> Episodes:
     return _noticed(episodes, f"actions reach {largest:.3g}, and [-1, 1] is what an environment takes; {cut}")
 
 
+CACHE = ".ctrlrl"  # a folder beside a data set
+
+
 def cache_folder(facts: Facts) -> Path | None:
     """Where what is computed of a data set once may lie: beside it, but not among the library's own files."""
     folder = Path(facts.path).absolute().parent
-    return folder / ".ctrlrl" if folder.is_dir() and folder != ASSETS.absolute() else None
+    return folder / CACHE if folder.is_dir() and folder != ASSETS.absolute() else None
 
 
 def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device: torch.device) -> Dataset | Windows:
     """The transformed transitions on the device, or windows of them where the algorithm's config has a `window`."""
+    if not (episodes.facts.has_rewards or getattr(learner, "clones", False)):
+        raise ValueError(
+            f"{episodes.facts.path}: the file has no rewards, and algo={cfg.algo.name} learns from them. An OGBench "
+            "file gets those of a task by data.id=...-singletask-v0; algo=bc needs none."
+        )
     data = cfg.data
     scale = data.reward_scale * (1000.0 / return_range(episodes) if data.return_range else 1.0)
     rows = Dataset.of_episodes(

@@ -261,6 +261,9 @@ def test_a_folder_that_is_no_data_set_is_never_overwritten(data, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("years")
     refused(data("convert", "a.npz", "out=mine", "overwrite=true"), "out=mine is a folder", "not overwritten")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
+    fine(data("convert", "a.npz", "out=set-v0"))
+    (tmp_path / "set-v0" / ".ctrlrl").mkdir()  # what learning from it leaves beside it
+    fine(data("convert", "a.npz", "out=set-v0", "overwrite=true"))
 
 
 # nothing half-written ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctrlrl.algos.bc import BCConfig
 from ctrlrl.algos.prdc import PRDCConfig
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.data.episodes import Facts
@@ -49,6 +50,17 @@ def test_images_and_discrete_actions_are_named():
         ValueError, match=r"algo=prdc is for continuous actions, those of this environment are discrete"
     ):
         offline_loop(cfg, episodes, torch.device("cpu"))
+
+
+def test_a_file_without_rewards_teaches_cloning_alone():
+    episodes = load_data("hopper-medium.npz")
+    episodes = replace(episodes, facts=replace(episodes.facts, has_rewards=False))
+    small = {"hidden": [8], "batch_size": 8}
+    learner = make_learner(BCConfig(**small), HOPPER)
+    assert loop_over(TrainConfig(algo=learner.cfg), episodes, learner)
+    learner = make_learner(PRDCConfig(**small), HOPPER)
+    with pytest.raises(ValueError, match="the file has no rewards, and algo=prdc learns from them"):
+        loop_over(TrainConfig(algo=learner.cfg), episodes, learner)
 
 
 def test_scores_are_between_the_data_sets_own_references_or_those_of_its_task():

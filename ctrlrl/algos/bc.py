@@ -32,6 +32,7 @@ class BCConfig:
 
 class BCLearner(OffPolicyLearner):
     config = BCConfig
+    clones = True
 
     def __init__(self, cfg: BCConfig, spec: EnvSpec):
         policy = DeterministicPolicy(spec.obs_dim, spec.action_dim, cfg.hidden)

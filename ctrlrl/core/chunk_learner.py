@@ -98,6 +98,7 @@ class ChunkLearner(OffPolicyLearner):
     """
 
     normalized = False
+    clones = True
     stackable = False  # convolutions and embeddings are not stacked
 
     def __init__(self, cfg: Any, policy: Any, *, normalizer: nn.Module, spared: Collection[str], device: torch.device):

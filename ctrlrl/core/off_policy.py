@@ -68,6 +68,7 @@ class OffPolicyLearner(Learner):
     normalized: ClassVar[bool] = True  # obs and next_obs of a batch reach `step` normalised
     stackable: ClassVar[bool] = True  # `step` trains the stacked networks of several seeds as it stands
     offline: ClassVar[bool] = True  # learns from a data set alone
+    clones: ClassVar[bool] = False  # the data set's actions, without a look at its rewards
     online: ClassVar[bool] = False  # learns from its own steps in an environment; its config is an OnlineConfig
     kept: ClassVar[tuple[str, ...]] = ()  # of PolicyOutput.extras, [B, M] of M objectives: what a replayed row keeps
 

@@ -86,10 +86,11 @@ def _not_finite(episodes: Episodes) -> Findings:
 def _actions(episodes: Episodes) -> Findings:
     action = episodes.action.reshape(episodes.n_rows, -1)
     discrete = action.dtype.kind in "iu"
-    outside = action < 0 if discrete else np.abs(action) > 1.0 + _ROUNDING
+    low, high = (np.array(end) for end in (episodes.facts.action_low or (-1.0,), episodes.facts.action_high or (1.0,)))
+    outside = action < 0 if discrete else (action < low - _ROUNDING) | (action > high + _ROUNDING)
     rows = np.flatnonzero(outside.any(1))
     if len(rows):
-        box = "0 ... n-1" if discrete else "[-1, 1]"
+        box = "0 ... n-1" if discrete else f"[{low.min():g}, {high.max():g}]"
         text = f"{_listed('row', rows)} of {episodes.n_rows:,}: actions reach {action.min():g} ... {action.max():g}"
         mend = f"clip them to {box}, as the environment did, or scale them if they are in the environment's own units"
         yield Finding("action_outside_box", text, mend)

@@ -72,7 +72,7 @@ class Dataset:
         n_steps: a row's reward is the discounted sum of up to this many, its next observation what the last of them led
         to, and extras "discount" [N] what the value there counts; from 2 on.
         """
-        actions = _in_units(episodes)
+        actions = episodes.unit_actions()
         rewards = episodes.reward * np.float32(reward_scale) + np.float32(reward_shift)
         lowest = float(rewards[episodes.usable].min(initial=np.inf))
         rewards, last, discount = _spans(episodes, rewards, gamma, n_steps)
@@ -162,14 +162,6 @@ def _of_best(episodes: Episodes, fraction: float) -> np.ndarray:
     best = np.zeros(episodes.n_episodes, dtype=bool)
     best[np.argsort(-episodes.returns(), kind="stable")[:count]] = True
     return np.repeat(best, episodes.lengths())
-
-
-def _in_units(episodes: Episodes) -> np.ndarray:
-    """Actions [N, A] with the file's own bounds at -1 and 1."""
-    low, high = (np.asarray(end, dtype=np.float32) for end in (episodes.facts.action_low, episodes.facts.action_high))
-    if len(low) == 0 or ((low == -1.0) & (high == 1.0)).all():
-        return episodes.action
-    return 2.0 * (episodes.action - low) / (high - low) - 1.0
 
 
 def _ends(keep: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ class Facts:
     notices: tuple[str, ...] = ()  # what the loader had to decide, one line each
     action_low: tuple[float, ...] = ()  # bounds of the Box that actions lie in, where the file says; () = [-1, 1]
     action_high: tuple[float, ...] = ()
+    has_rewards: bool = True  # false: the file has none, and all are 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ class Episodes:
 
     def lengths(self) -> Array:
         return self.ends - self.starts()
+
+    def unit_actions(self) -> Array:
+        """[N, A] with the file's own bounds at -1 and 1."""
+        low, high = (np.asarray(end, dtype=np.float32) for end in (self.facts.action_low, self.facts.action_high))
+        if len(low) == 0 or ((low == -1.0) & (high == 1.0)).all():
+            return self.action
+        return 2.0 * (self.action - low) / (high - low) - 1.0
 
     def next_obs(self) -> Array:
         """[N, O] observation after each row; row i + 1 of the file where an episode's last observation is not known."""

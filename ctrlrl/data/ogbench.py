@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,14 +101,16 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
     reward, terminated, notices = _task(columns, data_id, keep, extras)
     if columns.path.stem.endswith("-val"):
         notices.append("the validation part of its set")
+    known = facts(
+        columns, "ogbench", data_id=data_id, notices=notices,
+        env_id=columns.text("env_id") or (f"ogbench:{environment(data_id)}" if data_id else None),
+    )  # fmt: skip
+    rewarded = "rewards" in columns.names or "singletask" in (data_id or "")
     return Episodes(
         obs[keep], action[keep], reward, terminated, np.cumsum(lengths[walked]).astype(np.int64),
         final_obs=obs[bounds[walked]], has_final=np.ones(int(walked.sum()), bool), usable=np.ones(len(reward), bool),
         extras=extras, episode_extras={},
-        facts=facts(
-            columns, "ogbench", data_id=data_id, notices=notices,
-            env_id=columns.text("env_id") or (f"ogbench:{environment(data_id)}" if data_id else None),
-        ),
+        facts=replace(known, has_rewards=rewarded),
     )  # fmt: skip
 
 

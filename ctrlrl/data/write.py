@@ -6,12 +6,14 @@ Writers take a path where nothing is; a caller that must not leave half a file g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ctrlrl.data.episodes import Array, Episodes
+from ctrlrl.data.scores import reference
 from ctrlrl.data.write_states import new_hdf5, save_npz, time_outs, write_minari, write_ogbench
 
 _GOALS = "infos/goal"  # the column by which D4RL files tell that their episodes go on after a terminal row
@@ -38,7 +40,16 @@ def layout_of(out: Path, asked: str | None) -> str:
 
 def write(episodes: Episodes, path: Path, layout: str, *, name: str) -> list[str]:
     """name: what the file or folder will be called, which becomes the id of a Minari set."""
-    return LAYOUTS[layout].write(episodes, path, name)
+    facts, lost = episodes.facts, []
+    if layout != "minari":  # which alone has places for them
+        unit = episodes.unit_actions()
+        if unit is not episodes.action:
+            low, high = ((min(x), max(x)) for x in (facts.action_low, facts.action_high))
+            lost.append(f"the actions' box, {low[0]:g} ... {high[1]:g}: they are scaled from it to [-1, 1]")
+            episodes = replace(episodes, action=unit, facts=replace(facts, action_low=(), action_high=()))
+        if facts.ref_min is not None and reference(facts.env_id) != (facts.ref_min, facts.ref_max):
+            lost.append("the returns that score 0 and 100")
+    return LAYOUTS[layout].write(episodes, path, name) + lost
 
 
 def _rollouts(episodes: Episodes, path: Path, name: str) -> list[str]:

@@ -130,8 +130,8 @@ def write_minari(episodes: Episodes, path: Path, name: str) -> list[str]:
         "total_steps": episodes.n_rows,
         "data_format": "hdf5",
         "jpeg_encoding": False,
-        "observation_space": _space(episodes.obs, bounds=None),
-        "action_space": _space(episodes.action, bounds=1.0),
+        "observation_space": _space(episodes.obs, None),
+        "action_space": _space(episodes.action, (facts.action_low or (-1.0,), facts.action_high or (1.0,))),
         "dataset_id": name if re.search(r"-v\d+$", name) else f"{name}-v0",
         "minari_version": _MINARI_FORMAT,
         "dataset_size": round(size, 1),
@@ -162,15 +162,16 @@ def _env_spec(env_id: str) -> str | None:
         return None
 
 
-def _space(values: Array, *, bounds: float | None) -> str:
-    """A Gymnasium space as Minari serialises it. bounds: of a Box whose values keep to it, else none."""
+def _space(values: Array, bounds: tuple[tuple[float, ...], tuple[float, ...]] | None) -> str:
+    """A Gymnasium space as Minari serialises it. bounds: of a Box whose values keep to them, else none."""
     if values.dtype == np.int64:
         return json.dumps({"type": "Discrete", "dtype": "int64", "start": 0, "n": int(values.max()) + 1})
     shape = values.shape[1:]
-    limit = bounds if bounds is not None and np.abs(values).max() <= bounds else np.inf
-    low, high = (0, 255) if values.dtype == np.uint8 else (-limit, limit)
+    low, high = (np.full(shape, end) for end in ((0, 255) if values.dtype == np.uint8 else (-np.inf, np.inf)))
+    if bounds is not None and (values >= bounds[0]).all() and (values <= bounds[1]).all():
+        low, high = (np.broadcast_to(end, shape) for end in bounds)
     box = {"type": "Box", "dtype": str(values.dtype), "shape": list(shape)}
-    return json.dumps(box | {"low": np.full(shape, low).tolist(), "high": np.full(shape, high).tolist()})
+    return json.dumps(box | {"low": low.tolist(), "high": high.tolist()})
 
 
 # files ---------------------------------------------------------------------------------------------------------------

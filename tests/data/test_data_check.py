@@ -231,6 +231,13 @@ def test_goal_rows_are_terminal_wherever_the_reward_is_highest_and_no_defect():
     assert "terminal_inside_episode" in names(changed(goal, "terminated", 20, True))
 
 
+def test_actions_are_held_against_the_box_that_the_file_tells():
+    wide = Facts("minari", "made", action_low=(-2.0, -2.0), action_high=(2.0, 2.0))
+    assert "action_outside_box" not in names(changed(made(facts=wide), "action", (20, 1), -1.5))
+    narrow = replace(wide, action_low=(-0.4, -0.4), action_high=(0.4, 0.4))
+    assert "action_outside_box" in names(made(facts=narrow))
+
+
 def test_equal_rows_of_few_discrete_actions_are_a_fact_and_no_defect():
     e = made(action=np.arange(47) % 2)
     (found,) = check(repeated_rows(e, slice(30, 31), slice(5, 6)))

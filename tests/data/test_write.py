@@ -189,6 +189,19 @@ def test_what_a_layout_cannot_hold_has_a_line(tmp_path, layout):
         assert any(said in line for line in lost), said
 
 
+BOX = replace(FACTS, action_low=(-0.4,) * 2, action_high=(0.4,) * 2, ref_min=1.0, ref_max=2.0)
+
+
+@pytest.mark.parametrize("layout", list(LOSSES))
+def test_actions_in_a_box_of_their_own_teach_the_same_after_a_conversion(tmp_path, layout):
+    e = made(facts=BOX)
+    e.action[:] *= 0.4
+    path, lost = written(e, tmp_path, layout)
+    np.testing.assert_allclose(load(path).unit_actions()[:20], e.unit_actions()[:20], atol=1e-6)
+    told = [line for line in lost if "scaled from it to [-1, 1]" in line or "score 0 and 100" in line]
+    assert len(told) == (0 if layout == "minari" else 2)
+
+
 def test_d4rl_says_where_its_loader_would_cut_episodes_that_go_on(tmp_path):
     inside = made().terminated
     inside[[2, 3]] = True
