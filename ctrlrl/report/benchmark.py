@@ -48,18 +48,46 @@ class Benchmark(NamedTuple):
         return [float(x) for x in found] if all(map(measured, found)) else []
 
     def matrices(self, key: str) -> tuple[list[str], dict[str, Array]]:
-        """(tasks that every algorithm has, algorithm -> scores [seeds, tasks] of the seeds it has on all of them)."""
-        common = [t for t in self.tasks if all(self.values(algo, t, key) for algo in self.algos)]
+        """(tasks that every algorithm has, algorithm -> scores [seeds, tasks] of the seeds it has on all of them).
+
+        An algorithm with fewer than half of the tasks is left out, so that it does not leave out the others' tasks.
+        """
+        algos = [a for a in self.algos if 2 * self._n_tasks(a, key) >= len(self.tasks)]
+        common = [t for t in self.tasks if all(self.values(algo, t, key) for algo in algos)]
         found = {}
-        for algo in self.algos:
+        for algo in algos:
             seeds = [set(self.runs[algo][task]) for task in common]
             kept = sorted(set.intersection(*seeds), key=_by_number) if seeds else []
             found[algo] = np.array([[self.runs[algo][task][seed][key] for task in common] for seed in kept])
         return common, {algo: scores for algo, scores in found.items() if scores.size}
 
+    def _n_tasks(self, algo: str, key: str) -> int:
+        return sum(bool(self.values(algo, task, key)) for task in self.tasks)
+
+    def not_aggregated(self) -> list[str]:
+        """What `matrices` leaves out of the last evaluations, one line each."""
+        key = self.metric.keys[LAST]
+        common, found = self.matrices(key)
+        n, told = len(self.tasks), []
+        for algo in self.algos:
+            seeds = max(len(self.values(algo, task, key)) for task in self.tasks)
+            if algo not in found:
+                told.append(f"{algo}: {self._n_tasks(algo, key)} of {n} tasks, left out of all tasks together")
+            elif len(found[algo]) < seeds:
+                told.append(
+                    f"{algo}: {len(found[algo])} of {seeds} seeds have all tasks, the others are left out there"
+                )
+        if found and len(common) < n:
+            missing = ", ".join(task for task in self.tasks if task not in common)
+            told.append(f"all tasks together: {len(common)} of {n}, not every algorithm has {missing}")
+        return told
+
 
 def benchmark(results: Iterable[Result]) -> Benchmark:
-    """Sort results by algorithm, task and seed; the later of two with the same three stays."""
+    """Sort results by algorithm, task and seed; the later of two with the same three stays.
+
+    Where their settings differ that is told.
+    """
     runs: dict[str, dict[str, dict[str, Result]]] = {}
     tasks: dict[str, None] = {}
     left_out = []
@@ -69,7 +97,10 @@ def benchmark(results: Iterable[Result]) -> Benchmark:
             left_out.append(f"{algo}, {task}, seed {seed}: {r.get('status', 'finished')}, left out")
             continue
         tasks[task] = None
-        runs.setdefault(algo, {}).setdefault(task, {})[seed] = r
+        seeds = runs.setdefault(algo, {}).setdefault(task, {})
+        if seed in seeds and seeds[seed].get("config_hash") != r.get("config_hash"):
+            left_out.append(f"{algo}, {task}, seed {seed}: two runs with different settings, the earlier left out")
+        seeds[seed] = r
     return Benchmark(runs, list(tasks), left_out)
 
 

@@ -58,5 +58,5 @@ def report_markdown(paths: Sequence[Path]) -> str:
         sources = ". ".join(f"{name}: {said}" for name, said in sources_of(table).items())
         parts.append(f"**Published scores beside ours**\n\n{markdown(table)}\n{sources}.")
     parts += [note] if (note := incomparable(bench)) else []
-    parts += bench.left_out
+    parts += [*bench.left_out, *bench.not_aggregated()]
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -58,7 +58,7 @@ def compare_html(bench: Benchmark) -> str:
     if len(table.rows) > MANY:
         shown = f'<div class="runs">{folded(f"{len(table.rows)} rows", shown)}</div>'
     parts.append(f"<h2>Every task: last and best, score and return</h2>\n{shown}")
-    parts += [_muted(line) for line in bench.left_out]
+    parts += [_muted(line) for line in (*bench.left_out, *bench.not_aggregated())]
     return "\n".join(parts)
 
 

@@ -11,8 +11,10 @@ Result = Mapping[str, Any]
 
 
 def algo_of(r: Result) -> str:
-    """Algorithm with its variant in a sweep: "td3bc alpha=10"."""
-    return f"{r['algo']} {r['variant']}" if r.get("variant") else str(r["algo"])
+    """Algorithm with its variant in a sweep, and a precision other than float32: "td3bc alpha=10", "iql bfloat16"."""
+    dtype = r.get("dtype", "float32")
+    words = [r["algo"], r.get("variant"), None if dtype == "float32" else dtype]
+    return " ".join(str(word) for word in words if word)
 
 
 def task_of(r: Result) -> str:

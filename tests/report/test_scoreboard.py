@@ -90,6 +90,26 @@ def test_only_tasks_and_seeds_that_are_complete_are_aggregated():
     np.testing.assert_array_equal(found["td3bc"], [[10, 50], [11, 51]])
 
 
+def test_an_algorithm_with_few_tasks_is_left_out_and_named_instead_of_the_others_tasks():
+    more = [result("awac", TASKS[0], seed) for seed in range(3)]
+    four = [result(algo, f"more-{i}", seed) for algo in ("iql", "td3bc") for i in range(2) for seed in range(3)]
+    bench = benchmark([*two_by_two(3), *four, *more, result("iql", TASKS[0], 3)])
+    tasks, found = bench.matrices("normalized_score")
+    assert (len(tasks), set(found)) == (4, {"iql", "td3bc"})
+    assert bench.not_aggregated() == [
+        "iql: 3 of 4 seeds have all tasks, the others are left out there",
+        "awac: 1 of 4 tasks, left out of all tasks together",
+    ]
+    assert "not every algorithm has extra" in benchmark([*two_by_two(3), result("iql", "extra")]).not_aggregated()[0]
+
+
+def test_runs_of_other_settings_are_not_taken_for_one():
+    low = result(score=1.0, dtype="bfloat16")
+    assert benchmark([result(), low]).algos == ["iql", "iql bfloat16"]
+    twice = benchmark([result(config_hash="a"), result(config_hash="b")])
+    assert twice.left_out == [f"iql, {TASKS[0]}, seed 0: two runs with different settings, the earlier left out"]
+
+
 def test_unfinished_runs_are_left_out_by_name():
     bench = benchmark([result(), result(seed=1, status="failed"), result(seed=2, final_return_mean=None)])
     assert list(bench.runs["iql"][TASKS[0]]) == ["0"]
