@@ -66,6 +66,8 @@ class Benchmark(NamedTuple):
 
     def not_aggregated(self) -> list[str]:
         """What `matrices` leaves out of the last evaluations, one line each."""
+        if self.metric is RETURN and len(self.tasks) > 1:
+            return []  # nothing is aggregated
         key = self.metric.keys[LAST]
         common, found = self.matrices(key)
         n, told = len(self.tasks), []
@@ -74,9 +76,7 @@ class Benchmark(NamedTuple):
             if algo not in found:
                 told.append(f"{algo}: {self._n_tasks(algo, key)} of {n} tasks, left out of all tasks together")
             elif len(found[algo]) < seeds:
-                told.append(
-                    f"{algo}: {len(found[algo])} of {seeds} seeds have all tasks, the others are left out there"
-                )
+                told.append(f"{algo}: {len(found[algo])} of {seeds} seeds have all tasks, the others are left out")
         if found and len(common) < n:
             missing = ", ".join(task for task in self.tasks if task not in common)
             told.append(f"all tasks together: {len(common)} of {n}, not every algorithm has {missing}")

@@ -97,7 +97,7 @@ def test_an_algorithm_with_few_tasks_is_left_out_and_named_instead_of_the_others
     tasks, found = bench.matrices("normalized_score")
     assert (len(tasks), set(found)) == (4, {"iql", "td3bc"})
     assert bench.not_aggregated() == [
-        "iql: 3 of 4 seeds have all tasks, the others are left out there",
+        "iql: 3 of 4 seeds have all tasks, the others are left out",
         "awac: 1 of 4 tasks, left out of all tasks together",
     ]
     assert "not every algorithm has extra" in benchmark([*two_by_two(3), result("iql", "extra")]).not_aggregated()[0]
