@@ -142,9 +142,13 @@ class Sweep:
         return f"killed by signal {-code} (out of memory?); its last words: {said}" if code < 0 else said
 
     def _row(self, record: Record) -> None:
-        if self.options.rows is not None:
+        if self.options.rows is None:
+            return
+        try:
             row = row_of(record.cell, self.folder / record.cell.name, self.options.plan.name, self.options.data_dir)
             append_row(self.options.rows, row)
+        except (ValueError, OSError) as error:  # of this cell alone, and the others go on
+            self.board.event(f"{record.cell.name}: no row: {error}")
 
     def _left(self) -> float | None:
         """Seconds until the sweep ends, from the cells that this call finished."""
@@ -231,7 +235,7 @@ def _report(sweep: Sweep, code: int) -> Iterator[str]:
     out = sweep.folder / "report.html"
     try:
         write_page([sweep.folder], out)
-    except ImportError as error:
+    except (ImportError, ValueError, OSError) as error:
         yield f"no report: {error}"
     else:
         yield f"report: {out}"

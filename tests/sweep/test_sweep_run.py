@@ -188,6 +188,19 @@ def test_rows_hold_a_finished_cell_once_and_no_folder_of_this_machine(sweep, tmp
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_damaged_cell_costs_its_row_and_no_other(sweep, tmp_path):
+    def damaged(folder, log):
+        finish(folder)
+        (folder / "progress.csv").write_text("no header of ours\n1\n")
+        (folder / "result.json").write_text('{"status": "finished"}')
+        return Job(0)
+
+    code, said = sweep(Stage({"ppo-pendulum-s0": damaged}), "rows=r.jsonl", "data_dir=d")
+    assert (code, said.splitlines()[0]) == (0, "4 finished of 4 cells")
+    rows = [json.loads(line)["cell"] for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert rows == ["bpo-pendulum-s0", "ppo-pendulum-s1", "bpo-pendulum-s1"]
+
+
 def test_a_row_that_a_crash_cut_short_is_replaced_and_damage_is_named(tmp_path):
     row = {"sweep": None, "cell": "a", "command": "x", "value": 1}
     file = tmp_path / "deep" / "r.jsonl"
