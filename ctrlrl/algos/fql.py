@@ -83,10 +83,10 @@ class FQLLearner(OffPolicyLearner):
         distillation, q_policy = self._policy_terms(batch)
         scale = q_scale(q_policy) if self.cfg.normalize_q else 1.0
         policy_loss = self.cfg.alpha * distillation - batch_mean(scale * q_policy)
+        self.targets["critic"].move(self.cfg.tau)  # towards the critic as it was, as the authors' code
         self.opt["policy"](policy_loss)
         self.opt["critic"](critic_loss)
         self.opt["flow"](flow_loss)
-        self.targets["critic"].move(self.cfg.tau)
         return detached(
             loss_critic=critic_loss,
             loss_flow=flow_loss,

@@ -65,9 +65,9 @@ class WrittenOut:
 
         self.adam.zero_grad()
         (critic_loss + flow_loss + cfg.alpha * distillation + q_loss).backward()
-        self.adam.step()
         for t_, p in zip(nets.target.parameters(), nets.critic.parameters(), strict=True):
-            t_.data += cfg.tau * (p.data - t_.data)
+            t_.data += cfg.tau * (p.data - t_.data)  # target_update reads the network before the step
+        self.adam.step()
 
 
 @pytest.mark.parametrize(
