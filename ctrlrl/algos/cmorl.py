@@ -97,10 +97,7 @@ class CMORLConfig(ScalarizedPPOConfig):
     barrier_sharpness: float = 20.0  # t: the barrier weighs 1 / t
     n_extended: int = 5  # policies selected a round
     extension_updates: int = 20  # of each (policy, objective) in a round
-    extension_learning_rate: float | None = (
-        None  # constant, of extensions: the schedule then ends with stage one, as the
-    )
-    # authors'; null: one schedule over both stages
+    extension_learning_rate: float | None = None  # constant, after a schedule for stage one alone; null: one for both
 
     def __post_init__(self) -> None:
         super().__post_init__()
