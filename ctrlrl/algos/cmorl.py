@@ -22,6 +22,7 @@ from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.masked import batch_mean
 from ctrlrl.functional.pareto import (
     depth_first_grid,
+    least_gap,
     log_barrier,
     ratio_barrier,
     return_floor,
@@ -32,9 +33,6 @@ from ctrlrl.nn.normalize import RewardScaler
 from ctrlrl.nn.stacked import stack
 from ctrlrl.policies.standard import standard_normalizer, standard_policy
 from ctrlrl.types import EnvSpec, Metrics, Rollout
-
-LEAST_GAP = 1e-2  # of a return above its floor, in units of the return: below it the barrier goes on as a line
-LEAST_PULL = 5.0  # of that line in the loss, however small 1 / t is
 
 
 @dataclass
@@ -217,11 +215,6 @@ class Team(Members):
         barrier = ratio_barrier(log_ratio, mean_return, beta=cfg.beta, clip_range=cfg.clip_range).mean(2)
         kept = torch.arange(rows, device=log_ratio.device) != self.objective.unsqueeze(1)
         return (barrier * kept).sum(1) / max(rows - 1, 1)
-
-
-def least_gap(sharpness: float) -> float:
-    """Where the log barrier becomes a line, for t."""
-    return min(LEAST_GAP, 1.0 / (LEAST_PULL * sharpness))
 
 
 def _beside(x: Tensor, wide: Tensor) -> Tensor:

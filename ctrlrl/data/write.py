@@ -44,8 +44,8 @@ def write(episodes: Episodes, path: Path, layout: str, *, name: str) -> list[str
     if layout != "minari":  # which alone has places for them
         unit = episodes.unit_actions()
         if unit is not episodes.action:
-            low, high = ((min(x), max(x)) for x in (facts.action_low, facts.action_high))
-            lost.append(f"the actions' box, {low[0]:g} ... {high[1]:g}: they are scaled from it to [-1, 1]")
+            box = f"{min(facts.action_low):g} ... {max(facts.action_high):g}"
+            lost.append(f"the actions' box, {box}: they are scaled from it to [-1, 1]")
             episodes = replace(episodes, action=unit, facts=replace(facts, action_low=(), action_high=()))
         if facts.ref_min is not None and reference(facts.env_id) != (facts.ref_min, facts.ref_max):
             lost.append("the returns that score 0 and 100")

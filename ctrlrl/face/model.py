@@ -138,9 +138,7 @@ class Model:
         self._check_numbers()
         seed_generators(seed)
         if env is not None:
-            if isinstance(env, str) and n_envs > 1:
-                loops.refuse_unfit(TrainConfig(algo=self.cfg, env=env_config(env), device=str(self.device)))
-            self._use(connect(env, n_envs, seed=seed, device=self.device))
+            self._meet(env, n_envs)
             if _init_setup_model:
                 self._setup_model()
 
@@ -167,6 +165,12 @@ class Model:
         if callable(self.learning_rate) and (cfg.lr_schedule != "constant" or cfg.desired_kl is not None):
             other = "desired_kl" if cfg.desired_kl is not None else "lr_schedule"
             raise ValueError(f"{where}: learning_rate is a function and {other} changes it too; choose one")
+
+    def _meet(self, env: Any, n_envs: int) -> None:
+        """Take the environment of a constructor or of `load`; refuse it, where it does not fit, before its lanes are made."""
+        if isinstance(env, str) and n_envs > 1:
+            loops.refuse_unfit(TrainConfig(algo=self.cfg, env=env_config(env), device=str(self.device)))
+        self._use(connect(env, n_envs, seed=self.seed, device=self.device))
 
     def _use(self, connection: Connection) -> None:
         """Take an environment; the next `learn` resets it."""
@@ -348,7 +352,7 @@ class Model:
         model = cls(env=None, device=device, **saved.arguments(facts, saved.custom(custom_objects) | changes, where))
         spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:
-            model._use(connect(env, n_envs, seed=model.seed, device=model.device))
+            model._meet(env, n_envs)
             spaces.same(model._spaces, where)
         else:
             model._spaces, (model.observation_space, model.action_space) = spaces, spaces

@@ -15,7 +15,7 @@ from ctrlrl.config import DataConfig, TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.arguments import is_schedule, start_value
-from ctrlrl.face.environments import Connection, check_data, connect, env_config
+from ctrlrl.face.environments import Connection, check_data
 from ctrlrl.face.policy_view import PolicyView
 from ctrlrl.face.records import progress_row, record_replay, seed_generators
 from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse
@@ -93,9 +93,7 @@ class ReplayAgent(Agent):
         self._env_seed, self._n_envs = seed, 0
         seed_generators(seed)
         if env is not None:
-            if isinstance(env, str) and n_envs > 1:
-                loops.refuse_unfit(TrainConfig(algo=self.cfg, env=env_config(env), device=str(self.device)))
-            self._use(connect(env, n_envs, seed=seed, device=self.device))
+            self._meet(env, n_envs)
             if _init_setup_model:
                 self._setup_model()
         if dataset is not None:

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 from ctrlrl import build
 from ctrlrl.config import DIVISION
 from ctrlrl.face.arguments import is_schedule, network, start_value
-from ctrlrl.face.environments import connect
 from ctrlrl.provenance import versions
 
 File = str | os.PathLike[str] | BinaryIO
@@ -85,7 +84,7 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
     model = kind(found.get("policy", "MlpPolicy"), None, device=device, **{**config, **own, **changes})
     spaces = build.Spaces.from_json(found["spaces"], where)
     if env is not None:
-        model._use(connect(env, n_envs, seed=model.seed, device=model.device))
+        model._meet(env, n_envs)
         spaces.same(model._spaces, where)
     else:
         model._spaces, (model.observation_space, model.action_space) = spaces, spaces

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from ctrlrl import build
-from ctrlrl.face.environments import connect
 from ctrlrl.face.model import Model
 from ctrlrl.face.saved import File, check_size
 from ctrlrl.train.sb3_replay import read_replayed
@@ -51,7 +50,7 @@ def _prepare(model: Any, agent: Any, env: Any, n_envs: int, where: str) -> None:
         model._spaces, (model.observation_space, model.action_space) = spaces, spaces
         model._n_envs = agent.n_envs
     else:
-        model._use(connect(env, n_envs, seed=model.seed, device=model.device))
+        model._meet(env, n_envs)
         spaces.same(model._spaces, where)
     check_size(model, sum(t.numel() for t in agent.weights.values()), where)
     model._setup_model()

@@ -178,6 +178,14 @@ def return_floor(returns: Tensor, *, slack: float) -> Tensor:
     return returns - slack * returns.abs()
 
 
+def least_gap(sharpness: float) -> float:
+    """`least` of a log barrier that weighs 1 / sharpness: its line then has at least the slope 5 in the objective.
+
+    sharpness: t of C-MORL's barrier. 0.01 up to t = 20.
+    """
+    return min(0.01, 1.0 / (5.0 * sharpness))
+
+
 def log_barrier(gap: Tensor, *, least: float) -> Tensor:
     """log(gap), and below `least` the line that continues it: a broken constraint keeps a gradient back. Same shape.
 

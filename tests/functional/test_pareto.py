@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from ctrlrl.algos.cmorl import least_gap
 from ctrlrl.functional import pareto
 from ctrlrl.functional.pareto import (
     cardinality,
@@ -15,6 +14,7 @@ from ctrlrl.functional.pareto import (
     hypervolume,
     hypervolume_estimate,
     inverted_generational_distance,
+    least_gap,
     log_barrier,
     maximum_utility_loss,
     non_dominated,
