@@ -167,7 +167,7 @@ class Model:
             raise ValueError(f"{where}: learning_rate is a function and {other} changes it too; choose one")
 
     def _meet(self, env: Any, n_envs: int) -> None:
-        """Take the environment of a constructor or of `load`; refuse it, where it does not fit, before its lanes are made."""
+        """Take the environment of a constructor or of `load`; one that does not fit is refused before it is made."""
         if isinstance(env, str) and n_envs > 1:
             loops.refuse_unfit(TrainConfig(algo=self.cfg, env=env_config(env), device=str(self.device)))
         self._use(connect(env, n_envs, seed=self.seed, device=self.device))
