@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from ctrlrl.cli import main
+from ctrlrl.sweep.cells import Cell
+from ctrlrl.sweep.records import rows_of
 from ctrlrl.train.checkpoint import read_folder
 
 STEPS = 100
@@ -105,6 +107,16 @@ def test_a_seed_is_evaluated_by_its_folder_and_the_whole_run_says_so(run, capsys
     assert found["return_mean"] == pytest.approx(result(run)["seeds"][2]["final_return_mean"])
     assert called("eval", f"run={run}") == 2
     assert f"holds 3 seeds trained together; name one of them: run={run / 'seed_5'}" in capsys.readouterr().err
+
+
+def test_a_sweep_writes_a_row_a_seed(run):
+    cell = Cell("iql-swing-s5", "iql", "swing", "5", "", ("algo=iql", "seed=5", "seeds=3"))
+    found = rows_of(cell, run, "mine", "data")
+    assert [row["seed"] for row in found] == [5, 6, 7]
+    for row, entry in zip(found, result(run)["seeds"], strict=True):
+        assert row["final_return_mean"] == entry["final_return_mean"]
+        assert [steps for steps, *_ in row["evaluations"]] == [50, 100]
+        assert row["evaluations"][-1][1] == pytest.approx(entry["final_return_mean"], rel=1e-6)
 
 
 def test_a_stacked_run_goes_on_bit_for_bit(run, file, tmp_path):

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ctrlrl.report.runs import SCORE, read_run
+from ctrlrl.report.runs import SCORE, Run
+from ctrlrl.report.sources import read_sources
 from ctrlrl.sweep.cells import Cell
 from ctrlrl.train.disk import write_atomic
 
@@ -123,12 +124,15 @@ def _last_row(file: Path) -> dict[str, float]:
     return {}
 
 
-def row_of(cell: Cell, folder: Path, sweep: str, data_dir: str) -> dict[str, Any]:
-    """A finished cell as one result row: result.json, the cell, and its evaluations [steps, return, score or null].
+def rows_of(cell: Cell, folder: Path, sweep: str, data_dir: str) -> list[dict[str, Any]]:
+    """A finished cell as result rows, one a seed: result.json, cell, and evaluations [steps, return, score or null].
 
     The folder of data sets is written as {data_dir}: where it lies on this machine is nobody's business.
     """
-    run = read_run(folder)
+    return [_row(run, cell, sweep, data_dir) for run in read_sources([folder])]
+
+
+def _row(run: Run, cell: Cell, sweep: str, data_dir: str) -> dict[str, Any]:
     steps, returns = run.curve("eval/return_mean")
     scores = dict(zip(*(x.tolist() for x in run.curve(SCORE)), strict=True))
     row = {
@@ -147,9 +151,10 @@ def row_of(cell: Cell, folder: Path, sweep: str, data_dir: str) -> dict[str, Any
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> bool:
-    """Append one JSON line; False where the file has this cell with the same command already."""
+    """Append one JSON line; False where the file has this cell with the same command and seed already."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    key = [row[name] for name in ("sweep", "cell", "command")]
+    names = ("sweep", "cell", "command", "seed")
+    key = [row[name] for name in names]
     with open(file, "a+b") as f:
         _wait_for(f)
         f.seek(0)
@@ -162,7 +167,7 @@ def append_row(file: Path, row: Mapping[str, Any]) -> bool:
                 old = json.loads(line)
             except ValueError:
                 raise ValueError(f"{file}: line {number} is not JSON; mend it or name another file") from None
-            if isinstance(old, dict) and [old.get(name) for name in ("sweep", "cell", "command")] == key:
+            if isinstance(old, dict) and [old.get(name) for name in names] == key:
                 return False
         f.write(json.dumps(row, default=str).encode() + b"\n")
         f.flush()

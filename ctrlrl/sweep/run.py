@@ -25,7 +25,7 @@ from ctrlrl.sweep.records import (
     progress_of,
     read_cells,
     result_of,
-    row_of,
+    rows_of,
     score_of,
     state_of,
     write_cells,
@@ -145,8 +145,9 @@ class Sweep:
         if self.options.rows is None:
             return
         try:
-            row = row_of(record.cell, self.folder / record.cell.name, self.options.plan.name, self.options.data_dir)
-            append_row(self.options.rows, row)
+            folder = self.folder / record.cell.name
+            for row in rows_of(record.cell, folder, self.options.plan.name, self.options.data_dir):
+                append_row(self.options.rows, row)
         except (ValueError, OSError) as error:  # of this cell alone, and the others go on
             self.board.event(f"{record.cell.name}: no row: {error}")
 

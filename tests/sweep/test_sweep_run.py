@@ -202,14 +202,15 @@ def test_a_damaged_cell_costs_its_row_and_no_other(sweep, tmp_path):
 
 
 def test_a_row_that_a_crash_cut_short_is_replaced_and_damage_is_named(tmp_path):
-    row = {"sweep": None, "cell": "a", "command": "x", "value": 1}
+    row = {"sweep": None, "cell": "a", "command": "x", "seed": 0, "value": 1}
     file = tmp_path / "deep" / "r.jsonl"
     assert append_row(file, row)
     with open(file, "a") as f:
         f.write('{"sweep": nul')
     assert append_row(file, {**row, "cell": "b"})
     assert not append_row(file, {**row, "value": 2})
-    assert [json.loads(line)["cell"] for line in file.read_text().splitlines()] == ["a", "b"]
+    assert append_row(file, {**row, "seed": 1})
+    assert [json.loads(line)["cell"] for line in file.read_text().splitlines()] == ["a", "b", "a"]
     file.write_text("{\n")
     with pytest.raises(ValueError, match=r"r.jsonl: line 1 is not JSON"):
         append_row(file, row)
