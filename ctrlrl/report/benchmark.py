@@ -14,14 +14,17 @@ LAST, BEST = "last", "best"
 
 
 class Metric(NamedTuple):
-    """What is compared: D4RL's normalised score where every run has one, the return otherwise."""
+    """What is compared: D4RL's normalised score where every run has one, else OGBench's success, else the return."""
 
-    name: str  # "score" or "return"
+    name: str
     keys: Mapping[str, str]  # last, best -> key of a result
 
 
 SCORE = Metric("score", {LAST: "normalized_score", BEST: "best_normalized_score"})
+SUCCESS = Metric("success in %", {LAST: "success_percent", BEST: "best_success_percent"})
 RETURN = Metric("return", {LAST: "final_return_mean", BEST: "best_return_mean"})
+
+RATES = {"success_percent": "success_rate", "best_success_percent": "best_success_rate"}
 
 
 class Benchmark(NamedTuple):
@@ -37,9 +40,10 @@ class Benchmark(NamedTuple):
 
     @property
     def metric(self) -> Metric:
-        """The score where all runs have one."""
+        """The first that all runs have: what has one scale on all tasks before the return."""
         results = [r for tasks in self.runs.values() for seeds in tasks.values() for r in seeds.values()]
-        return SCORE if results and all(measured(r.get("normalized_score")) for r in results) else RETURN
+        common = (m for m in (SCORE, SUCCESS) if results and all(measured(r.get(m.keys[LAST])) for r in results))
+        return next(common, RETURN)
 
     def values(self, algo: str, task: str, key: str) -> list[float]:
         """One value a seed, in the order of the seeds; empty where a seed has none."""
@@ -100,7 +104,7 @@ def benchmark(results: Iterable[Result]) -> Benchmark:
         seeds = runs.setdefault(algo, {}).setdefault(task, {})
         if seed in seeds and seeds[seed].get("config_hash") != r.get("config_hash"):
             left_out.append(f"{algo}, {task}, seed {seed}: two runs with different settings, the earlier left out")
-        seeds[seed] = r
+        seeds[seed] = r | {key: 100.0 * r[rate] for key, rate in RATES.items() if measured(r.get(rate))}
     return Benchmark(runs, list(tasks), left_out)
 
 

@@ -14,6 +14,7 @@ Array = np.ndarray[Any, Any]
 
 FIRST_COLUMNS = ("env_steps", "gradient_steps", "wall_seconds")
 SCORE = "eval/normalized_score"  # column of progress.csv, D4RL's 0-100 scale
+SUCCESS = "eval/success_rate"  # column of progress.csv, 0 to 1
 
 
 class Run(NamedTuple):
@@ -77,11 +78,10 @@ def read_run(path: Path) -> Run:
 
 
 def with_best(run: Run) -> Run:
-    """The run with its best normalised score in the result, where its curve has scores."""
-    scores = run.curve(SCORE)[1]
-    if not len(scores) or run.result.get("best_normalized_score") is not None:
-        return run
-    return run._replace(result=run.result | {"best_normalized_score": float(scores.max())})
+    """The run with its best normalised score and success rate in the result, where its curve has them."""
+    curves = {f"best_{column.removeprefix('eval/')}": run.curve(column)[1] for column in (SCORE, SUCCESS)}
+    found = {key: float(values.max()) for key, values in curves.items() if len(values)}
+    return run._replace(result=run.result | {k: v for k, v in found.items() if run.result.get(k) is None})
 
 
 def _read_text(file: Path) -> str:

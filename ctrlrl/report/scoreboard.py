@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 from ctrlrl.report.aggregate import STATISTICS, Estimate, estimate, probability_of_improvement
-from ctrlrl.report.benchmark import BEST, LAST, RETURN, SCORE, Benchmark, Metric
+from ctrlrl.report.benchmark import BEST, LAST, RETURN, SCORE, SUCCESS, Benchmark, Metric
 from ctrlrl.report.published_offline import SOURCES, OfflineScore, d4rl_id, published_score
 from ctrlrl.report.stats import MIN_SEEDS
 from ctrlrl.report.tables import NONE, Table, number
@@ -41,13 +41,14 @@ def seeds_text(values: Sequence[float]) -> str:
 
 
 def every_task(bench: Benchmark) -> Table:
-    """One row a task and algorithm, with all four numbers by name."""
-    columns = ("task", "algo", "seeds", "last score", "best score", "last return", "best return")
+    """One row a task and algorithm, with all numbers by name."""
+    metrics = (SCORE, SUCCESS, RETURN)
+    columns = ("task", "algo", "seeds", *(f"{stage} {metric.name}" for metric in metrics for stage in (LAST, BEST)))
     rows = []
     for task in bench.tasks:
         for algo in bench.algos:
             if task in bench.runs[algo]:
-                keys = (SCORE.keys[LAST], SCORE.keys[BEST], RETURN.keys[LAST], RETURN.keys[BEST])
+                keys = [metric.keys[stage] for metric in metrics for stage in (LAST, BEST)]
                 cells = [seeds_text(bench.values(algo, task, key)) for key in keys]
                 rows.append((task, algo, str(len(bench.runs[algo][task])), *cells))
     filled = [i for i in range(len(columns)) if i < 3 or any(row[i] != NONE for row in rows)]

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from ctrlrl.report.benchmark import BEST, LAST, RETURN, SCORE, benchmark
+from ctrlrl.report.benchmark import BEST, LAST, RETURN, SCORE, SUCCESS, benchmark
 from ctrlrl.report.markdown import report_markdown, write_report
 from ctrlrl.report.published_offline import SOURCES, d4rl_id, offline_scores, published_score
 from ctrlrl.report.results import data_of, is_offline, task_of
+from ctrlrl.report.runs import read_run
 from ctrlrl.report.scoreboard import (
     aggregates,
     beside,
@@ -128,6 +129,24 @@ def test_returns_are_compared_where_a_run_has_no_score_but_never_averaged_over_t
     assert list(rows(aggregates(one))[0]) == ["algo", "tasks x seeds", "last: IQM", "best: IQM"]
 
 
+def test_tasks_without_a_score_are_compared_and_averaged_by_success_in_percent():
+    """OGBench's metric; its published numbers are 100 times the rate."""
+    found = [
+        result(algo, task, seed, normalized_score=None, success_rate=0.25 * seed + share, best_success_rate=1.0)
+        for algo, share in (("iql", 0.0), ("fql", 0.5))
+        for task in TASKS
+        for seed in range(3)
+    ]
+    bench = benchmark(found)
+    assert bench.metric is SUCCESS
+    assert rows(matrix(bench, LAST))[0] == {"task": TASKS[0], "iql": "0.0 · 25.0 · 50.0", "fql": "50.0 · 75.0 · 100.0"}
+    assert rows(matrix(bench, BEST))[1]["iql"] == "100.0 · 100.0 · 100.0"
+    assert rows(aggregates(bench))[1]["last: mean"].startswith("75.0 [")
+    assert rows(every_task(bench))[0]["last success in %"] == "0.0 · 25.0 · 50.0"
+    assert benchmark([*found, result(normalized_score=None)]).metric is RETURN
+    assert benchmark([result(success_rate=0.5)]).metric is SCORE
+
+
 def test_variants_of_an_algorithm_are_told_apart():
     bench = benchmark([result(), result(variant="expectile=0.9")])
     assert bench.algos == ["iql", "iql expectile=0.9"]
@@ -207,6 +226,17 @@ def test_rows_are_runs_whose_curves_are_their_evaluations(tmp_path):
     (run,) = read_sources([write_rows(tmp_path / "r.jsonl", [bare])])
     assert run.curve("eval/return_mean")[1].tolist() == [2.0]
     assert run.curve("eval/normalized_score")[1].size == 0
+
+
+def test_the_best_of_a_curve_joins_the_result_of_its_folder(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    bare = result(best_normalized_score=None, success_rate=0.25)
+    (tmp_path / "result.json").write_text(json.dumps(bare))
+    (tmp_path / "progress.csv").write_text(
+        "env_steps,gradient_steps,wall_seconds,eval/success_rate,eval/normalized_score\n0,1,1,0.5,7\n0,2,2,0.25,3\n"
+    )
+    found = read_run(tmp_path).result
+    assert (found["best_success_rate"], found["best_normalized_score"], found["success_rate"]) == (0.5, 7.0, 0.25)
 
 
 @pytest.mark.parametrize(
