@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrlrl.core.actor_critic import ActorCriticLearner, Batch
@@ -26,6 +25,7 @@ from ctrlrl.functional.surrogate import ppo_clip
 from ctrlrl.nn.critics import ValueCritic
 from ctrlrl.nn.mlp import xavier_normal
 from ctrlrl.nn.normalize import RewardScaler
+from ctrlrl.nn.velocity import FourierVelocity
 from ctrlrl.policies.flow import NoisyFlowPolicy
 from ctrlrl.policies.standard import standard_normalizer, vector_features
 from ctrlrl.types import EnvSpec, Metrics, Rollout
@@ -121,23 +121,23 @@ class PolicyFlowLearner(ActorCriticLearner):
         self.acted.load_state_dict(self.policy.velocity.state_dict())
         return super().update(rollout)
 
-    def _draw_times(self, n: int) -> tuple[Tensor, Any]:
-        """One time a sample [n], and a function that gives a velocity network's part of them [n, H]."""
+    def _draw_times(self, n: int) -> tuple[Tensor, Callable[[FourierVelocity, Tensor, Tensor], Tensor]]:
+        """One time a sample [n], and what a network says then at states [n, O] and points [n, A]."""
         grid = self.policy.grid
         if self.cfg.times == "uniform":
             t = END_TIMES[self.cfg.path] * torch.rand(n, device=grid.device)
-            return t, lambda net: net.time(t)
+            return t, lambda net, obs, x: net.at(net.context(obs) + net.time(t), x)
         place = torch.randint(len(grid), (n,), device=grid.device)
-        return grid[place], lambda net: F.embedding(place, net.time(grid))
+        return grid[place], lambda net, obs, x: net.on_grid(obs, x, grid, place)
 
     def log_ratio(self, batch: Batch) -> tuple[Any, ...]:
-        cfg, old, net = self.cfg, batch.extras, self.policy.velocity
-        t, part_of = self._draw_times(len(batch.obs))
+        cfg, old = self.cfg, batch.extras
+        t, velocity_of = self._draw_times(len(batch.obs))
         time = t.unsqueeze(-1)
         point = path_point(cfg.path, old["mean"], old["z"], time)
-        velocity = net.at(net.context(batch.obs) + part_of(net), point)
+        velocity = velocity_of(self.policy.velocity, batch.obs, point)
         with torch.no_grad():
-            before = self.acted.at(self.acted.context(batch.obs) + part_of(self.acted), point)
+            before = velocity_of(self.acted, batch.obs, point)
         change, log_std = velocity - before, self.policy.bounded_log_std()
         log_ratio = velocity_log_ratio(old["noise"], change, log_std, old["log_std"])
         kl = gaussian_kl(torch.zeros_like(change), old["log_std"], change.detach(), log_std.detach())

@@ -104,7 +104,7 @@ def benchmark(results: Iterable[Result]) -> Benchmark:
         seeds = runs.setdefault(algo, {}).setdefault(task, {})
         if seed in seeds and seeds[seed].get("config_hash") != r.get("config_hash"):
             left_out.append(f"{algo}, {task}, seed {seed}: two runs with different settings, the earlier left out")
-        seeds[seed] = r | {key: 100.0 * r[rate] for key, rate in RATES.items() if measured(r.get(rate))}
+        seeds[seed] = {**r, **{key: 100.0 * r[rate] for key, rate in RATES.items() if measured(r.get(rate))}}
     return Benchmark(runs, list(tasks), left_out)
 
 

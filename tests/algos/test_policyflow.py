@@ -204,9 +204,10 @@ def test_a_value_beyond_the_clip_gets_no_gradient():
 
 def test_the_times_of_the_ratio_are_spread_evenly():
     learner = make()
-    t, embedded = learner._draw_times(21_000)
+    t, velocity_of = learner._draw_times(21_000)
     assert torch.bincount((t * 20).round().long()).tolist() == pytest.approx([1000] * 21, rel=0.15)
-    torch.testing.assert_close(embedded(learner.acted), learner.acted.time(t))
+    net, obs, x = learner.acted, torch.randn(21_000, 3), torch.randn(21_000, 2)
+    torch.testing.assert_close(velocity_of(net, obs, x), net.at(net.context(obs) + net.time(t), x), rtol=0, atol=1e-5)
     t, _ = make(times="uniform", path="trigonometric")._draw_times(21_000)
     assert float(t.mean()) == pytest.approx(math.pi / 4, rel=0.02)
     assert float(t.max()) <= math.pi / 2

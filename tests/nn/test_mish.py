@@ -1,5 +1,6 @@
-"""Mish by one sigmoid against its definition in float64, where exponentials over- and underflow too."""
+"""Mish by one exponential against its definition in float64, where exponentials over- and underflow too."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -22,6 +23,13 @@ def test_with_and_without_gradients_it_is_one_number_to_the_bit():
     with torch.no_grad():
         quiet = Mish()(x)
     assert torch.equal(quiet, Mish()(x.clone().requires_grad_()))
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    x = torch.randn(8, requires_grad=True)
+    (slope,) = torch.autograd.grad(Mish()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 def test_the_argument_is_left_alone():

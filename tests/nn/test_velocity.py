@@ -32,6 +32,8 @@ def test_the_parts_of_the_first_layer_add_up_to_the_whole(hidden, obs_dim):
     torch.testing.assert_close(net.at(net.context(obs) + net.time(t), x), whole(net.embed_time(t)), rtol=0, atol=1e-5)
     one = net.at(net.context(obs), x, net.time(t[:1])[0])
     torch.testing.assert_close(one, whole(net.embed_time(t[:1])), rtol=0, atol=1e-5)
+    place = torch.tensor([6, 0, 1, 1, 2, 6, 4])
+    torch.testing.assert_close(net.on_grid(obs, x, t, place), whole(net.embed_time(t[place])), rtol=0, atol=1e-5)
 
 
 def test_the_embedding_of_time_is_cosines_and_sines_of_fixed_frequencies_and_two_layers():
