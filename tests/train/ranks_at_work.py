@@ -130,7 +130,11 @@ def on_policy(case: str, ranks: Ranks) -> dict[str, Tensor]:
     torch.manual_seed(1 + ranks.index)  # set_ranks gives the second rank the first one's weights
     learner = kind(config(**(shared | settings)), spec)
     if algo == "policyflow":  # every sample at one time, where a run draws them
-        learner._draw_times = lambda n: (torch.full((n,), 0.5), lambda net: net.time(torch.full((n,), 0.5)))
+        middle = len(learner.policy.grid) // 2
+        learner._draw_times = lambda n: (
+            torch.full((n,), 0.5),
+            lambda net, obs, x: net.on_grid(obs, x, learner.policy.grid, torch.full((n,), middle)),
+        )
     if ranks.size > 1:
         learner.set_ranks(ranks)
     core_update.torch, state = FakeTorch(shuffles(ranks)), {}  # type: ignore[attr-defined]
