@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctrlrl.report.benchmark import BEST, LAST, benchmark
+from ctrlrl.report.fine_tuning import FINE_TUNING_NOTE, FINE_TUNING_TITLE, fine_tuning
 from ctrlrl.report.page import write_page
 from ctrlrl.report.scoreboard import (
     INTERVALS,
@@ -42,10 +43,12 @@ def write_report(paths: Sequence[Path], out: Path, form: str | None = None) -> N
 
 def report_markdown(paths: Sequence[Path]) -> str:
     """Tasks x algorithms where there are several of either, else one row a seed."""
-    results = [run.result for run in read_sources(paths)]
-    bench = benchmark(results)
+    runs = read_sources(paths)
+    results = [run.result for run in runs]
+    bench, tuned = benchmark(results), fine_tuning(runs)
+    switch = [] if tuned is None else [f"**{FINE_TUNING_TITLE}**\n\n{markdown(tuned)}\n{FINE_TUNING_NOTE}"]
     if len(bench.algos) * len(bench.tasks) < 2:
-        return f"{markdown(results_table(results))}\n{markdown(pooled_table(results))}"
+        return "\n".join([markdown(results_table(results)), markdown(pooled_table(results)), *switch])
     parts = []
     for stage in (LAST, BEST):
         parts.append(f"**{TITLES[stage].format(bench.metric.name)}**\n\n{markdown(matrix(bench, stage))}")
@@ -54,6 +57,7 @@ def report_markdown(paths: Sequence[Path]) -> str:
         parts.append(f"**All tasks together**\n\n{markdown(table)}\n{INTERVALS}.")
         if (table := improvements(bench)) is not None:
             parts.append(markdown(table))
+    parts += switch
     if (table := beside(bench)) is not None:
         sources = ". ".join(f"{name}: {said}" for name, said in sources_of(table).items())
         parts.append(f"**Published scores beside ours**\n\n{markdown(table)}\n{sources}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ctrlrl.report.benchmark import benchmark
 from ctrlrl.report.curves import HYPERVOLUME, curve_png, seeks_front, steps, write_curve
+from ctrlrl.report.fine_tuning import FINE_TUNING_NOTE, FINE_TUNING_TITLE, fine_tuning
 from ctrlrl.report.front_picture import front_png, front_tasks
 from ctrlrl.report.html import MANY, data_uri, folded, page_html, picture_html, table_html
 from ctrlrl.report.page_benchmark import beside_html, compare_html, note_html
@@ -32,6 +33,7 @@ def write_page(runs: Sequence[Path], out: Path) -> None:
         _facts(read[0]) if len(read) == 1 else "",
         note_html(bench),
         compare_html(bench) if compared else "",
+        _fine_tuning(read),
         beside_html(bench),
         _curves([run for run in read if not seeks_front(run)]),
         _hypervolumes([run for run in read if seeks_front(run)]),
@@ -47,6 +49,12 @@ def write_page(runs: Sequence[Path], out: Path) -> None:
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page_html(title, "\n".join(part for part in parts if part), broad=compared), encoding="utf-8")
+
+
+def _fine_tuning(runs: Sequence[Run]) -> str:
+    if (table := fine_tuning(runs)) is None:
+        return ""
+    return f'<h2>{FINE_TUNING_TITLE}</h2>\n{table_html(table)}\n<p class="muted">{FINE_TUNING_NOTE}</p>'
 
 
 def _title(runs: Sequence[Run]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ctrlrl.report.benchmark import BEST, LAST, RETURN, SCORE, SUCCESS, benchmark
+from ctrlrl.report.fine_tuning import fine_tuning
 from ctrlrl.report.markdown import report_markdown, write_report
 from ctrlrl.report.published_offline import SOURCES, d4rl_id, offline_scores, published_score
 from ctrlrl.report.results import data_of, is_offline, task_of
@@ -237,6 +238,21 @@ def test_the_best_of_a_curve_joins_the_result_of_its_folder(tmp_path):
     )
     found = read_run(tmp_path).result
     assert (found["best_success_rate"], found["best_normalized_score"], found["success_rate"]) == (0.5, 7.0, 0.25)
+
+
+def test_what_became_of_the_offline_score_is_told_for_runs_that_went_on(tmp_path):
+    curve = [[100, 900.0, 40.0], [200, 1200.0, 50.0], [5200, 600.0, 30.0], [10200, 900.0, 45.0], [20200, 0.0, 20.0]]
+    went_on = {"clock": "steps", "env_steps": 20_000, "gradient_steps": 20_200, "evaluations": curve, "regret": 0.25}
+    seeds = [
+        result(**went_on),
+        result(seed=1, **went_on | {"evaluations": [*curve[:2], [5200, 1.0, 60.0], *curve[3:]]}),
+    ]
+    file = write_rows(tmp_path / "r.jsonl", [*seeds, result("bc")])
+    (row,) = rows(fine_tuning(read_sources([file])))
+    assert (row["before"], row["worst"], row["worst / before"]) == ("50.0 · 50.0", "30.0 · 45.0", "60 % · 90 %")
+    assert (row["last"], row["regret"]) == ("20.0 · 20.0", "0.250 · 0.250")
+    assert "From the data set to the environment" in report_markdown([file])
+    assert fine_tuning(read_sources([write_rows(tmp_path / "o.jsonl", [result()])])) is None
 
 
 @pytest.mark.parametrize(
