@@ -159,6 +159,18 @@ def test_rlpd_learns_from_a_data_set_and_the_environment():
     assert len(model.learn(10, reset_num_timesteps=False).replay_buffer) == 50, "another data set keeps the buffer"
 
 
+def test_the_data_sets_settings_are_arguments_and_the_environments_rewards_follow_them(tmp_path):
+    made = {**SMALL, "hidden": [16], "n_critics": 3, "reward_shift": -7.0, "clip_actions": 0.5}
+    model = RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", **made).learn(20)
+    plain = RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", **{**made, "reward_shift": 0.0}).learn(20)
+    for place in (0, 1):  # the data set, the replay buffer: Hopper's first steps pay about 1
+        shifted, own = (m._loop.source.sources[place].table["reward"][:20] for m in (model, plain))
+        torch.testing.assert_close(shifted.mean(), own.mean() - 7.0, rtol=0, atol=0.3)
+    assert model._loop.source.sources[0].table["action"].abs().max() == 0.5
+    model.save(tmp_path / "m")
+    assert RLPD.load(tmp_path / "m")._data == model._data
+
+
 def test_a_share_of_none_puts_the_data_into_the_buffer_and_comes_back_from_a_file(tmp_path):
     made = {**SMALL, "hidden": [16], "n_critics": 3, "offline_share": None, "buffer_size": 70_000}
     model = RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", **made).learn(8)

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from ctrlrl import build, judging, loops, tasks
-from ctrlrl.config import DataConfig, TrainConfig
+from ctrlrl.config import TrainConfig
 from ctrlrl.face import saved
+from ctrlrl.face.data import DATA, data_settings, episodes_of
 from ctrlrl.face.environments import Connection, check_data, connect
 from ctrlrl.face.records import seed_generators
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.log import Progress
 
 Array = np.ndarray[Any, Any]
-DATA = tuple(f.name for f in fields(DataConfig) if f.name not in ("name", "path", "id"))
 
 
 class OfflineAgent:
@@ -55,8 +55,8 @@ class OfflineAgent:
         for name in settings:
             if name not in (*known, *DATA):
                 raise TypeError(f"{where}: {unknown('argument', name, sorted((*known, *DATA)))}")
-        self.cfg = kind(**{k: v for k, v in settings.items() if k in known})
-        self._data = DataConfig(**{k: v for k, v in settings.items() if k in DATA})
+        self._data, own = data_settings(settings)
+        self.cfg = kind(**own)
         self.seed, self.verbose = seed, verbose
         self.device = tasks.resolve_device(str(device))
         self.gradient_steps = self.num_timesteps = 0
@@ -81,9 +81,7 @@ class OfflineAgent:
 
     def set_dataset(self, dataset: Any) -> None:
         """Learn from this one from now on; normalisation statistics are taken from it."""
-        episodes = build.load_data(dataset) if isinstance(dataset, (str, PathLike)) else dataset
-        if not isinstance(episodes, build.Episodes):
-            raise TypeError(f"{type(self).__name__}: dataset must be a path or Episodes, got {type(dataset).__name__}")
+        episodes = episodes_of(dataset, type(self).__name__)
         if not hasattr(self, "learner"):
             raise ValueError(f"{type(self).__name__}: env is needed besides the data set, e.g. env='Hopper-v4'")
         for line in check_data(episodes, self._spaces, self._connection):

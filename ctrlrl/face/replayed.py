@@ -11,10 +11,11 @@ from typing import Any, Self
 import torch
 
 from ctrlrl import build, judging, loops, tasks
-from ctrlrl.config import DataConfig, TrainConfig
+from ctrlrl.config import TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.arguments import is_schedule, start_value
+from ctrlrl.face.data import data_settings, episodes_of
 from ctrlrl.face.environments import Connection, check_data
 from ctrlrl.face.policy_view import PolicyView
 from ctrlrl.face.records import progress_row, record_replay, seed_generators
@@ -33,7 +34,9 @@ class ReplayAgent(Agent):
     train_freq: vector steps between updates, or (n, "episode") with one environment.
     gradient_steps: updates then; -1 = as many as environment steps were taken.
     action_noise: SB3's NormalActionNoise, or its standard deviation.
-    dataset: a file or `Episodes` whose rows are `offline_share` of every batch. Other keywords: fields of the config.
+    dataset: a file or `Episodes` whose rows are `offline_share` of every batch. `reward_shift=-1.0`,
+        `return_range=True`, `clip_actions=0.99999` and the like transform it, and the environment's rewards with it.
+    Other keywords: fields of the config.
     """
 
     _episodes: Any = None
@@ -68,6 +71,7 @@ class ReplayAgent(Agent):
         self._extractor = self.clip_range = self.clip_range_vf = None
         named = {"learning_rate": start_value(learning_rate), "action_noise": noise_of(action_noise, where)}
         given = {k: v for k, v in named.items() if v is not None}
+        self._data, settings = data_settings(settings)
         self.cfg = self._config(network(self.policy_kwargs) | given | settings)
         if self.cfg.utd != type(self.cfg).utd:
             raise ValueError(f"{where}: utd={self.cfg.utd:g} is a word of the command line; give gradient_steps here")
@@ -128,9 +132,7 @@ class ReplayAgent(Agent):
 
     def set_dataset(self, dataset: Any) -> None:
         """Let `offline_share` of every batch be rows of this one."""
-        episodes = build.load_data(dataset) if isinstance(dataset, (str, PathLike)) else dataset
-        if not isinstance(episodes, build.Episodes):
-            raise TypeError(f"{type(self).__name__}: dataset must be a path or Episodes, got {type(dataset).__name__}")
+        episodes = episodes_of(dataset, type(self).__name__)
         if self.cfg.offline_share is None and self.replay_buffer is not None:
             raise ValueError(
                 f"{type(self).__name__}: offline_share=None puts the data set into a new replay buffer, this one has "
@@ -176,7 +178,7 @@ class ReplayAgent(Agent):
         if self._loop is None:
             data: Any = None
             if self._episodes is not None:
-                cfg = TrainConfig(algo=self.cfg, data=DataConfig(), seed=self.seed or 0)
+                cfg = TrainConfig(algo=self.cfg, data=self._data, seed=self.seed or 0)
                 data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)
                 self.learner.prefit(data.all())
             env, staggered = self._connection.env, self._connection.staggered

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from ctrlrl import build
 from ctrlrl.config import DIVISION
 from ctrlrl.face.arguments import is_schedule, network, start_value
+from ctrlrl.face.data import data_facts
 from ctrlrl.provenance import versions
 
 File = str | os.PathLike[str] | BinaryIO
@@ -50,7 +51,7 @@ def offline_facts(model: Any) -> dict[str, Any]:
     return {
         "algo": model.algo,
         "config": asdict(model.cfg),
-        "data": {k: v for k, v in asdict(model._data).items() if k not in ("name", "path", "id")},
+        "data": data_facts(model._data),
         "batch_size": model.cfg.batch_size,
         "num_timesteps": model.gradient_steps,
         "env_steps": model.num_timesteps,
@@ -63,7 +64,8 @@ def offline_facts(model: Any) -> dict[str, Any]:
 
 def replay_facts(model: Any) -> dict[str, Any]:
     """Of a model that learns from replayed steps."""
-    return facts(model) | {"train_freq": list(model.train_freq), "gradient_steps": model.gradient_steps}
+    own = {"train_freq": list(model.train_freq), "gradient_steps": model.gradient_steps}
+    return facts(model) | own | {"data": data_facts(model._data)}
 
 
 def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, changes: Mapping[str, Any]) -> Any:
@@ -74,7 +76,7 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
         raise ValueError(f"{where} holds a model of {found['algo']}, not of {kind.algo}; use ctrlrl.load(path)")
     config = {k: v for k, v in found["config"].items() if k != "name"}
     kept = ("seed", "stats_window_size", "tensorboard_log", "verbose", "gradient_steps", "train_freq")
-    own = {name: found[name] for name in kept if name in found}
+    own = found.get("data", {}) | {name: found[name] for name in kept if name in found}
     if "learning_rate" in found.get("schedules", ()) and "learning_rate" not in changes:
         warnings.warn(
             f"{where}: learning_rate was a function, which a model file does not hold; it is "
