@@ -168,7 +168,17 @@ def test_the_data_sets_settings_are_arguments_and_the_environments_rewards_follo
         torch.testing.assert_close(shifted.mean(), own.mean() - 7.0, rtol=0, atol=0.3)
     assert model._loop.source.sources[0].table["action"].abs().max() == 0.5
     model.save(tmp_path / "m")
-    assert RLPD.load(tmp_path / "m")._data == model._data
+    loaded = RLPD.load(tmp_path / "m", env="Hopper-v4")
+    assert loaded._data == model._data
+    with pytest.raises(
+        ValueError, match=r"reward_shift=-7.0, clip_actions=0.5 transforms a data set, and there is none"
+    ):
+        loaded.learn(8)
+    model._data.return_range = True
+    with pytest.raises(ValueError, match="buffer holds those of another"):
+        model.set_dataset("hopper-medium.npz")
+    with pytest.raises(TypeError, match="unknown argument 'holdout'"):
+        RLPD("MlpPolicy", "Hopper-v4", holdout=0.5)
 
 
 def test_a_share_of_none_puts_the_data_into_the_buffer_and_comes_back_from_a_file(tmp_path):

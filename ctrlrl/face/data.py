@@ -1,4 +1,4 @@
-"""What a user gives as a data set, and the settings of how it is read."""
+"""What a user gives as a data set, and the settings that transform it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from typing import Any
 from ctrlrl import build
 from ctrlrl.config import DataConfig
 
-DATA = tuple(f.name for f in fields(DataConfig) if f.name not in ("name", "path", "id"))
+READING = ("name", "path", "id", "group", "holdout")  # which episodes to read: of the command line
+DATA = tuple(f.name for f in fields(DataConfig) if f.name not in READING)
 
 
 def data_settings(settings: Mapping[str, Any]) -> tuple[DataConfig, dict[str, Any]]:
-    """The data set's settings among keyword arguments, and the others."""
+    """How a data set is transformed, among keyword arguments, and the others."""
     others = {k: v for k, v in settings.items() if k not in DATA}
     return DataConfig(**{k: v for k, v in settings.items() if k in DATA}), others
 
 
 def data_facts(cfg: DataConfig) -> dict[str, Any]:
-    """The same settings, for a model's file."""
+    """What a model's file says of them."""
     return {k: v for k, v in asdict(cfg).items() if k in DATA}
+
+
+def known_data(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same read from a file, which may be older."""
+    return {k: v for k, v in facts.get("data", {}).items() if k in DATA}
 
 
 def episodes_of(dataset: Any, where: str) -> build.Episodes:

@@ -14,7 +14,7 @@ import torch
 from ctrlrl import build, judging, loops, tasks
 from ctrlrl.config import TrainConfig
 from ctrlrl.face import saved
-from ctrlrl.face.data import DATA, data_settings, episodes_of
+from ctrlrl.face.data import DATA, data_settings, episodes_of, known_data
 from ctrlrl.face.environments import Connection, check_data, connect
 from ctrlrl.face.records import seed_generators
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
@@ -202,7 +202,7 @@ class OfflineAgent:
         if facts["algo"] != cls.algo:
             raise ValueError(f"{where} holds a model of {facts['algo']}, not of {cls.algo}; use ctrlrl.load(path)")
         config = {k: v for k, v in facts["config"].items() if k != "name"}
-        model = cls(device=device, seed=facts.get("seed"), **{**config, **facts.get("data", {}), **changes})
+        model = cls(device=device, seed=facts.get("seed"), **{**config, **known_data(facts), **changes})
         model._spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:
             model._connection = connect(env, model.n_envs, seed=None, device=torch.device("cpu"))

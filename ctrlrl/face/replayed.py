@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 
 from ctrlrl import build, judging, loops, tasks
-from ctrlrl.config import TrainConfig
+from ctrlrl.config import DataConfig, TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.arguments import is_schedule, start_value
-from ctrlrl.face.data import data_settings, episodes_of
+from ctrlrl.face.data import data_facts, data_settings, episodes_of
 from ctrlrl.face.environments import Connection, check_data
 from ctrlrl.face.policy_view import PolicyView
 from ctrlrl.face.records import progress_row, record_replay, seed_generators
@@ -133,6 +133,11 @@ class ReplayAgent(Agent):
     def set_dataset(self, dataset: Any) -> None:
         """Let `offline_share` of every batch be rows of this one."""
         episodes = episodes_of(dataset, type(self).__name__)
+        if self._data.return_range and self.replay_buffer is not None:
+            raise ValueError(
+                f"{type(self).__name__}: return_range=True scales rewards by the data set's returns, and the replay "
+                "buffer holds those of another. Make a new model."
+            )
         if self.cfg.offline_share is None and self.replay_buffer is not None:
             raise ValueError(
                 f"{type(self).__name__}: offline_share=None puts the data set into a new replay buffer, this one has "
@@ -177,6 +182,11 @@ class ReplayAgent(Agent):
         assert self._connection is not None
         if self._loop is None:
             data: Any = None
+            if self._episodes is None and self._data != DataConfig():
+                raise ValueError(
+                    f"{type(self).__name__}: {_changed(self._data)} transforms a data set, and there is none. Give "
+                    "dataset=FILE or call set_dataset."
+                )
             if self._episodes is not None:
                 cfg = TrainConfig(algo=self.cfg, data=self._data, seed=self.seed or 0)
                 data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)
@@ -305,3 +315,8 @@ class ReplayAgent(Agent):
         return saved.load_replayed(
             cls, path, env, device, n_envs=n_envs, changes=saved.custom(custom_objects) | changes
         )
+
+
+def _changed(cfg: DataConfig) -> str:
+    """The settings that are not the default, as they are typed."""
+    return ", ".join(f"{k}={v}" for k, v in data_facts(cfg).items() if v != getattr(DataConfig, k))

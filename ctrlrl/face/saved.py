@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from ctrlrl import build
 from ctrlrl.config import DIVISION
 from ctrlrl.face.arguments import is_schedule, network, start_value
-from ctrlrl.face.data import data_facts
+from ctrlrl.face.data import data_facts, known_data
 from ctrlrl.provenance import versions
 
 File = str | os.PathLike[str] | BinaryIO
@@ -76,7 +76,7 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
         raise ValueError(f"{where} holds a model of {found['algo']}, not of {kind.algo}; use ctrlrl.load(path)")
     config = {k: v for k, v in found["config"].items() if k != "name"}
     kept = ("seed", "stats_window_size", "tensorboard_log", "verbose", "gradient_steps", "train_freq")
-    own = found.get("data", {}) | {name: found[name] for name in kept if name in found}
+    own = known_data(found) | {name: found[name] for name in kept if name in found}
     if "learning_rate" in found.get("schedules", ()) and "learning_rate" not in changes:
         warnings.warn(
             f"{where}: learning_rate was a function, which a model file does not hold; it is "

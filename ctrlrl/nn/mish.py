@@ -13,7 +13,10 @@ LARGEST = 20.0  # beyond it Mish is x, and the square of exp(x) would soon overf
 
 
 class Mish(nn.Module):
-    """As torch's, within float32 rounding; a quarter of its time forward and backward on a CPU."""
+    """As torch's to 2e-6 for finite x, in a quarter of its time forward and backward on a CPU.
+
+    For the slope it keeps a second tensor of the size of x.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if (

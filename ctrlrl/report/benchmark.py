@@ -14,7 +14,7 @@ LAST, BEST = "last", "best"
 
 
 class Metric(NamedTuple):
-    """What is compared: D4RL's normalised score where every run has one, else OGBench's success, else the return."""
+    """What is compared: the normalised score where every run has one, else the success rate (OGBench's), else return."""
 
     name: str
     keys: Mapping[str, str]  # last, best -> key of a result
@@ -45,10 +45,16 @@ class Benchmark(NamedTuple):
         common = (m for m in (SCORE, SUCCESS) if results and all(measured(r.get(m.keys[LAST])) for r in results))
         return next(common, RETURN)
 
+    @property
+    def stages(self) -> list[str]:
+        """Last, and best where some run knows it: result rows of success rates do not."""
+        keys = self.metric.keys
+        return [s for s in keys if any(self.values(a, t, keys[s]) for a in self.algos for t in self.tasks)]
+
     def values(self, algo: str, task: str, key: str) -> list[float]:
         """One value a seed, in the order of the seeds; empty where a seed has none."""
         seeds = self.runs[algo].get(task, {})
-        found: list[Any] = [seeds[seed].get(key) for seed in sorted(seeds, key=_by_number)]
+        found: list[Any] = [seeds[seed].get(key) for seed in sorted(seeds, key=by_number)]
         return [float(x) for x in found] if all(map(measured, found)) else []
 
     def matrices(self, key: str) -> tuple[list[str], dict[str, Array]]:
@@ -61,7 +67,7 @@ class Benchmark(NamedTuple):
         found = {}
         for algo in algos:
             seeds = [set(self.runs[algo][task]) for task in common]
-            kept = sorted(set.intersection(*seeds), key=_by_number) if seeds else []
+            kept = sorted(set.intersection(*seeds), key=by_number) if seeds else []
             found[algo] = np.array([[self.runs[algo][task][seed][key] for task in common] for seed in kept])
         return common, {algo: scores for algo, scores in found.items() if scores.size}
 
@@ -108,5 +114,5 @@ def benchmark(results: Iterable[Result]) -> Benchmark:
     return Benchmark(runs, list(tasks), left_out)
 
 
-def _by_number(seed: str) -> tuple[int, str]:
+def by_number(seed: str) -> tuple[int, str]:
     return (int(seed), "") if seed.isdecimal() else (2**62, seed)

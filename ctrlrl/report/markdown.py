@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctrlrl.report.benchmark import BEST, LAST, benchmark
+from ctrlrl.report.benchmark import benchmark
 from ctrlrl.report.fine_tuning import FINE_TUNING_NOTE, FINE_TUNING_TITLE, fine_tuning
 from ctrlrl.report.page import write_page
 from ctrlrl.report.scoreboard import (
@@ -50,7 +50,7 @@ def report_markdown(paths: Sequence[Path]) -> str:
     if len(bench.algos) * len(bench.tasks) < 2:
         return "\n".join([markdown(results_table(results)), markdown(pooled_table(results)), *switch])
     parts = []
-    for stage in (LAST, BEST):
+    for stage in bench.stages:
         parts.append(f"**{TITLES[stage].format(bench.metric.name)}**\n\n{markdown(matrix(bench, stage))}")
     parts.append(SEEDS_NOTE)
     if (table := aggregates(bench)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from ctrlrl.report.benchmark import BEST, LAST, Benchmark
+from ctrlrl.report.benchmark import Benchmark
 from ctrlrl.report.html import MANY, folded, picture_html, table_html
 from ctrlrl.report.profiles import profile_png
 from ctrlrl.report.scoreboard import (
@@ -39,7 +39,7 @@ def compare_html(bench: Benchmark) -> str:
     """Tables of last and best, aggregates, profile, probabilities of improvement."""
     name = bench.metric.name
     parts = []
-    for stage in (LAST, BEST):
+    for stage in bench.stages:
         parts.append(f"<h2>{escape(TITLES[stage].format(name))}</h2>\n{table_html(matrix(bench, stage))}")
     parts.append(_muted(SEEDS_NOTE))
     if (table := aggregates(bench)) is not None:
@@ -57,7 +57,7 @@ def compare_html(bench: Benchmark) -> str:
     shown = table_html(table)
     if len(table.rows) > MANY:
         shown = f'<div class="runs">{folded(f"{len(table.rows)} rows", shown)}</div>'
-    parts.append(f"<h2>Every task: last and best, score and return</h2>\n{shown}")
+    parts.append(f"<h2>Every task: last and best</h2>\n{shown}")
     parts += [_muted(line) for line in (*bench.left_out, *bench.not_aggregated())]
     return "\n".join(parts)
 

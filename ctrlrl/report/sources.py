@@ -68,7 +68,7 @@ def _rows(path: Path) -> list[Run]:
         columns: dict[str, Any] = {name: np.zeros(len(curve)) for name in FIRST_COLUMNS}
         columns |= {clock: steps, "wall_seconds": none, "eval/return_mean": curve[:, 1], SCORE: curve[:, 2]}
         if clock == "steps" and len(steps):  # offline ones first: the last evaluation is the end of both
-            columns["env_steps"] = (steps - (steps[-1] - row.get("env_steps", 0))).clip(0)
+            columns["env_steps"] = (steps - (steps[-1] - (row.get("env_steps") or 0))).clip(0)
         typed = str(row.get("command", "")).removeprefix("ctrlrl train ")
         runs.append(with_best(Run(path / str(row.get("cell", number)), row, columns, "", typed)))
     if not runs:

@@ -99,10 +99,10 @@ def progress_of(folder: Path, totals: Mapping[str, int | None]) -> Progress:
 
 
 def score_of(result: Mapping[str, Any]) -> str:
-    """The last normalised score, or the last return where the task has none; with its name."""
-    for name, key in (("score", "normalized_score"), ("return", "final_return_mean")):
+    """The last normalised score, else the success rate in percent, else the return; with its name."""
+    for name, key in (("score", "normalized_score"), ("success", "success_rate"), ("return", "final_return_mean")):
         if isinstance(result.get(key), int | float):
-            return f"{name} {result[key]:,.1f}"
+            return f"{name} {100 * result[key]:,.0f} %" if name == "success" else f"{name} {result[key]:,.1f}"
     return ""
 
 

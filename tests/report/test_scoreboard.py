@@ -21,6 +21,7 @@ from ctrlrl.report.scoreboard import (
     seeds_text,
 )
 from ctrlrl.report.sources import read_sources
+from ctrlrl.report.tables import NONE
 
 TASKS = ("hopper-medium-v2", "walker2d-medium-v2")
 
@@ -130,7 +131,7 @@ def test_returns_are_compared_where_a_run_has_no_score_but_never_averaged_over_t
     assert list(rows(aggregates(one))[0]) == ["algo", "tasks x seeds", "last: IQM", "best: IQM"]
 
 
-def test_tasks_without_a_score_are_compared_and_averaged_by_success_in_percent():
+def test_tasks_without_a_score_are_compared_and_averaged_by_success_in_percent(tmp_path):
     """OGBench's metric; its published numbers are 100 times the rate."""
     found = [
         result(algo, task, seed, normalized_score=None, success_rate=0.25 * seed + share, best_success_rate=1.0)
@@ -145,6 +146,9 @@ def test_tasks_without_a_score_are_compared_and_averaged_by_success_in_percent()
     assert rows(aggregates(bench))[1]["last: mean"].startswith("75.0 [")
     assert rows(every_task(bench))[0]["last success in %"] == "0.0 · 25.0 · 50.0"
     assert benchmark([*found, result(normalized_score=None)]).metric is RETURN
+    unknown = write_rows(tmp_path / "r.jsonl", [{**r, "best_success_rate": None} for r in found])
+    assert "Last success in %" in report_markdown([unknown])
+    assert "Best success" not in report_markdown([unknown])
     assert benchmark([result(success_rate=0.5)]).metric is SCORE
 
 
@@ -247,8 +251,11 @@ def test_what_became_of_the_offline_score_is_told_for_runs_that_went_on(tmp_path
         result(**went_on),
         result(seed=1, **went_on | {"evaluations": [*curve[:2], [5200, 1.0, 60.0], *curve[3:]]}),
     ]
-    file = write_rows(tmp_path / "r.jsonl", [*seeds, result("bc")])
-    (row,) = rows(fine_tuning(read_sources([file])))
+    stopped = result(seed=2, status="interrupted", **went_on)
+    late = result("awac", **went_on | {"evaluations": [curve[0], curve[1], curve[-1]]})
+    file = write_rows(tmp_path / "r.jsonl", [*seeds[::-1], seeds[1], stopped, late, result("bc")])
+    row, second = rows(fine_tuning(read_sources([file])))
+    assert (second["algo"], second["worst"], second["last"]) == ("awac", NONE, "20.0")
     assert (row["before"], row["worst"], row["worst / before"]) == ("50.0 · 50.0", "30.0 · 45.0", "60 % · 90 %")
     assert (row["last"], row["regret"]) == ("20.0 · 20.0", "0.250 · 0.250")
     assert "From the data set to the environment" in report_markdown([file])

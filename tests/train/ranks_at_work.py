@@ -132,7 +132,7 @@ def on_policy(case: str, ranks: Ranks) -> dict[str, Tensor]:
     if algo == "policyflow":  # every sample at one time, where a run draws them
         middle = len(learner.policy.grid) // 2
         learner._draw_times = lambda n: (
-            torch.full((n,), 0.5),
+            learner.policy.grid[middle].expand(n),
             lambda net, obs, x: net.on_grid(obs, x, learner.policy.grid, torch.full((n,), middle)),
         )
     if ranks.size > 1:
