@@ -14,7 +14,7 @@ LAST, BEST = "last", "best"
 
 
 class Metric(NamedTuple):
-    """What is compared: the normalised score where every run has one, else the success rate (OGBench's), else return."""
+    """What is compared: the normalised score if every run has one, else the success rate (OGBench), else the return."""
 
     name: str
     keys: Mapping[str, str]  # last, best -> key of a result

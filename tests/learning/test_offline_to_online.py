@@ -44,7 +44,7 @@ def worth(action: Any) -> Any:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_environment_leads_beyond_the_data_and_the_switch_costs_nothing(method, tmp_path):
+def test_the_environment_leads_beyond_the_data_and_nothing_is_lost_on_the_way(method, tmp_path):
     n = 1000
     action = np.random.default_rng(0).uniform(LOW, HIGH, (n, 1)).astype(np.float32)
     np.savez(
