@@ -2,9 +2,9 @@
 
 python benchmarks/sac_scores.py [--steps 200_000] [--seeds 0 1 2] [--envs halfcheetah hopper walker2d] [words ...]
 A cell trains SB3 first (one environment, its defaults, one thread), then ours with the preset and `words`
-(dtype=bfloat16, n_envs=8, ...) until the mean of 20 deterministic episodes reaches SB3's, looked at every 30 s, or until
-as many steps are taken. Both clocks stand still while a policy is evaluated. 200,000 steps of SB3 are 50 minutes. Rows go to benchmarks/results/sac_scores.jsonl; a cell that is there is not run again. `--table`
-prints them.
+(dtype=bfloat16, n_envs=8, ...) until the mean of 20 deterministic episodes reaches SB3's, looked at every 30 s, or
+until as many steps are taken. Both clocks stand still while a policy is evaluated. 200,000 steps of SB3 take about 50
+minutes. Rows go to benchmarks/results/sac_scores.jsonl; a cell that is there is not run again. `--table` prints them.
 """
 
 from __future__ import annotations
