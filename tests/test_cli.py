@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ctrlrl.cli import main
+from ctrlrl.settings import presets
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.on_policy import OnPolicyLoop
 
@@ -210,11 +211,21 @@ def test_a_preset_is_taken_for_its_pair_and_typed_values_win(ctrlrl):
     assert (over.algo.n_steps, over.n_envs, over.algo.normalize_obs) == (7, 3, True)
 
 
-def test_every_preset_composes_and_passes_its_checks():
+def test_one_composition_leaves_no_trace_in_the_next():
     from ctrlrl import settings
 
-    for name in settings.presets():
-        settings.typed(settings.train_config([f"experiment={name}"]))
+    first = settings.train_config(["algo=ppo", "env=pendulum"])
+    settings.train_config(["algo=ppo", "env=pendulum", "algo.hidden=[7]", "++eval.env.gravity_scale=2"])
+    assert settings.train_config(["algo=ppo", "env=pendulum"]) == first
+
+
+@pytest.mark.parametrize("folder", sorted({name.split("/")[0] for name in presets()}))
+def test_every_preset_composes_and_passes_its_checks(folder):
+    from ctrlrl import settings
+
+    for name in presets():
+        if name.split("/")[0] == folder:
+            settings.typed(settings.train_config([f"experiment={name}"]))
 
 
 @pytest.mark.parametrize(
