@@ -30,6 +30,11 @@ def known_data(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in facts.get("data", {}).items() if k in DATA}
 
 
+def changed_data(cfg: DataConfig) -> str:
+    """Those that are not the default, as they are typed."""
+    return ", ".join(f"{k}={v}" for k, v in data_facts(cfg).items() if v != getattr(DataConfig, k))
+
+
 def episodes_of(dataset: Any, where: str) -> build.Episodes:
     """A path's episodes, or those given."""
     episodes = build.load_data(dataset) if isinstance(dataset, (str, PathLike)) else dataset

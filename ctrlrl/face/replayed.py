@@ -15,7 +15,7 @@ from ctrlrl.config import DataConfig, TrainConfig
 from ctrlrl.face import saved
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.arguments import is_schedule, start_value
-from ctrlrl.face.data import data_facts, data_settings, episodes_of
+from ctrlrl.face.data import changed_data, data_settings, episodes_of
 from ctrlrl.face.environments import Connection, check_data
 from ctrlrl.face.policy_view import PolicyView
 from ctrlrl.face.records import progress_row, record_replay, seed_generators
@@ -184,7 +184,7 @@ class ReplayAgent(Agent):
             data: Any = None
             if self._episodes is None and self._data != DataConfig():
                 raise ValueError(
-                    f"{type(self).__name__}: {_changed(self._data)} transforms a data set, and there is none. Give "
+                    f"{type(self).__name__}: {changed_data(self._data)} transforms a data set, and there is none. Give "
                     "dataset=FILE or call set_dataset."
                 )
             if self._episodes is not None:
@@ -315,8 +315,3 @@ class ReplayAgent(Agent):
         return saved.load_replayed(
             cls, path, env, device, n_envs=n_envs, changes=saved.custom(custom_objects) | changes
         )
-
-
-def _changed(cfg: DataConfig) -> str:
-    """The settings that are not the default, as they are typed."""
-    return ", ".join(f"{k}={v}" for k, v in data_facts(cfg).items() if v != getattr(DataConfig, k))
