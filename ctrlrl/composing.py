@@ -12,11 +12,11 @@ from typing import Any
 from ctrlrl.algos.gpc import GPCConfig, GPCLearner, Score, best
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
+from ctrlrl.disk import write_atomic
 from ctrlrl.judging import judged
 from ctrlrl.runs import film, load_run
 from ctrlrl.settings import command
 from ctrlrl.tasks import env_device, make_env
-from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import Progress
 
@@ -172,7 +172,7 @@ def _drawn(result: dict[str, Any], out: Path) -> list[str]:
 
     try:
         if result["search"] is not None and len(result["parents"]) == 2:
-            out.write_bytes(weights_png(result))
+            write_atomic(out, weights_png(result))
     except ImportError as error:
         return [str(error)]
     return []

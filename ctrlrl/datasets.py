@@ -21,9 +21,9 @@ from ctrlrl.data.load import find, load
 from ctrlrl.data.ogbench import FILES as OGBENCH_IDS
 from ctrlrl.data.ogbench import SINGLE_TASKS
 from ctrlrl.data.write import layout_of, write
+from ctrlrl.disk import naming, remove, sync_folder, write_atomic
 from ctrlrl.registry import unknown
 from ctrlrl.sources import CACHE, load_data
-from ctrlrl.train.disk import naming, remove, sync_folder, write_atomic
 
 USAGE = """ctrlrl data info     PATH|id [reference=PATH] [ref_min=R ref_max=R] [out=card.json|card.png]
 ctrlrl data check    PATH|id

@@ -16,6 +16,7 @@ from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
 from ctrlrl.core.ranks import Ranks
+from ctrlrl.disk import write_atomic
 from ctrlrl.judging import Gaps, evaluator, front_evaluation, gaps, judged, preferred_returns, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
@@ -24,7 +25,6 @@ from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env
 from ctrlrl.texts import answers_prompts, load_reference, text_env, token_learner
 from ctrlrl.train.checkpoint import Checkpoint, exists, fit, read_folder, same_spec, saved_spec
-from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.distributed import agree, join, part
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.train.stacked import seed_folder
@@ -257,7 +257,7 @@ def draw_paths(cfg: TrainConfig, tried: Trials, out: Path) -> None:
     covered, goals = found["goals_covered"], found["goals"]
     title = f"{cfg.algo.name} on {cfg.env.name}, seed {cfg.seed}: {covered} of {goals} goals covered"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(paths_png(title, tried.scene, tried.paths, tried.reached))
+    write_atomic(out, paths_png(title, tried.scene, tried.paths, tried.reached))
 
 
 def draw_gap(cfg: TrainConfig, found: Gaps, out: Path) -> None:
@@ -272,7 +272,7 @@ def draw_gap(cfg: TrainConfig, found: Gaps, out: Path) -> None:
     changed = " ".join(f"{k}={v:g}" for k, v in dynamics(cfg.env).changed().items())
     title = f"{cfg.algo.name} on {cfg.env.name} {changed}, seed {cfg.seed}".replace(" ,", ",")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(gap_png(title, axes, sim, gap, read_data(cfg.data).obs))
+    write_atomic(out, gap_png(title, axes, sim, gap, read_data(cfg.data).obs))
 
 
 def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:

@@ -14,6 +14,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "types": set(),
     "config": set(),
     "registry": set(),
+    "disk": set(),
     "nn": set(),
     "policies": {"functional", "nn", "types"},
     "core": {"functional", "types"},
@@ -21,8 +22,8 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "data": {"types", "functional"},
     "algos": {"functional", "nn", "policies", "core", "types"},
     "llm": {"functional", "core", "types"},
-    "train": {"functional", "core", "data", "types"},
-    "report": {"functional", "types"},
+    "train": {"functional", "core", "data", "disk", "types"},
+    "report": {"disk", "functional", "types"},
     "settings": {"config", "registry"},
     "sources": {"config", "core", "data", "registry", "types"},
     "seeds": {"core", "data", "nn"},
@@ -35,13 +36,13 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     | {"nn", "policies", "core", "envs", "data", "algos", "llm", "train", "report"}
     | {"sources", "provenance", "seeds", "shares", "tasks", "judging", "loops"},
     "runs": GROUND
-    | {"core", "train", "report", "build", "tasks", "texts", "judging", "loops", "settings", "provenance"},
-    "composing": {"algos", "settings", "config", "core", "judging", "report", "runs", "tasks", "train"},
+    | {"core", "disk", "train", "report", "build", "tasks", "texts", "judging", "loops", "settings", "provenance"},
+    "composing": {"algos", "settings", "config", "core", "disk", "judging", "report", "runs", "tasks", "train"},
     "shares": {"config", "core"},
     "deployed": {"core", "envs", "functional", "policies"},
     "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"}
     | {"texts"},
-    "sweep": {"settings", "registry", "report", "train"},
+    "sweep": {"disk", "settings", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"}
     | {"deploy", "deployed"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "api": {"runs", "build", "tasks", "judging", "loops", "registry", "train", "face"},
     "collect": GROUND
     | {"core", "data", "envs", "policies", "train", "build", "tasks", "judging", "loops", "provenance", "runs", "api"},
-    "datasets": {"collect", "settings", "data", "registry", "report", "sources", "train"},
+    "datasets": {"collect", "disk", "settings", "data", "registry", "report", "sources"},
     "cli": {
         "build",
         "tasks",

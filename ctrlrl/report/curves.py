@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ctrlrl.disk import write_atomic
 from ctrlrl.report.drawing import LIGHT, NARROW, WIDE, Theme, picture
 from ctrlrl.report.published import published, task_key
 from ctrlrl.report.results import algo_of, task_of
@@ -29,7 +30,7 @@ def write_curve(run: Path, out: Path) -> None:
     """Write curve.png of one run folder."""
     read = read_run(run)
     column = HYPERVOLUME if seeks_front(read) else None
-    Path(out).write_bytes(curve_png([read], LIGHT, transparent=False, column=column))
+    write_atomic(Path(out), curve_png([read], LIGHT, transparent=False, column=column))
 
 
 def seeks_front(run: Run) -> bool:

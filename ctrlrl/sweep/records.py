@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ctrlrl.disk import write_atomic
 from ctrlrl.report.runs import SCORE, Run
 from ctrlrl.report.sources import read_sources
 from ctrlrl.sweep.cells import Cell
-from ctrlrl.train.disk import write_atomic
 
 TAIL = 2**16  # bytes of progress.csv that hold its last row
 

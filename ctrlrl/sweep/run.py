@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ctrlrl.disk import write_atomic
 from ctrlrl.report.page import write_page
 from ctrlrl.report.tables import duration
 from ctrlrl.sweep.ask import Options, Totals, check, check_files, read_options
@@ -30,7 +31,6 @@ from ctrlrl.sweep.records import (
     state_of,
     write_cells,
 )
-from ctrlrl.train.disk import write_atomic
 from ctrlrl.train.interrupt import Interrupt
 
 REDRAW = 1.0  # seconds

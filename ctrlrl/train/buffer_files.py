@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load, save
 
 from ctrlrl.data.replay import ReplayBuffer
-from ctrlrl.train.disk import present, read_plain, replace_folder, write_flushed
+from ctrlrl.disk import present, read_plain, replace_folder, write_flushed
 
 FORMAT = 1
 CHUNK_BYTES = 2**26

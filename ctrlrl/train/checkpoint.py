@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ctrlrl.train.disk import present, read_plain, remove, replace_folder, write_atomic, write_flushed
+from ctrlrl.disk import present, read_plain, remove, replace_folder, write_atomic, write_flushed
 from ctrlrl.types import EnvSpec
 
 FORMAT = 1

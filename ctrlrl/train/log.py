@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ctrlrl.train.disk import naming, write_atomic
+from ctrlrl.disk import naming, write_atomic
 
 FIRST = ("env_steps", "gradient_steps", "wall_seconds")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctrlrl.core.learner import Learner
 from ctrlrl.data.replay import ReplayBuffer
+from ctrlrl.disk import remove
 from ctrlrl.train.buffer_files import has_buffer, load_buffer, write_buffer
 from ctrlrl.train.checkpoint import (
     Checkpoint,
@@ -28,7 +29,6 @@ from ctrlrl.train.checkpoint import (
     table,
     write_folder,
 )
-from ctrlrl.train.disk import remove
 from ctrlrl.train.evaluate import Evaluation
 from ctrlrl.train.interrupt import Interrupt
 from ctrlrl.train.log import Progress, RunFolder

@@ -19,10 +19,10 @@ from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.build import build
 from ctrlrl.cli import main
 from ctrlrl.config import EnvConfig, EvalConfig, LogConfig, TrainConfig
+from ctrlrl.disk import write_atomic
 from ctrlrl.runs import load_run
 from ctrlrl.train import checkpoint as module
 from ctrlrl.train.checkpoint import FILES, Checkpoint, read_folder, read_zip, write_folder, write_zip
-from ctrlrl.train.disk import write_atomic
 
 MEGABYTE = 2**20
 

@@ -1,6 +1,7 @@
 """Reports of run folders written by hand: what stands on the page, and what is said of a damaged folder."""
 
 import builtins
+import errno
 import html.parser
 import json
 
@@ -9,9 +10,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from ctrlrl import disk
 from ctrlrl.report import drawing
 from ctrlrl.report.curves import curve_png, steps
 from ctrlrl.report.drawing import LIGHT
+from ctrlrl.report.markdown import write_report
 from ctrlrl.report.page import write_curve, write_page
 from ctrlrl.report.runs import read_run
 
@@ -178,6 +181,22 @@ def test_damaged_files_are_named(tmp_path, name, content, said):
     with pytest.raises(ValueError, match=said) as raised:
         write_page([run], tmp_path / "report.html")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_a_report_that_cannot_be_written_leaves_the_former_one_whole(tmp_path, monkeypatch, name):
+    run = folder(tmp_path / "a")
+    write_report([run], tmp_path / name)
+    former = (tmp_path / name).read_bytes()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    with pytest.raises(OSError, match=name):
+        write_report([run], tmp_path / name)
+    assert (tmp_path / name).read_bytes() == former
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", name]
 
 
 def test_no_run_folder(tmp_path):

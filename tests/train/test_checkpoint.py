@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from ctrlrl import disk
+from ctrlrl.disk import write_atomic
 from ctrlrl.train import checkpoint as module
-from ctrlrl.train import disk
 from ctrlrl.train.checkpoint import (
     FILES,
     Checkpoint,
@@ -29,7 +30,6 @@ from ctrlrl.train.checkpoint import (
     write_folder,
     write_zip,
 )
-from ctrlrl.train.disk import write_atomic
 from ctrlrl.types import EnvSpec, ObsPart
 
 
