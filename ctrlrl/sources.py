@@ -12,6 +12,7 @@ import torch
 
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
+from ctrlrl.data.card import FEW_REWARDS
 from ctrlrl.data.check import other_versions
 from ctrlrl.data.dataset import Dataset, return_range
 from ctrlrl.data.episodes import Episodes, Facts
@@ -38,8 +39,29 @@ def read_data(cfg: DataConfig) -> Episodes:
         found = _within_box(load(find(cfg.name, str(cfg.id)), data_id=cfg.id), cfg.clip_actions)
     if cfg.group is not None:
         found = of_groups(found, cfg.group)
-    line = mixed_rewards(found)
-    return found if line is None else _noticed(found, line)
+    for line in (mixed_rewards(found), learned_rewards(found, cfg)):
+        found = found if line is None else _noticed(found, line)
+    return found
+
+
+def reward_scale(cfg: DataConfig, episodes: Episodes) -> float:
+    """What rewards are multiplied by before `reward_shift` is added."""
+    return cfg.reward_scale * (1000.0 / return_range(episodes) if cfg.return_range else 1.0)
+
+
+def learned_rewards(episodes: Episodes, cfg: DataConfig) -> str | None:
+    """A line where few different rewards are transformed: -1 and 0 are another task than 0 and 1."""
+    if not episodes.facts.has_rewards or (cfg.reward_scale, cfg.reward_shift, cfg.return_range) == (1.0, 0.0, False):
+        return None
+    found = np.unique(episodes.reward)
+    if len(found) > FEW_REWARDS:
+        return None
+    learned = found * np.float32(reward_scale(cfg, episodes)) + np.float32(cfg.reward_shift)
+    return f"rewards {_listed(found)} are learned as {_listed(learned)}"
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(f"{v:g}" for v in values.tolist())
 
 
 def load_data(path: str | os.PathLike[str], *, data_id: str | None = None, clip: float | None = None) -> Episodes:
@@ -85,12 +107,11 @@ def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device
             "file gets those of a task by data.id=...-singletask-v0; algo=bc needs none."
         )
     data = cfg.data
-    scale = data.reward_scale * (1000.0 / return_range(episodes) if data.return_range else 1.0)
     rows = Dataset.of_episodes(
         episodes,
         needs=learner.needs,
         device=device,
-        reward_scale=scale,
+        reward_scale=reward_scale(data, episodes),
         reward_shift=data.reward_shift,
         clip_actions=data.clip_actions,
         gamma=getattr(cfg.algo, "gamma", 1.0),

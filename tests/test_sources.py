@@ -12,7 +12,17 @@ from ctrlrl.algos.prdc import PRDCConfig
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.data.episodes import Facts
 from ctrlrl.loops import loop_over, make_learner, offline_loop
-from ctrlrl.sources import ASSETS, cache_folder, load_data, notices, read_data, same_robot, same_task, score_range
+from ctrlrl.sources import (
+    ASSETS,
+    cache_folder,
+    learned_rewards,
+    load_data,
+    notices,
+    read_data,
+    same_robot,
+    same_task,
+    score_range,
+)
 from ctrlrl.types import EnvSpec
 
 HOPPER = EnvSpec(11, 3, 0, 1, 1, 1000, torch.device("cpu"))
@@ -50,6 +60,17 @@ def test_images_and_discrete_actions_are_named():
         ValueError, match=r"algo=prdc is for continuous actions, those of this environment are discrete"
     ):
         offline_loop(cfg, episodes, torch.device("cpu"))
+
+
+def test_few_rewards_that_are_transformed_are_told_as_they_are_learned():
+    episodes = load_data("hopper-medium.npz")
+    sparse = replace(episodes, reward=(np.arange(episodes.n_rows) % 7 == 0).astype(np.float32))
+    assert learned_rewards(sparse, DataConfig()) is None
+    told = learned_rewards(sparse, DataConfig(reward_scale=10.0, reward_shift=-5.0))
+    assert told == "rewards 0, 1 are learned as -5, 5"
+    assert learned_rewards(episodes, DataConfig(reward_scale=10.0)) is None
+    bare = replace(sparse, facts=replace(sparse.facts, has_rewards=False))
+    assert learned_rewards(bare, DataConfig(reward_shift=-1.0)) is None
 
 
 def test_a_file_without_rewards_teaches_cloning_alone():

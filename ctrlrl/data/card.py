@@ -12,7 +12,7 @@ from ctrlrl.data.hashes import row_hashes
 from ctrlrl.data.limits import complete
 
 N_BINS = 100  # of a continuous dimension, for SACo
-_FEW = 10  # distinct rewards that are named one by one
+FEW_REWARDS = 10  # distinct ones that are named one by one
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -115,7 +115,7 @@ def _column(values: Array) -> dict[str, Any]:
 
 def _rewards(reward: Array) -> dict[str, Any]:
     distinct = np.unique(reward)
-    few = [float(v) for v in distinct] if len(distinct) <= _FEW else None
+    few = [float(v) for v in distinct] if len(distinct) <= FEW_REWARDS else None
     mean = float(reward.mean(dtype=np.float64))
     return {"min": float(distinct[0]), "mean": mean, "max": float(distinct[-1]), "distinct": few}
 
