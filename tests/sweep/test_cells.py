@@ -1,6 +1,7 @@
 """Words to cells: axes, tasks and rules of a sweep file, names, and what is refused."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from ctrlrl import registry, settings
 from ctrlrl.sweep.ask import check, read_options
@@ -135,16 +136,27 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
                     assert value in registry.DATA
 
 
+@pytest.fixture
+def data_dir(tmp_path):
+    """A folder of data sets, of which composing reads the bases alone."""
+    for env in ("hopper", "walker2d"):
+        folder = tmp_path / f"{env}-mixed-base"
+        folder.mkdir()
+        base = settings.train_config(["experiment=flow/expo_base", f"env={env}-v4"])
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(base))
+    return str(tmp_path)
+
+
 @pytest.mark.slow
-def test_every_packed_sweep_composes_for_every_algorithm_that_it_names():
+def test_every_packed_sweep_composes_for_every_algorithm_that_it_names(data_dir):
     for name in plans():
-        check(rules_of(read_plan(name)), "data")
+        check(rules_of(read_plan(name)), data_dir)
 
 
-def test_when_the_expo_sweep_first_looks_the_acting_base_has_caught_up_with_the_trained_one():
+def test_when_the_expo_sweep_first_looks_the_acting_base_has_caught_up_with_the_trained_one(data_dir):
     """The authors' rate of 0.001 is for hundreds of thousands of the base's updates."""
     (cell, *_) = cells_of(read_plan("expo_mujoco"), ["algo=expo", "seed=0"])
-    cfg = settings.typed(settings.train_config(cell.arguments("data")))
+    cfg = settings.typed(settings.train_config(cell.arguments(data_dir)))
     updates = (cfg.eval.every - cfg.algo.learning_starts) * cfg.algo.utd / cfg.algo.policy_delay
     assert (1.0 - cfg.algo.base_tau) ** updates < 0.01
 
