@@ -21,14 +21,15 @@ from ctrlrl.nn.mlp import orthogonal_everywhere, torch_default
 from ctrlrl.nn.normalize import DataNormalizer
 from ctrlrl.policies.deterministic import DeterministicPolicy
 from ctrlrl.policies.gaussian import BoundedGaussianPolicy
-from ctrlrl.types import EnvSpec, Metrics, Transition
+from ctrlrl.types import EnvSpec, HybridBatch, Metrics, Transition
 
 
 @dataclass
 class IQLConfig(OnlineConfig):
     name: str = "iql"
     learning_rate: float = 3e-4
-    policy_lr_schedule: str = "cosine"  # of the policy alone, to 0 over the run; or "constant"
+    policy_lr_schedule: str = "cosine"  # of the policy alone, to 0 over the run on data; or "constant"
+    policy_lr_online: str = "constant"  # in the environment; "cosine" = CORL: the same cosine goes on, up from 0 again
     batch_size: int = 256
     gamma: float = 0.99
     tau: float = 0.005
@@ -56,9 +57,12 @@ class IQLConfig(OnlineConfig):
         in_range("IQLConfig", low=0.0, high=float("inf"), open_ends=True, **positive)
         if self.batch_size < 1:
             raise ValueError(f"IQLConfig.batch_size must be at least 1, got {self.batch_size}")
-        for name, allowed in (("policy_lr_schedule", ("cosine", "constant")), ("init", ("orthogonal", "torch"))):
+        rates, starts = ("cosine", "constant"), ("orthogonal", "torch")
+        for name, allowed in (("policy_lr_schedule", rates), ("policy_lr_online", rates), ("init", starts)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"IQLConfig.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if (self.policy_lr_schedule, self.policy_lr_online) == ("constant", "cosine"):
+            raise ValueError("IQLConfig.policy_lr_online=cosine goes on with policy_lr_schedule=cosine, not constant")
 
 
 class IQLLearner(OffPolicyLearner):
@@ -81,6 +85,7 @@ class IQLLearner(OffPolicyLearner):
             target=copy.deepcopy(critic),
             value=ValueCritic(spec.obs_dim, cfg.hidden, activation="relu", init=init),
         )
+        self.offline_updates = 0  # until now
         super().__init__(cfg, nets.to(spec.device))
 
     @property
@@ -96,11 +101,28 @@ class IQLLearner(OffPolicyLearner):
         return {"critic": Target(self.nets.target, self.opt["critic"])}
 
     def set_progress(self, done: float) -> None:
+        self.offline_updates = self.n_updates + 1
         if self.cfg.policy_lr_schedule == "cosine":
-            self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done)))
+            self._follow_cosine(done)
 
     def begin_online(self) -> None:
-        self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate)
+        if self.cfg.policy_lr_online == "constant":
+            self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate)
+
+    def update(self, batch: Transition | HybridBatch) -> Metrics:
+        if self.cfg.policy_lr_online == "cosine" and self.n_updates >= self.offline_updates > 0:
+            self._follow_cosine(self.n_updates / self.offline_updates)
+        return super().update(batch)
+
+    def _follow_cosine(self, done: float) -> None:
+        self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {**super().training_state(), "offline_updates": torch.tensor(self.offline_updates)}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        super().load_training_state(state)
+        self.offline_updates = int(state["offline_updates"])
 
     def step(self, batch: Transition, phase: int) -> Metrics:
         if self.cfg.joint:

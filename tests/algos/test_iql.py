@@ -200,6 +200,39 @@ def test_the_policys_learning_rate_falls_as_a_cosine_and_the_others_stand():
     assert constant.opt["policy"].learning_rate.item() == pytest.approx(3e-4)
 
 
+def test_in_the_environment_the_rate_is_whole_again_or_goes_on_as_that_of_corl():
+    one = torch.nn.Parameter(torch.zeros(1))
+    corl = torch.optim.Adam([one], lr=3e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(corl, 8)
+    wanted = []
+    for _ in range(20):
+        wanted.append(corl.param_groups[0]["lr"])
+        corl.step()
+        scheduler.step()
+    assert wanted[8] < 1e-9 < 1e-4 < wanted[12]
+    rows, found = noise_rows(40, 3, 2), {"constant": list[float](), "cosine": list[float]()}
+    for kind, rates in found.items():
+        learner = made("iql", 3, 2, policy_lr_online=kind)
+        OfflineLoop(learner, Dataset.of(rows), gradient_steps=8, batch_size=4).iterate()
+        learner.begin_online()
+        for n in range(12):
+            if n == 5:  # a run that was cut
+                twin = made("iql", 3, 2, policy_lr_online=kind)
+                twin.load_model_state(learner.model_state())
+                twin.load_training_state(learner.training_state())
+                learner = twin
+                learner.begin_online()
+            learner.update(rows)
+            rates.append(learner.opt["policy"].learning_rate.item())
+    assert found["constant"] == pytest.approx(12 * [3e-4])
+    assert found["cosine"] == pytest.approx(wanted[8:], rel=1e-5, abs=1e-10)
+
+
+def test_an_online_rate_that_nothing_leads_to_is_refused():
+    with pytest.raises(ValueError, match="policy_lr_online=cosine goes on with policy_lr_schedule=cosine"):
+        made("iql", 3, 2, policy_lr_schedule="constant", policy_lr_online="cosine")
+
+
 def test_dropout_is_the_policys_and_of_training_alone():
     learner = made("iql", 3, 2, hidden=[32, 32], policy_dropout=0.5)
     kinds = {name: [type(m).__name__ for m in getattr(learner.nets, name).modules()] for name in ("policy", "value")}
