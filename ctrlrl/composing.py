@@ -12,7 +12,7 @@ from typing import Any
 from ctrlrl.algos.gpc import GPCConfig, GPCLearner, Score, best
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.learner import Learner
-from ctrlrl.disk import write_atomic
+from ctrlrl.disk import write_atomic, write_named
 from ctrlrl.judging import judged
 from ctrlrl.runs import film, load_run
 from ctrlrl.settings import command
@@ -172,7 +172,7 @@ def _drawn(result: dict[str, Any], out: Path) -> list[str]:
 
     try:
         if result["search"] is not None and len(result["parents"]) == 2:
-            write_atomic(out, weights_png(result))
+            write_named(out, weights_png(result))
     except ImportError as error:
         return [str(error)]
     return []

@@ -44,6 +44,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_named(path: Path, data: bytes) -> None:
+    """Write a file that the user names: links are followed, pipes and devices written to, files replaced as above."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+    else:
+        write_atomic(path, data)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring a folder's names to the disk: without this the power can take a rename back."""
     if os.name == "nt":

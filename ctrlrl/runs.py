@@ -16,7 +16,7 @@ from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.process import set_threads
 from ctrlrl.core.ranks import Ranks
-from ctrlrl.disk import write_atomic
+from ctrlrl.disk import write_atomic, write_named
 from ctrlrl.judging import Gaps, evaluator, front_evaluation, gaps, judged, preferred_returns, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
@@ -257,7 +257,7 @@ def draw_paths(cfg: TrainConfig, tried: Trials, out: Path) -> None:
     covered, goals = found["goals_covered"], found["goals"]
     title = f"{cfg.algo.name} on {cfg.env.name}, seed {cfg.seed}: {covered} of {goals} goals covered"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, paths_png(title, tried.scene, tried.paths, tried.reached))
+    write_named(out, paths_png(title, tried.scene, tried.paths, tried.reached))
 
 
 def draw_gap(cfg: TrainConfig, found: Gaps, out: Path) -> None:
@@ -272,7 +272,7 @@ def draw_gap(cfg: TrainConfig, found: Gaps, out: Path) -> None:
     changed = " ".join(f"{k}={v:g}" for k, v in dynamics(cfg.env).changed().items())
     title = f"{cfg.algo.name} on {cfg.env.name} {changed}, seed {cfg.seed}".replace(" ,", ",")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, gap_png(title, axes, sim, gap, read_data(cfg.data).obs))
+    write_named(out, gap_png(title, axes, sim, gap, read_data(cfg.data).obs))
 
 
 def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:

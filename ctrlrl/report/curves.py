@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ctrlrl.disk import write_atomic
+from ctrlrl.disk import write_named
 from ctrlrl.report.drawing import LIGHT, NARROW, WIDE, Theme, picture
 from ctrlrl.report.published import published, task_key
 from ctrlrl.report.results import algo_of, task_of
@@ -30,7 +30,7 @@ def write_curve(run: Path, out: Path) -> None:
     """Write curve.png of one run folder."""
     read = read_run(run)
     column = HYPERVOLUME if seeks_front(read) else None
-    write_atomic(Path(out), curve_png([read], LIGHT, transparent=False, column=column))
+    write_named(Path(out), curve_png([read], LIGHT, transparent=False, column=column))
 
 
 def seeks_front(run: Run) -> bool:

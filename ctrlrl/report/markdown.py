@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctrlrl.disk import write_atomic
+from ctrlrl.disk import write_named
 from ctrlrl.report.benchmark import benchmark
 from ctrlrl.report.fine_tuning import FINE_TUNING_NOTE, FINE_TUNING_TITLE, fine_tuning
 from ctrlrl.report.page import write_page
@@ -39,7 +39,7 @@ def write_report(paths: Sequence[Path], out: Path, form: str | None = None) -> N
         return
     text = report_markdown(paths)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, text.encode())
+    write_named(out, text.encode())
 
 
 def report_markdown(paths: Sequence[Path]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ctrlrl.disk import write_atomic
+from ctrlrl.disk import write_named
 from ctrlrl.report.benchmark import benchmark
 from ctrlrl.report.curves import HYPERVOLUME, curve_png, seeks_front, steps, write_curve
 from ctrlrl.report.fine_tuning import FINE_TUNING_NOTE, FINE_TUNING_TITLE, fine_tuning
@@ -49,7 +49,7 @@ def write_page(runs: Sequence[Path], out: Path) -> None:
     ]
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, page_html(title, "\n".join(part for part in parts if part), broad=compared).encode())
+    write_named(out, page_html(title, "\n".join(part for part in parts if part), broad=compared).encode())
 
 
 def _fine_tuning(runs: Sequence[Run]) -> str:

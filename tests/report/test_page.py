@@ -4,6 +4,8 @@ import builtins
 import errno
 import html.parser
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,6 +199,18 @@ def test_a_report_that_cannot_be_written_leaves_the_former_one_whole(tmp_path, m
         write_report([run], tmp_path / name)
     assert (tmp_path / name).read_bytes() == former
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", name]
+
+
+def test_a_report_goes_through_links_and_into_devices(tmp_path):
+    run = folder(tmp_path / "a")
+    link, nowhere = tmp_path / "latest.md", tmp_path / "nowhere.md"
+    link.symlink_to("report.md")
+    nowhere.symlink_to(os.devnull)
+    for out in (link, nowhere):
+        write_report([run], out)
+        assert out.is_symlink()
+    assert (tmp_path / "report.md").read_bytes()
+    assert not Path(os.devnull).is_file()
 
 
 def test_no_run_folder(tmp_path):
