@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from ctrlrl import disk
 from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
-from ctrlrl.train import checkpoint, disk
+from ctrlrl.train import checkpoint
 from ctrlrl.train.checkpoint import Checkpoint, read_folder, write_folder
 from ctrlrl.train.trainer import Trainer
 
