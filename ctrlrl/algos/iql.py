@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
 from ctrlrl.core.update import GradStep, Target, together
 from ctrlrl.functional.checks import in_range
+from ctrlrl.functional.learning_rate import cosine
 from ctrlrl.functional.masked import batch_mean
 from ctrlrl.functional.regression import expectile, squared_distance, td_target
 from ctrlrl.functional.weights import awr_weight
@@ -103,19 +103,19 @@ class IQLLearner(OffPolicyLearner):
     def set_progress(self, done: float) -> None:
         self.offline_updates = self.n_updates + 1
         if self.cfg.policy_lr_schedule == "cosine":
-            self._follow_cosine(done)
+            self._set_policy_rate(cosine(done))
 
     def begin_online(self) -> None:
         if self.cfg.policy_lr_online == "constant":
-            self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate)
+            self._set_policy_rate(1.0)
 
     def update(self, batch: Transition | HybridBatch) -> Metrics:
         if self.cfg.policy_lr_online == "cosine" and self.n_updates >= self.offline_updates > 0:
-            self._follow_cosine(self.n_updates / self.offline_updates)
+            self._set_policy_rate(cosine(self.n_updates / self.offline_updates))
         return super().update(batch)
 
-    def _follow_cosine(self, done: float) -> None:
-        self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done)))
+    def _set_policy_rate(self, share: float) -> None:
+        self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate * share)
 
     def training_state(self) -> dict[str, Tensor]:
         return {**super().training_state(), "offline_updates": torch.tensor(self.offline_updates)}
