@@ -54,6 +54,7 @@ class H2OConfig(OnlineConfig):
     bound_marginal: bool = False  # and of those of (s, a), as in the authors' code: other states then count as a gap
     train_marginal_on_joint: bool = False  # the loss of the classifier of (s, a, s') also trains that of (s, a)
     hidden: list[int] = field(default_factory=lambda: [256, 256])
+    layer_norm: bool = False  # in the critics, before every activation: RLPD's, not the paper's
     normalize_obs: bool = False
 
     def __post_init__(self) -> None:
@@ -94,7 +95,8 @@ class H2OLearner(OffPolicyLearner):
 
     def __init__(self, cfg: H2OConfig, spec: EnvSpec):
         obs_dim, action_dim = spec.obs_dim, spec.action_dim
-        critic = QCritic(obs_dim, action_dim, cfg.hidden, init=torch_small_last)
+        norm = "before" if cfg.layer_norm else "none"
+        critic = QCritic(obs_dim, action_dim, cfg.hidden, init=torch_small_last, norm=norm)
         nets = Nets(
             normalizer=DataNormalizer(obs_dim),
             policy=SquashedGaussianPolicy(obs_dim, action_dim, cfg.hidden, affine_log_std=True, init=torch_small_last),

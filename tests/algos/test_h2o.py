@@ -159,6 +159,17 @@ def test_without_the_penalty_everything_still_learns():
     assert moved(was, learner) == set(ALL)
 
 
+def test_normalised_critics_stay_bounded_far_from_the_data():
+    """RLPD's bound: the last layer reads normalised features, so values far away cannot grow with the distance."""
+    growth = []
+    for layer_norm in (False, True):
+        critic = learner_of(layer_norm=layer_norm).nets.critic
+        near, far = (critic(torch.full((1, 3), x), torch.zeros(1, 2)).abs().max() for x in (1e3, 1e5))
+        growth.append((far / near).item())
+    assert growth[0] > 50.0
+    assert growth[1] < 1.1
+
+
 def test_simulated_rows_count_by_their_weight_alone():
     """With the weight at its floor and no penalty a simulated reward says nothing to the critics."""
     ends = []
