@@ -69,6 +69,8 @@ class CollectOptions:
         for name in ("steps", "episodes", "first_steps", "n_envs", "threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {value}")
+        if self.steps == 1:
+            raise ValueError("steps=1: a data set needs at least two rows")
 
     @property
     def levels(self) -> tuple[float, ...]:

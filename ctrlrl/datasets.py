@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctrlrl import settings
 from ctrlrl.collect import CollectOptions, collect_data
-from ctrlrl.data.card import card_text, data_card
+from ctrlrl.data.card import card_text, data_card, with_null
 from ctrlrl.data.check import check
 from ctrlrl.data.columns import observations, opened
 from ctrlrl.data.d4rl_files import FILES as D4RL_IDS
@@ -25,16 +25,26 @@ from ctrlrl.disk import naming, remove, sync_folder, write_atomic
 from ctrlrl.registry import unknown
 from ctrlrl.sources import CACHE, load_data
 
-USAGE = """ctrlrl data info     PATH|id [reference=PATH] [ref_min=R ref_max=R] [out=card.json|card.png]
-ctrlrl data check    PATH|id
-ctrlrl data convert  PATH|id out=FILE|FOLDER [format=rollouts|d4rl|ogbench|minari] [overwrite=true]
+USAGE = """ctrlrl data info     PATH|id [data.id=ID] [reference=PATH] [ref_min=R ref_max=R] [out=card.json|card.png]
+ctrlrl data check    PATH|id [data.id=ID]
+ctrlrl data convert  PATH|id [data.id=ID] out=FILE|FOLDER [format=rollouts|d4rl|ogbench|minari] [overwrite=true]
 ctrlrl data collect  run=runs/x | env=hopper-v4 policy=random|FILE  steps=100_000 noise=0.0,0.1 seed=0 out=FILE
 ctrlrl data collect  env=Meta-World/push-v3 policy=expert episodes=50 successful=true [first_steps=200]  out=FILE"""
 Answer = tuple[str, int]  # what is printed, exit code
 
 
 @dataclass
-class InfoOptions:
+class Named:
+    id: str | None = None  # in the data set's collection, where neither file nor name tells it
+
+
+@dataclass
+class CheckOptions:
+    data: Named = field(default_factory=Named)
+
+
+@dataclass
+class InfoOptions(CheckOptions):
     out: str | None = None  # card.json or card.png
     reference: str | None = None  # a data set of the same task: SACo's denominator
     ref_min: float | None = None  # mean return of a random policy: score 0
@@ -42,12 +52,7 @@ class InfoOptions:
 
 
 @dataclass
-class CheckOptions:
-    pass
-
-
-@dataclass
-class ConvertOptions:
+class ConvertOptions(CheckOptions):
     out: str = ""
     format: str | None = None  # rollouts, d4rl, ogbench or minari; null = by the ending of `out`
     overwrite: bool = False
@@ -68,14 +73,14 @@ def info(words: list[str]) -> Answer:
     out = None if options.out is None else Path(options.out)
     if out is not None and out.suffix not in (".json", ".png"):
         raise ValueError(f"out={out}: a card is written as .json or, with pictures, as .png")
-    episodes = read(name)
+    episodes = read(name, options.data.id)
     reference = None if options.reference is None else read(options.reference)
     card = data_card(episodes, reference=reference, ref_min=options.ref_min, ref_max=options.ref_max)
     if out is None:
         return card_text(card), 0
     _make_parent(out)
     if out.suffix == ".json":
-        write_atomic(out, json.dumps(card, indent=2).encode())
+        write_atomic(out, json.dumps(with_null(card), indent=2, allow_nan=False).encode())
     else:
         from ctrlrl.report.data_picture import data_png
 
@@ -88,8 +93,7 @@ def info(words: list[str]) -> Answer:
 def examine(words: list[str]) -> Answer:
     """Exit code 1 where there is a defect: the file can be read, but should not be learned from as it is."""
     name, rest = _source("check", words)
-    settings.command(CheckOptions, rest)
-    episodes = read(name)
+    episodes = read(name, settings.command(CheckOptions, rest).data.id)
     found = check(episodes, _stored_next(episodes))
     n_defects = sum(f.defect for f in found)
     lines = [f"{name}: {episodes.n_rows:,} rows, {episodes.n_episodes:,} episodes, {_count(n_defects, 'defect')}"]
@@ -105,7 +109,7 @@ def convert(words: list[str]) -> Answer:
         raise ValueError("convert needs out=FILE or out=FOLDER, e.g. ctrlrl data convert a.npz out=a.hdf5")
     layout = layout_of(Path(options.out), options.format)
     _free(Path(options.out), options.overwrite)
-    return save(read(name), Path(options.out), layout, overwrite=options.overwrite), 0
+    return save(read(name, options.data.id), Path(options.out), layout, overwrite=options.overwrite), 0
 
 
 def collect(words: list[str]) -> Answer:
@@ -128,10 +132,10 @@ ACTIONS: dict[str, Callable[[list[str]], Answer]] = {
 }
 
 
-def read(name: str) -> Episodes:
-    """A data set by path or id."""
+def read(name: str, data_id: str | None = None) -> Episodes:
+    """A data set by path or id. data_id: what the collection calls it, where the file does not tell."""
     if os.path.lexists(name) or name.endswith((".npz", ".hdf5", ".h5")):
-        return load_data(name)
+        return load_data(name, data_id=data_id)
     ogbench = (*OGBENCH_IDS, *SINGLE_TASKS)
     if name in D4RL_IDS:
         source = "d4rl"
@@ -141,7 +145,7 @@ def read(name: str) -> Episodes:
         source = "minari"
     else:
         raise ValueError(f"no file or folder of that name, and {unknown('data set', name, (*D4RL_IDS, *ogbench))}")
-    return load(find(source, name), data_id=None if source == "minari" else name)
+    return load(find(source, name), data_id=None if source == "minari" else data_id or name)
 
 
 def _stored_next(episodes: Episodes) -> Array | None:

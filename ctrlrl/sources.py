@@ -83,7 +83,7 @@ def _within_box(episodes: Episodes, clip: float | None) -> Episodes:
     """With a notice where actions without known bounds leave [-1, 1]."""
     facts, largest = episodes.facts, 0.0
     if episodes.action.dtype.kind == "f" and not facts.action_low:
-        largest = float(np.abs(episodes.action).max())
+        largest = float(np.abs(episodes.action).max(where=np.isfinite(episodes.action), initial=0.0))
     if largest <= 1.0 + 1e-6:
         return episodes
     cut = "data.clip_actions=1 cuts them" if clip is None else f"they are clipped to +-{clip:g}"

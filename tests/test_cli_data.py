@@ -152,6 +152,30 @@ def test_collect_writes_any_layout(data, tmp_path, layout):
 # info ----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_file_that_does_not_tell_its_task_is_told_it_by_data_id(data, tmp_path):
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "mine.hdf5", "w") as file:
+        file["observations"], file["actions"] = rng.random((6, 11)), rng.random((6, 3))
+        file["rewards"], file["terminals"] = rng.random(6), np.zeros(6, bool)
+    refused(data("info", "mine.hdf5"), "set data.id")
+    assert "hopper-medium-v2" in fine(data("info", "mine.hdf5", "data.id=hopper-medium-v2"))
+    assert "6 rows, 1 episodes" in fine(data("check", "mine.hdf5", "data.id=hopper-medium-v2"))
+    fine(data("convert", "mine.hdf5", "data.id=hopper-medium-v2", "out=mine.npz"))
+    refused(data("check", "mine.hdf5", "data.id=hoper-medium-v2"), "hopper-medium-v2")
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_none_are_told_and_are_null_in_json(data, tmp_path):
+    fine(data("collect", *RANDOM, "out=a.npz"))
+    columns = dict(np.load(tmp_path / "a.npz"))
+    columns["actions"][2, 0], columns["rewards"][1] = np.nan, np.inf
+    np.savez(tmp_path / "a.npz", **columns)
+    text = fine(data("info", "a.npz", "out=card.json"))
+    assert "nan or inf in actions, rewards: `ctrlrl data check` names the rows" in text
+    assert "clip_actions" not in text
+    assert json.loads((tmp_path / "card.json").read_text(), parse_constant=pytest.fail)["rewards"]["max"] is None
+
+
 def test_info_gives_quality_against_references(data, tmp_path):
     fine(data("collect", *RANDOM, "out=a.npz"))
     fine(data("collect", *RANDOM, "seed=1", "out=b.npz"))
@@ -358,6 +382,7 @@ def test_help_lists_the_four(data, words):
         ("collect policy=plain.txt env=pendulum out=x.npz", ["plain.txt"]),
         ("collect run=nowhere out=x.npz", ["nowhere"]),
         ("collect policy=random env=pendulum steps=0 out=x.npz", ["steps"]),
+        ("collect policy=random env=pendulum steps=1 out=x.npz", ["steps=1", "two rows"]),
         ("collect policy=random env=pendulum noise=much out=x.npz", ["noise=much"]),
         ("collect policy=random env=pendulum noise=-0.2 out=x.npz", ["noise", "-0.2"]),
         ("collect policy=random env=pendulum n_envs=0 out=x.npz", ["n_envs"]),

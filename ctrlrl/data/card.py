@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,6 +54,15 @@ def _binned(*tables: Array) -> list[Array]:
     return out
 
 
+def with_null(x: Any) -> Any:
+    """Plain values as JSON has them: what is not finite is null."""
+    if isinstance(x, dict):
+        return {k: with_null(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [with_null(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
 def data_card(
     episodes: Episodes, *, reference: Episodes | None = None, ref_min: float | None = None, ref_max: float | None = None
 ) -> dict[str, Any]:
@@ -98,12 +108,19 @@ def data_card(
         "policies": _names(episodes, "episode_policy"),
         "noise": _names(episodes, "episode_noise_std"),
         **quality,
-        "notices": list(facts.notices),
+        "notices": [*facts.notices, *_not_finite(episodes)],
     }
 
 
+def _not_finite(episodes: Episodes) -> list[str]:
+    columns = {"observations": episodes.obs, "actions": episodes.action, "rewards": episodes.reward}
+    bad = [name for name, x in columns.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
+    return [f"nan or inf in {', '.join(bad)}: `ctrlrl data check` names the rows"] if bad else []
+
+
 def _spread(values: Array) -> dict[str, float]:
-    quantiles = np.quantile(values, _QUANTILES)
+    with np.errstate(invalid="ignore"):  # between infinities lies no number
+        quantiles = np.quantile(values, _QUANTILES)
     named = {f"q{round(100 * q)}": float(v) for q, v in zip(_QUANTILES, quantiles, strict=True)}
     return {"min": float(values.min()), **named, "max": float(values.max()), "mean": float(values.mean())}
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ctrlrl.data.episodes import Array, Episodes, Facts
 from ctrlrl.data.hashes import duplicates, row_hashes
-from ctrlrl.data.limits import complete, time_limit
+from ctrlrl.data.limits import complete, never_terminates, time_limit
 
 _SHOWN = 5  # row or episode numbers in a line
 _ROUNDING = 1e-6  # by which a float32 action may leave the box
@@ -102,7 +102,8 @@ def _terminal_at_limit(episodes: Episodes) -> Findings:
     last = episodes.ends - 1
     ended = episodes.terminated[last]
     wrong = at_limit & ended
-    if wrong.sum() <= 0.5 * at_limit.sum() or not (certain or wrong.sum() >= 2):
+    often = wrong.sum() > 0.5 * at_limit.sum() and (certain or wrong.sum() >= 2)
+    if not (often or never_terminates(episodes.facts)):
         wrong[:] = False
     flagged = episodes.extras["timeouts"][last] if "timeouts" in episodes.extras else np.zeros_like(ended)
     if (ended & flagged).any() and not (flagged & ~ended).any():

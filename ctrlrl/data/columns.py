@@ -178,9 +178,12 @@ def scalars(columns: Columns, key: str) -> Array:
 
 def flags(columns: Columns, key: str) -> Array:
     """[N] bool from [N] or [N, 1] of bool or numbers."""
-    array = _one_a_row(columns, key)
+    return as_flags(_one_a_row(columns, key), f"{columns.path}: {key!r}")
+
+
+def as_flags(array: Array, where: str) -> Array:
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise DataError(f"{columns.path}: {key!r} holds NaN: write 0 or 1")
+        raise DataError(f"{where} holds NaN: write 0 or 1")
     return array != 0
 
 

@@ -100,13 +100,16 @@ class Dataset:
             for name, column in seen.items():
                 _check_finite(column[rows], name, rows, episodes.facts.path)
             action = actions[rows]
+            learned = {name: column[rows] for name, column in extra.items()}
+            for name, column in learned.items():
+                _check_finite(column, name, rows, episodes.facts.path)
             block = {
                 "obs": episodes.obs[rows],
                 "action": action if clip_actions is None else action.clip(-clip_actions, clip_actions),
                 "reward": rewards[rows],
                 "next_obs": following[last[rows]],
                 "terminated": episodes.terminated[last[rows]],
-                **{name: column[rows] for name, column in extra.items()},
+                **learned,
             }
             for name, column in block.items():
                 table[name][begin : begin + len(rows)] = torch.as_tensor(column, device=device)
@@ -158,6 +161,7 @@ def _check_finite(column: np.ndarray, name: str, rows: np.ndarray, path: str) ->
 def _of_best(episodes: Episodes, fraction: float) -> np.ndarray:
     if fraction >= 1.0:
         return np.ones(episodes.n_rows, dtype=bool)
+    _check_finite(episodes.reward, "rewards", np.arange(episodes.n_rows), episodes.facts.path)
     count = max(1, int(fraction * episodes.n_episodes))
     best = np.zeros(episodes.n_episodes, dtype=bool)
     best[np.argsort(-episodes.returns(), kind="stable")[:count]] = True

@@ -63,8 +63,8 @@ class Episodes:
 
     def returns(self) -> Array:
         """[E] undiscounted sums of raw rewards, float64, rows that learning does not see included."""
-        total = np.concatenate(([0.0], np.cumsum(self.reward, dtype=np.float64)))
-        return total[self.ends] - total[self.starts()]
+        of = np.repeat(np.arange(self.n_episodes), self.lengths())
+        return np.bincount(of, weights=self.reward, minlength=self.n_episodes)  # a NaN spoils its own episode alone
 
     def lengths(self) -> Array:
         return self.ends - self.starts()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from ctrlrl.data.d4rl_files import time_limit as known_limit
-from ctrlrl.data.episodes import Array, Episodes
+from ctrlrl.data.episodes import Array, Episodes, Facts
+
+_ENDLESS = ("halfcheetah", "swimmer", "reacher", "pusher", "humanoidstandup", "pendulum")  # of Gymnasium and D4RL
 
 
 def time_limit(episodes: Episodes) -> tuple[int | None, bool]:
@@ -24,6 +28,11 @@ def time_limit(episodes: Episodes) -> tuple[int | None, bool]:
             return limit, True
     common = counts[-1] >= 2 and counts[-1] == counts.max()
     return (int(values[-1]) if common else None), False
+
+
+def never_terminates(facts: Facts) -> bool:
+    """Whether the clock alone ends an episode of the task."""
+    return any(re.split(r"[-_]", name.lower())[0] in _ENDLESS for name in (facts.data_id, facts.env_id) if name)
 
 
 def complete(episodes: Episodes) -> Array:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ctrlrl.data import columns as cols
 from ctrlrl.data import d4rl, minari, npz, ogbench
 from ctrlrl.data.columns import DataError
+from ctrlrl.data.d4rl_files import id_of
 from ctrlrl.data.download import unknown_id
 from ctrlrl.data.episodes import Episodes
 from ctrlrl.data.scores import SCORES
@@ -60,7 +61,7 @@ def _file(path: Path, data_id: str | None) -> Episodes:
             raise DataError(f"{path}: no {missing[0]!r} among its columns ({cols.listed(names)}).\n{_LAYOUTS}.")
         if data_id is not None and "/" not in data_id and data_id not in _KNOWN:
             raise DataError(unknown_id(data_id, _KNOWN))
-        if ogbench.recognized(names):
+        if ogbench.recognized(names) and (data_id or id_of(path.name)) not in d4rl.FILES:
             return ogbench.read(columns, data_id)
         if "episode_ends" in names or ("next_observations" in names and "timeouts" not in names):
             return npz.read(columns, data_id)

@@ -103,8 +103,8 @@ def _columns(
         "final_observations": seen[-1:],
         "actions": action,
         "rewards": cols.single(record.rewards.reshape(t)),
-        "terminations": record.terminations.reshape(t) != 0,
-        "timeouts": record.truncations.reshape(t) != 0,
+        "terminations": cols.as_flags(record.terminations.reshape(t), f"{where}: 'terminations'"),
+        "timeouts": cols.as_flags(record.truncations.reshape(t), f"{where}: 'truncations'"),
         **{name: goal[:-1] for name, goal in goals.items()},
         **trees.infos_of(record.infos, t),
     }

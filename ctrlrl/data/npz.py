@@ -17,6 +17,7 @@ import numpy as np
 from ctrlrl.data import columns as cols
 from ctrlrl.data.columns import Columns, DataError
 from ctrlrl.data.d4rl import REQUIRED, facts
+from ctrlrl.data.d4rl_files import id_of
 from ctrlrl.data.episodes import Array, Episodes
 
 _TAKEN = {
@@ -32,6 +33,7 @@ _BREAK = 1e-6  # Euclidean distance above which a stored next observation is not
 
 
 def read(columns: Columns, data_id: str | None = None) -> Episodes:
+    data_id = data_id or id_of(columns.path.name)
     obs, action = cols.observations(columns), cols.actions(columns)
     reward, terminated = cols.scalars(columns, "rewards"), cols.flags(columns, "terminals")
     stored = {"timeouts": cols.flags(columns, "timeouts")} if "timeouts" in columns.names else {}
@@ -50,7 +52,8 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
         _agrees(columns, obs, following, ends)
     else:
         assert following is not None
-        walks_on = (data_id or "").startswith("antmaze")  # past the goal, whose rows are terminal
+        # past the goal, whose rows are terminal
+        walks_on = (data_id or "").startswith("antmaze") or "infos/goal" in columns.names
         ends = np.flatnonzero(_breaks(obs, following) | (terminated & (not walks_on))) + 1
     final_obs, has_final = _final(columns, obs, following, ends)
 

@@ -89,7 +89,8 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
     n = cols.same_length(columns, observations=obs, actions=action, terminals=last)
     if not last[-1]:
         raise DataError(
-            f"{columns.path}: the last row has terminals = 0, but the last state of a trajectory has 1: cut off?"
+            f"{columns.path}: the last row has terminals = 0, but the last state of a trajectory has 1: cut off? "
+            "(It has no 'rewards', so it is read as OGBench's.)"
         )
     bounds = np.flatnonzero(last)
     lengths = np.diff(bounds, prepend=-1) - 1

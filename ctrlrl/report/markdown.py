@@ -20,7 +20,7 @@ from ctrlrl.report.scoreboard import (
     matrix,
     sources_of,
 )
-from ctrlrl.report.sources import read_sources
+from ctrlrl.report.sources import read_sources, unfinished
 from ctrlrl.report.tables import markdown, pooled_table, results_table
 
 FORMATS = ("html", "markdown")
@@ -48,8 +48,10 @@ def report_markdown(paths: Sequence[Path]) -> str:
     results = [run.result for run in runs]
     bench, tuned = benchmark(results), fine_tuning(runs)
     switch = [] if tuned is None else [f"**{FINE_TUNING_TITLE}**\n\n{markdown(tuned)}\n{FINE_TUNING_NOTE}"]
+    missing = unfinished(paths)
     if len(bench.algos) * len(bench.tasks) < 2:
-        return "\n".join([markdown(results_table(results)), markdown(pooled_table(results)), *switch])
+        lines = [f"\n{line}\n" for line in missing]
+        return "\n".join([markdown(results_table(results)), markdown(pooled_table(results)), *switch, *lines])
     parts = []
     for stage in bench.stages:
         parts.append(f"**{TITLES[stage].format(bench.metric.name)}**\n\n{markdown(matrix(bench, stage))}")
@@ -63,5 +65,5 @@ def report_markdown(paths: Sequence[Path]) -> str:
         sources = ". ".join(f"{name}: {said}" for name, said in sources_of(table).items())
         parts.append(f"**Published scores beside ours**\n\n{markdown(table)}\n{sources}.")
     parts += [note] if (note := incomparable(bench)) else []
-    parts += [*bench.left_out, *bench.not_aggregated()]
+    parts += [*missing, *bench.left_out, *bench.not_aggregated()]
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -31,17 +31,33 @@ def _runs(path: Path) -> list[Run]:
     return [read_run(folder) for folder in inside] or [read_run(path)]
 
 
-def _sweep(path: Path) -> list[Run]:
-    """The cells of a sweep that have a result, with the names of their tasks."""
+def unfinished(paths: Sequence[Path]) -> list[str]:
+    """A line for each cell of the sweeps among `paths` that has no result: its state and, if it failed, why."""
+    found = []
+    for path in paths:
+        if (path / "cells.json").is_file():
+            for cell in _cells(path):
+                if not (path / cell["name"] / "result.json").exists():
+                    why = f": {cell['error']}" if cell.get("error") else ""
+                    found.append(f"{cell['name']}, no result ({cell.get('state', 'waiting')}){why}")
+    return found
+
+
+def _cells(path: Path) -> list[dict[str, Any]]:
     file = path / "cells.json"
     try:
-        cells = [(str(c["name"]), {"task": c["task"], "variant": c["variant"] or None}) for c in _json(file)]
+        return [{**c, "name": str(c["name"]), "task": c["task"], "variant": c["variant"] or None} for c in _json(file)]
     except (TypeError, KeyError):
         raise ValueError(f"{file}: damaged, wanted a list of cells") from None
+
+
+def _sweep(path: Path) -> list[Run]:
+    """The cells of a sweep that have a result, with the names of their tasks."""
     runs = []
-    for name, facts in cells:
-        if (path / name / "result.json").exists():
-            runs += [run._replace(result=run.result | facts) for run in _runs(path / name)]
+    for cell in _cells(path):
+        if (path / cell["name"] / "result.json").exists():
+            facts = {key: cell[key] for key in ("task", "variant")}
+            runs += [run._replace(result=run.result | facts) for run in _runs(path / cell["name"])]
     if not runs:
         raise ValueError(f"{path}: no cell of this sweep has a result yet")
     return runs

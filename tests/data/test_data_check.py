@@ -15,6 +15,7 @@ from ctrlrl.data.check import check
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.hashes import duplicates, row_hashes
 
+CHEETAH = Facts(format="rollouts", path="made.npz", env_id="HalfCheetah-v4")
 HOPPER = Facts(format="rollouts", path="made.npz", env_id="Hopper-v4")  # 1000 steps
 
 
@@ -92,6 +93,11 @@ BREAKS: dict[str, tuple[str, Callable[[], Episodes], str]] = {
         "timeout_as_terminal",
         lambda: terminal_at_last_rows(made((10, 10, 10))),
         "episodes 0, 1, 2: a terminal after 10 steps",
+    ),
+    "few time-outs flagged as terminals, of a task that never terminates": (
+        "timeout_as_terminal",
+        lambda: changed(made((1000, 1000, 1000, 1000), limit=1000, facts=CHEETAH), "terminated", 999, True),
+        "episode 0: a terminal after 1000 steps",
     ),
     "time-outs flagged as terminals too": (
         "timeout_as_terminal",

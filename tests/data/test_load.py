@@ -37,6 +37,23 @@ def test_a_file_is_known_by_its_columns_whatever_it_is_called(tmp_path, kind, co
     assert e.facts.path == str(tmp_path / "data.bin")
 
 
+def test_a_d4rl_file_without_rewards_is_not_taken_for_another_layout(tmp_path):
+    columns = trajectories()
+    with pytest.raises(ValueError, match="no 'rewards' among its columns"):
+        load(write_hdf5(tmp_path / "hopper_medium-v2.hdf5", columns))
+    with pytest.raises(ValueError, match="no 'rewards' among its columns"):
+        load(write_npz(tmp_path / "set.npz", columns), data_id="hopper-medium-v2")
+
+
+def test_saved_transitions_of_a_maze_go_on_past_the_goal(tmp_path):
+    columns = flagged(8, terminals=(2, 3))
+    del columns["timeouts"]
+    columns["next_observations"] = np.concatenate((columns["observations"][1:], columns["observations"][:1]))
+    assert load(write_npz(tmp_path / "set.npz", columns)).n_episodes == 3
+    assert load(write_npz(tmp_path / "antmaze-umaze-v2.npz", columns)).n_episodes == 1
+    assert load(write_npz(tmp_path / "goals.npz", columns | {"infos/goal": np.zeros((8, 2))})).n_episodes == 1
+
+
 def renamed(folder, columns):
     return write_npz(folder / "data.npz", columns).rename(folder / "data.bin")
 

@@ -227,6 +227,22 @@ def test_a_nan_in_a_row_that_learning_does_not_see_is_no_reason_to_refuse():
     assert return_range(e) > 0.0
 
 
+def test_the_best_episodes_are_not_picked_by_returns_that_are_no_numbers():
+    e = episodes([2] * 10, reward=np.repeat(np.arange(10), 2).astype(F32))
+    e.reward[6] = np.nan
+    assert np.isnan(e.returns()).tolist() == [i == 3 for i in range(10)]
+    with pytest.raises(ValueError, match="nan or inf in rewards, first at row 6"):
+        Dataset.of_episodes(e, best_fraction=0.2)
+
+
+def test_an_action_that_only_the_row_before_it_learns_from_is_looked_at():
+    e = episodes([3, 3], usable=~flags(6, 2))
+    e.action[2] = np.nan
+    assert Dataset.of_episodes(e).size == 5
+    with pytest.raises(ValueError, match="nan or inf in next_action, first at row 1"):
+        Dataset.of_episodes(e, needs=["next_action"])
+
+
 def test_a_nan_in_the_return_range_is_named():
     e = episodes([3, 3])
     e.reward[4] = np.nan

@@ -259,6 +259,7 @@ def sweep_folder(path, data=("hopper-medium-v2", "hopper-medium-replay-v2"), n_s
                 offline(path / name, algo=algo, data=task, seed=seed, score=40.0 + bonus + seed)
                 cells.append({"name": name, "task": task, "variant": ""})
     cells.append({"name": "never-started", "task": "x", "variant": ""})
+    cells.append({"name": "fell", "task": "x", "variant": "", "state": "failed", "error": "x.npz: no such file"})
     (path / "cells.json").write_text(json.dumps(cells))
     return path
 
@@ -281,7 +282,8 @@ def test_a_sweep_folder_is_compared_over_tasks_with_names_intervals_and_seeds(tm
                   "1.00 [1.00, 1.00]", "Published scores beside ours", "97.4 ± 6.4"):  # fmt: skip
         assert words in page.text, words
     assert page.tags.count("img") == 2  # curves and profile
-    assert "never-started" not in page.text
+    assert "never-started, no result (waiting)" in page.text
+    assert "fell, no result (failed): x.npz: no such file" in page.text
 
 
 def test_many_runs_are_folded_away_and_paper_does_without_what_only_a_screen_can_unfold(tmp_path):
