@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
+from ctrlrl import build
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.composed import Composed
 from ctrlrl.face.environments import make_env, make_vec_env
@@ -362,7 +363,7 @@ def _begin_with(agent: Agent | OfflineAgent, base: Any) -> None:
     """Take over the weights of a pretrained base, if there is one for the same spaces."""
     if base is not None:
         base._spaces.same(agent._spaces, f"{type(agent).__name__}: base")
-        agent.learner.begin_with(base.learner.model_state())
+        build.take_over(agent.learner, base.learner.model_state(), f"{type(agent).__name__}: base", "base_...")
 
 
 _KINDS: tuple[type[Agent] | type[OfflineAgent] | type[FrontAgent], ...] = (

@@ -16,14 +16,15 @@ from ctrlrl.core.process import set_threads
 from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.core.stacked import extract
 from ctrlrl.data.episodes import Episodes
+from ctrlrl.envs.dynamics import Dynamics
 from ctrlrl.envs.face import name_of
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.judging import evaluator, scorer
-from ctrlrl.loops import make_learner, seeds_of, training_loop
+from ctrlrl.loops import make_learner, seeds_of, take_over, training_loop
 from ctrlrl.provenance import facts
 from ctrlrl.shares import share
-from ctrlrl.sources import load_data, notices, read_data, same_robot, same_task, score_range
-from ctrlrl.tasks import device_of, env_spec
+from ctrlrl.sources import load_data, notices, read_data, same_box, same_robot, same_task, score_range
+from ctrlrl.tasks import device_of, dynamics, env_spec, eval_env
 from ctrlrl.train.buffer_files import load_buffer, save_buffer
 from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
@@ -42,8 +43,10 @@ __all__ = [
     "notices",
     "read_data",
     "read_zip",
+    "same_box",
     "same_robot",
     "same_task",
+    "take_over",
 ]
 __all__ += ["save_buffer", "write_zip"]
 
@@ -56,7 +59,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
     whole, cfg = cfg, share(cfg, ranks, cuda=device_of(cfg).type == "cuda")
     device = device_of(cfg)
     set_threads(cfg.threads, widest_layer(cfg.algo, cfg.env), device)
-    loop = training_loop(cfg, ranks)
+    loop = training_loop(cfg, ranks, resume=resume)
     often = 0 if getattr(loop, "judges_itself", False) else loop.total_steps // 10
     every = often if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
@@ -66,6 +69,11 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
             f"compile=compile: algo={cfg.algo.name} has nothing to compile with these settings; it runs eagerly"
         )
     span = None if data is None else score_range(cfg, data)
+    if data is not None and (changed := dynamics(eval_env(cfg)).changed()):
+        own = " ".join(f"eval.env.{name}={getattr(Dynamics, name):g}" for name in changed)
+        now = " ".join(f"{name}={value:g}" for name, value in changed.items())
+        told.append(f"judged with {now}, so no normalized score is given; {own} judges the robot itself")
+        span = None
     together = {"ranks": ranks.size} if ranks.size > 1 else {}
     options: dict[str, Any] = {
         "eval_every": every,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.compile import resolve
@@ -19,11 +20,12 @@ from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.replay import Mixture, Pair, ReplayBuffer
 from ctrlrl.data.split import held_out
-from ctrlrl.registry import ALGORITHMS, SIMULATORS, lookup
+from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
 from ctrlrl.shares import start_together
-from ctrlrl.sources import cache_folder, dataset, read_data, same_robot, same_task, spec_of
+from ctrlrl.sources import cache_folder, dataset, read_data, same_box, same_robot, same_task, spec_of
 from ctrlrl.tasks import backend_of, device_of, env_device, env_extras, env_spec, eval_env, is_staggered, make_env
+from ctrlrl.tasks import spaces as env_spaces
 from ctrlrl.texts import token_loop
 from ctrlrl.train.checkpoint import read_folder, same_spec
 from ctrlrl.train.off_policy import OfflineLoop
@@ -87,8 +89,11 @@ def refuse_unfit(cfg: TrainConfig) -> None:
         refuse_discrete(kind, cfg.algo.name, env_spec(cfg, device_of(cfg)))
 
 
-def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
-    """Environment or data set, learner and loop of a run, or of a rank's share of it, without folder and evaluation."""
+def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE, *, resume: bool = False) -> Loop:
+    """Environment or data set, learner and loop of a run, or of a rank's share of it, without folder and evaluation.
+
+    resume: a checkpoint will bring all weights, those of a pretrained base too.
+    """
     device = device_of(cfg)
     kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
     if cfg.seeds > 1:
@@ -96,7 +101,7 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE) -> Loop:
     if kind.loop == "tokens":
         return token_loop(cfg, device, ranks)
     if kind.loop in ("off_policy", "hybrid"):
-        return off_policy_loop(cfg, kind, device, ranks)
+        return off_policy_loop(cfg, kind, device, ranks, resume=resume)
     if kind.loop == "population":
         return population_loop(cfg, kind, device, ranks)
     if cfg.data.name != "none":
@@ -167,18 +172,20 @@ def population_loop(cfg: TrainConfig, kind: type[Learner], device: torch.device,
     )
 
 
-def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ranks = ALONE) -> Loop:
+def off_policy_loop(
+    cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ranks = ALONE, *, resume: bool = False
+) -> Loop:
     """Over a data set, over an environment's replayed steps, or over the first and then both."""
     steps = cfg.env_steps(kind)
     if steps > 0 and cfg.data.holdout > 0.0:
         raise ValueError("data.holdout is for learning from a data set alone; leave it out, or total_steps")
     if kind.offline and (steps == 0 or cfg.data.name == "none"):
-        return offline_loop(cfg, read_data(cfg.data), device, ranks)
+        return offline_loop(cfg, read_data(cfg.data), device, ranks, resume=resume)
     refuse_unless_online(kind, cfg.algo.name)
     if cfg.seeds > 1 or ranks.size > 1:
         several = f"seeds={cfg.seeds}" if cfg.seeds > 1 else f"{ranks.size} processes"
         raise ValueError(f"{several}: a run off-policy in an environment is one seed in one process; see ctrlrl sweep")
-    before: Any = offline_loop(cfg, read_data(cfg.data), device) if kind.offline else None
+    before: Any = offline_loop(cfg, read_data(cfg.data), device, resume=resume) if kind.offline else None
     torch.manual_seed(cfg.seed)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device)
     if before is not None:
@@ -187,7 +194,7 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
         learner = make_learner(cfg.algo, env.spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
-        skilled = begin_with_base(learner, env.spec)
+        skilled = begin_with_base(learner, env.spec, resume=resume)
     data, facts = (None, None) if before is None else (before.source, before.facts)
     if before is None and (cfg.data.name != "none" or kind.loop == "hybrid"):
         episodes = read_data(cfg.data)
@@ -207,29 +214,39 @@ def off_policy_loop(cfg: TrainConfig, kind: Any, device: torch.device, ranks: Ra
     )
 
 
-def begin_with_base(learner: Any, spec: EnvSpec) -> bool:
-    """Give the learner the policy of the run folder `algo.base`; False where its config names none."""
+def begin_with_base(learner: Any, spec: EnvSpec, *, resume: bool) -> bool:
+    """Give the learner the policy of the run folder `algo.base`; False where its config names none.
+
+    resume: it is in the checkpoint that follows, and its own folder may be gone.
+    """
     base = getattr(learner.cfg, "base", None)
-    if base is None:
-        return False
+    if base is None or resume:
+        return base is not None
     found = read_folder(Path(base) / "checkpoints" / "last")
     same_spec(found.state, spec, f"algo.base={base}", lanes=False)
-    try:
-        learner.begin_with(found.model)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"algo.base={base}: its weights do not fit algo.base_... ({str(error).splitlines()[-1].strip()})"
-        ) from None
+    take_over(learner, found.model, f"algo.base={base}", "algo.base_...")
     return True
+
+
+def take_over(learner: Any, weights: Mapping[str, Tensor], base: str, form: str) -> None:
+    """Give a learner the weights of a pretrained base. form: what the settings of the base's form are called."""
+    try:
+        learner.begin_with(weights)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{base}: its weights do not fit {form} ({str(error).splitlines()[-1].strip()})") from None
 
 
 def same_data(cfg: TrainConfig, episodes: Episodes, spec: EnvSpec) -> None:
     """ValueError where a data set is of another task than the configured one, whose spec this is."""
     same_task(episodes, spec, f"env={cfg.env.id or cfg.env.name}")
     same_robot(episodes.facts, cfg.env)
+    if cfg.env.name == "gym" or cfg.env.name in GYMNASIUM_IDS:
+        same_box(episodes.facts, lambda: env_spaces(cfg.env, spec).action, f"env={cfg.env.id or cfg.env.name}")
 
 
-def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ranks: Ranks = ALONE) -> OfflineLoop:
+def offline_loop(
+    cfg: TrainConfig, episodes: Episodes, device: torch.device, ranks: Ranks = ALONE, *, resume: bool = False
+) -> OfflineLoop:
     """Learner and loop over a data set; of the environment, where there is one, it reads the shapes alone."""
     spec = spec_of(episodes, device) if cfg.env.name == "none" else env_spec(cfg, device)
     refuse_discrete(lookup(ALGORITHMS, cfg.algo.name, "algorithm"), cfg.algo.name, spec)
@@ -245,7 +262,7 @@ def offline_loop(cfg: TrainConfig, episodes: Episodes, device: torch.device, ran
         learner = make_learner(cfg.algo, spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
-        begin_with_base(learner, spec)
+        begin_with_base(learner, spec, resume=resume)
         loop = loop_over(cfg, episodes, learner)
         start_together(learner, cfg.seed, ranks)
     loop.spec, loop.unseen = spec, unseen

@@ -86,6 +86,8 @@ def _take_over_base(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     if not hasattr(kind, "base_settings") or cfg.algo.base is None:
         return
     folder = Path(cfg.algo.base)
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"algo.base={folder}: no run folder there; name one of algo=diffusion or algo=flow")
     settings = kind.base_settings(typed(load_config(folder / "config.yaml")).algo, f"algo.base={folder}")
     cfg.algo.base = str(folder.absolute())  # a resume may be asked for elsewhere
     for name, value in settings.items():

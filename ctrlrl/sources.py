@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
 from ctrlrl.core.learner import Learner
@@ -127,10 +130,12 @@ def same_task(episodes: Episodes, spec: EnvSpec, env: str) -> None:
     facts, found = episodes.facts, _sizes(episodes)
     if found == (spec.obs_dim, spec.action_dim):
         return
-    hint = f" The data set says {facts.env_id}: use {_as_words(facts.env_id)}." if facts.env_id else ""
+    hint = "Name the environment that the data set is of, or another data set."
+    if facts.env_id:
+        hint = f"The data set says {facts.env_id}: use {_as_words(facts.env_id)}."
     raise ValueError(
         f"{facts.path}: observations and actions have {found[0]} and {found[1]} numbers, those of {env} "
-        f"{spec.obs_dim} and {spec.action_dim}.{hint}"
+        f"{spec.obs_dim} and {spec.action_dim}. {hint}"
     )
 
 
@@ -156,6 +161,26 @@ def same_robot(facts: Facts, env: EnvConfig) -> None:
             f"{facts.path}: the data set is of {facts.env_id}, the policy would be for {here}: "
             f"use {_as_words(facts.env_id or '')}."
         )
+
+
+def same_box(facts: Facts, space: Callable[[], spaces.Space[Any]], env: str) -> None:
+    """ValueError where a file and the environment tell other bounds of an action: half of one is not half of the other.
+
+    Bounds of [-1, 1] in a file are ctrlrl's own units, which every environment takes.
+    """
+    low, high = np.array(facts.action_low), np.array(facts.action_high)
+    if len(low) == 0 or ((low == -1.0) & (high == 1.0)).all():
+        return
+    box = space()
+    if isinstance(box, spaces.Box) and not (np.allclose(box.low, low) and np.allclose(box.high, high)):
+        raise ValueError(
+            f"{facts.path}: its actions lie in {_box(low, high)}, those of {env} in {_box(box.low, box.high)}. "
+            "Name the environment that it is of; if both mean the same, `ctrlrl data convert` writes them in [-1, 1]."
+        )
+
+
+def _box(low: np.ndarray, high: np.ndarray) -> str:
+    return f"[{low.min():g}, {high.max():g}]"
 
 
 def score_range(cfg: TrainConfig, facts: Facts) -> tuple[float, float] | None:

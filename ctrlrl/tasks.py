@@ -113,9 +113,12 @@ def eval_env(cfg: TrainConfig) -> EnvConfig:
         if name not in own:
             raise ValueError(f"eval.env: {unknown('key', name, own)}")
     try:
-        return replace(cfg.env, **changes)
+        found = replace(cfg.env, **changes)
+        if changes:
+            dynamics(found)
     except ValueError as error:
-        raise ValueError(f"eval.{error}") from None
+        raise ValueError(str(error).replace("env.", "eval.env.")) from None
+    return found
 
 
 def dynamics(cfg: EnvConfig) -> Dynamics:

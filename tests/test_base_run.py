@@ -87,13 +87,23 @@ def test_a_base_that_does_not_fit_is_refused_by_name(base, tmp_path):
     chunks = run([*words, "algo.n_action_steps=2", f"run.dir={tmp_path / 'chunks'}"])
     with pytest.raises(ValueError, match=r"algo\.base=.*chunks has algo\.horizon=4 algo\.n_obs_steps=2 algo\.n_action"):
         train_config([*EXPO_WORDS, f"algo.base={chunks}"])
-    with pytest.raises(ValueError, match=r"nowhere/config\.yaml: no such file"):
+    with pytest.raises(ValueError, match=r"algo\.base=nowhere: no run folder there; name one of algo=diffusion or"):
         train_config([*EXPO_WORDS, "algo.base=nowhere"])
     other = [word for word in EXPO_WORDS if "data" not in word and "env=" not in word] + ["env=pointmass"]
     with pytest.raises(ValueError, match=r"algo\.base=.*base was trained on an environment with obs_dim=3, this one"):
         training_loop(typed(train_config([*other, f"algo.base={base}", "experiment=none"])))
     with pytest.raises(ValueError, match=r"algo\.base=.*its weights do not fit algo\.base_"):
         training_loop(typed(train_config([*EXPO_WORDS, f"algo.base={base}", "algo.base_hidden=[9,9]"])))
+
+
+def test_a_run_goes_on_without_the_folder_of_its_base(base, tmp_path):
+    words = [*EXPO_WORDS, f"algo.base={base}", "algo.hidden=[8,8]"]
+    whole, cut = (run([*words, f"run.dir={tmp_path / name}", *more]) for name, more in
+                  (("whole", []), ("cut", ["total_steps=39"])))  # fmt: skip
+    base.rename(tmp_path / "elsewhere")
+    resume(cut, ["total_steps=60"]).train()
+    ends = [read_folder(folder / "checkpoints" / "last").model for folder in (whole, cut)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
 def test_in_python_the_base_is_a_model():
@@ -113,6 +123,8 @@ def test_in_python_the_base_is_a_model():
     assert action.shape == (1,)
     with pytest.raises(TypeError, match="EXPO: base must be a Diffusion or a Flow, got str"):
         EXPO("MlpPolicy", "Pendulum-v1", base="runs/x")
+    with pytest.raises(ValueError, match=r"EXPO: base: its weights do not fit base_\.\.\. "):
+        EXPO("MlpPolicy", "Pendulum-v1", base=clone, base_hidden=[16], **small)
     with pytest.raises(ValueError, match="EXPO: base: the model was trained with observation space"):
         EXPO("MlpPolicy", "pointmass", base=clone, **small)
 

@@ -1,5 +1,7 @@
 """H2O from the command line and from Python: a changed simulator, real data, and what a run leaves behind."""
 
+import json
+
 import pytest
 
 import ctrlrl
@@ -34,6 +36,28 @@ def test_a_run_leaves_a_picture_of_the_gap_and_shows_it_on_its_page(run):
 def test_eval_draws_it_too(run, tmp_path):
     assert call("eval", f"run={run}", "episodes=1", f"picture={tmp_path / 'gap.png'}") == 0
     assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_policy_judged_in_changed_dynamics_has_no_score_and_is_told_so(tmp_path):
+    words = ["algo=h2o", "env=hopper-v4", "env.gravity_scale=2", "data=file", "data.path=hopper-medium.npz"]
+    words += ["n_envs=2", "total_steps=30", "eval.episodes=1", "eval.every=0", "log.progress=false", "threads=1"]
+    words += [f"algo.{k}={str(v).replace(' ', '')}" for k, v in SMALL.items()]
+    assert call("train", *words, "experiment=none", "run.report=false", f"run.dir={tmp_path / 'x'}") == 0
+    result = json.loads((tmp_path / "x" / "result.json").read_text())
+    assert result.get("normalized_score") is None
+    assert "judged with gravity_scale=2" in result["notices"][-1]
+    assert "eval.env.gravity_scale=1 judges the robot itself" in result["notices"][-1]
+
+
+def test_with_its_buffer_a_loaded_model_goes_on_at_once(tmp_path):
+    sim = ctrlrl.make_env("hopper-v4", 2)
+    model = H2O("MlpPolicy", sim, "hopper-medium.npz", seed=0, **SMALL).learn(60)
+    model.save(tmp_path / "m")
+    model.save_replay_buffer(tmp_path / "buffer")
+    again = H2O.load(tmp_path / "m", env=sim, dataset="hopper-medium.npz")
+    again.load_replay_buffer(tmp_path / "buffer")
+    again.learn(10)
+    assert (again.num_timesteps, again.gradient_steps, len(again.replay_buffer)) == (70, 50, 70)
 
 
 def test_in_python_the_environment_is_the_simulator_and_learn_counts_its_steps(tmp_path):

@@ -3,10 +3,13 @@
 import shutil
 from dataclasses import replace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
+from ctrlrl import BC
 from ctrlrl.algos.bc import BCConfig
 from ctrlrl.algos.prdc import PRDCConfig
 from ctrlrl.config import DataConfig, EnvConfig, TrainConfig
@@ -19,6 +22,7 @@ from ctrlrl.sources import (
     load_data,
     notices,
     read_data,
+    same_box,
     same_robot,
     same_task,
     score_range,
@@ -47,6 +51,34 @@ def test_another_task_is_told_with_the_right_one():
     same_task(episodes, HOPPER, "env=hopper-v4")
     with pytest.raises(ValueError, match=r"11 and 3 numbers, those of env=halfcheetah 17 and 6.*use env=hopper-v4"):
         same_task(episodes, HOPPER._replace(obs_dim=17, action_dim=6), "env=halfcheetah")
+
+
+def test_other_bounds_of_an_action_are_another_action():
+    facts = Facts("minari", "made.npz", action_low=(-10.0,), action_high=(10.0,))
+    unit, wide = (spaces.Box(-high, high, (1,)) for high in (1.0, 10.0))
+    same_box(facts, lambda: wide, "env=x")
+    same_box(replace(facts, action_low=(-1.0,), action_high=(1.0,)), lambda: wide, "env=x")
+    same_box(replace(facts, action_low=(), action_high=()), lambda: wide, "env=x")
+    with pytest.raises(ValueError, match=r"made\.npz: its actions lie in \[-10, 10\], those of env=x in \[-1, 1\]"):
+        same_box(facts, lambda: unit, "env=x")
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_pendulum_of_other_torques_is_refused(by_name):
+    episodes = load_data("hopper-medium.npz").first_steps(3)
+    episodes = replace(
+        episodes, obs=episodes.obs[:, :3], action=episodes.action[:, :1], final_obs=episodes.final_obs[:, :3]
+    )
+    torque = replace(episodes.facts, env_id=None, action_low=(-2.0,), action_high=(2.0,))
+    fits, wide = (replace(episodes, facts=replace(torque, action_low=(-x,), action_high=(x,))) for x in (2.0, 5.0))
+    env = "Pendulum-v1" if by_name else gymnasium.make("Pendulum-v1")
+    BC("MlpPolicy", env, fits, hidden=[4])
+    with pytest.raises(ValueError, match=r"in \[-5, 5\], those of .* in \[-2, 2\]"):
+        BC("MlpPolicy", env, wide, hidden=[4])
+    cfg = TrainConfig(algo=BCConfig(hidden=[4]), env=EnvConfig(name="pendulum"))
+    offline_loop(cfg, fits, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"those of env=pendulum in \[-2, 2\]"):
+        offline_loop(cfg, wide, torch.device("cpu"))
 
 
 def test_images_and_discrete_actions_are_named():

@@ -114,7 +114,18 @@ def check_data(episodes: build.Episodes, spaces: build.Spaces, connection: Conne
     task = EnvConfig() if connection is None else connection.task
     build.same_task(episodes, spaces.env_spec(torch.device("cpu")), str(spaces.observation))
     build.same_robot(episodes.facts, task)
+    if connection is not None and tells_box(connection):
+        build.same_box(episodes.facts, lambda: spaces.action, str(task.id or "the environment"))
     return build.notices(episodes.facts, task)
+
+
+def tells_box(connection: Connection) -> bool:
+    """Whether the bounds of actions are a task's own, not the [-1, 1] that ctrlrl's environments take."""
+    from ctrlrl.envs.gymnasium import GymnasiumEnv
+
+    box: Any = connection.spaces.action
+    own_units = hasattr(box, "low") and bool((box.low == -1.0).all() and (box.high == 1.0).all())
+    return isinstance(connection.env, GymnasiumEnv | SB3Env) or not own_units
 
 
 def make_vec_env(

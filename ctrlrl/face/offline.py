@@ -162,11 +162,13 @@ class OfflineAgent:
         build.save_buffer(self._online.buffer, Path(path))
 
     def load_replay_buffer(self, path: str | PathLike[str], truncate_last_traj: bool = True) -> None:
-        """Take over a saved buffer of the same capacity and columns; the next `learn_online` goes on with it.
+        """Take over a saved buffer of the same capacity and columns; the next `learn_online` goes on with it, at once.
 
         truncate_last_traj: taken for SB3's sake; rows are whole transitions, so no trajectory is left open.
         """
-        build.load_buffer(self._online_loop().buffer, Path(path))
+        loop = self._online_loop()
+        build.load_buffer(loop.buffer, Path(path))
+        loop.env_steps = self.num_timesteps  # `learning_starts` counts the steps before, too
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Array | None = None, deterministic: bool = False

@@ -52,7 +52,8 @@ def load_buffer(buffer: ReplayBuffer, folder: Path) -> None:
             raise ValueError("buffer.json is no object")
         for name, value in _facts(buffer).items():
             if name != "added" and found.get(name) != value:
-                raise ValueError(f"it has {name}={found.get(name)!r:.80}, this buffer has {value!r:.80}")
+                mend = ": give buffer_size the same" if name == "capacity" else ""
+                raise ValueError(f"it has {name}={found.get(name)!r:.80}, this buffer has {value!r:.80}{mend}")
         added, per_chunk, sums = found["added"], found["per_chunk"], found["sums"]
         if type(added) is not int or added < 0 or type(per_chunk) is not int or per_chunk < 1:
             raise ValueError("its counts are not counts")
