@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -24,6 +25,19 @@ def not_here(key: str, wanted: str, folder: Path, reason: object) -> ValueError:
     """key: what the user typed. wanted: the file or folder that must lie in `folder`."""
     why = " ".join(str(reason).split())[:200] or type(reason).__name__
     return ValueError(f"{key}: {wanted} is not in {folder} and cannot be fetched ({why}).\nPut it there by hand.")
+
+
+@contextlib.contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """With `folder` there; what had to be made for it goes again where nothing came into it."""
+    new = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for part in new:
+            with contextlib.suppress(OSError):  # not empty
+                part.rmdir()
 
 
 def download(address: str, target: Path, check: Callable[[Path], None], *, key: str) -> Path:

@@ -25,7 +25,7 @@ import numpy as np
 from ctrlrl.data import columns as cols
 from ctrlrl.data.columns import Columns, DataError
 from ctrlrl.data.d4rl import facts
-from ctrlrl.data.download import not_here, unknown_id
+from ctrlrl.data.download import not_here, room, unknown_id
 from ctrlrl.data.episodes import Array, Episodes
 
 _TAKEN = {"observations", "actions", "terminals", "rewards", "masks", "env_id"}
@@ -220,8 +220,7 @@ def find(data_id: str) -> Path:
     key = f"data.id={data_id}"
     try:
         package = _package("fetching it")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+        with room(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
             with contextlib.redirect_stdout(sys.stderr):
                 package.download_datasets([name], temporary)
             parts = [Path(temporary) / f"{name}{part}.npz" for part in ("-val", "")]
