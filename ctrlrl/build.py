@@ -72,7 +72,8 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
     if data is not None and (changed := dynamics(eval_env(cfg)).changed()):
         own = " ".join(f"eval.env.{name}={getattr(Dynamics, name):g}" for name in changed)
         now = " ".join(f"{name}={value:g}" for name, value in changed.items())
-        told.append(f"judged with {now}, so no normalized score is given; {own} judges the robot itself")
+        mend = f"{own} judges the robot itself, with run.resume=... later, too"
+        told.append(f"judged with {now}, so no normalized score is given; {mend}")
         span = None
     together = {"ranks": ranks.size} if ranks.size > 1 else {}
     options: dict[str, Any] = {

@@ -73,6 +73,9 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
         raise ValueError(
             f"run.dir: a resumed run stays in its folder, {folder}. Leave run.dir out, or copy the folder."
         )
+    kept = next((word for word in words if word.partition("=")[0] in ("algo", "env", "data")), None)
+    if kept is not None:
+        raise ValueError(f"{kept}: a resumed run keeps its algorithm, environment and data; begin a new run.dir")
     raw = load_config(folder / "config.yaml", words)
     cfg = typed(raw)
     ranks = _together(cfg)

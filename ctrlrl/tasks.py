@@ -46,7 +46,7 @@ def make_env(
     """
     device, backend = torch.device(device), backend_of(cfg)
     if backend == "none":
-        raise ValueError("env=none: only learning from a data set goes without an environment; name one with env=...")
+        raise ValueError("env=none: only learning from a data set goes without an environment; train with env=NAME")
     if backend == "tokens":
         raise ValueError(f"env={cfg.name} is answered by a language model: use algo=grpo, or another method for tokens")
     stagger = cfg.stagger if stagger is None else stagger

@@ -295,6 +295,8 @@ def test_a_taken_run_folder_is_refused_and_left_alone(ctrlrl, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("mine")
     refused(ctrlrl("train", *TINY, "run.dir=a"), "run.dir=a is taken", "run.resume=a")
+    refused(ctrlrl("train", "run.resume=a", "algo=bpo"), "algo=bpo", "keeps its algorithm", "run.dir")
+    refused(ctrlrl("train", "run.resume=a", "env=cartpole"), "env=cartpole", "keeps its", "environment")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
     assert ctrlrl("train", *TINY, "run.dir=empty").code == 0
