@@ -24,7 +24,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from ctrlrl.bench.rows import append, compare, identity, line, rate
+from ctrlrl.bench.rows import append, compare, identity, rate
+from ctrlrl.disk import strict_json
 from ctrlrl.envs.inventory import (
     HOLDING_COST,
     HORIZON,
@@ -239,7 +240,7 @@ def main() -> None:
         row |= {"n_envs": n_envs, "threads": 1, "device": "cpu", "unit": "env steps/s", "difference": difference}
         row |= compare(*pair, options.pairs, note=lambda line: print(line, file=sys.stderr))
         row |= identity()
-        print(line(row))
+        print(strict_json(row))
         if options.out is not None:
             append([row], options.out)
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrlrl.bench.rows import append, identity, line
+from ctrlrl.bench.rows import append, identity
+from ctrlrl.disk import strict_json
 from ctrlrl.llm.tokens import head_log_prob, token_log_prob
 
 WAYS = ("head", "logits", "plain")
@@ -101,7 +102,7 @@ def main() -> None:
         }
         for way in WAYS[:2]
     ]
-    sys.stdout.writelines(line(row) + "\n" for row in rows)
+    sys.stdout.writelines(strict_json(row) + "\n" for row in rows)
     if args.out:
         append(rows, args.out)
 

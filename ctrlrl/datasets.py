@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from ctrlrl import settings
 from ctrlrl.collect import CollectOptions, collect_data
-from ctrlrl.data.card import card_text, data_card, with_null
+from ctrlrl.data.card import card_text, data_card
 from ctrlrl.data.check import check
 from ctrlrl.data.columns import observations, opened
 from ctrlrl.data.d4rl_files import FILES as D4RL_IDS
@@ -21,7 +20,7 @@ from ctrlrl.data.load import find, load
 from ctrlrl.data.ogbench import FILES as OGBENCH_IDS
 from ctrlrl.data.ogbench import SINGLE_TASKS
 from ctrlrl.data.write import layout_of, write
-from ctrlrl.disk import naming, remove, sync_folder, write_atomic
+from ctrlrl.disk import naming, remove, strict_json, sync_folder, write_atomic
 from ctrlrl.registry import unknown
 from ctrlrl.sources import CACHE, load_data
 
@@ -80,7 +79,7 @@ def info(words: list[str]) -> Answer:
         return card_text(card), 0
     _make_parent(out)
     if out.suffix == ".json":
-        write_atomic(out, json.dumps(with_null(card), indent=2, allow_nan=False).encode())
+        write_atomic(out, strict_json(card, indent=2).encode())
     else:
         from ctrlrl.report.data_picture import data_png
 

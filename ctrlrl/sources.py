@@ -172,7 +172,7 @@ def same_box(facts: Facts, space: Callable[[], spaces.Space[Any]], env: str) -> 
     if len(low) == 0 or ((low == -1.0) & (high == 1.0)).all():
         return
     box = space()
-    if isinstance(box, spaces.Box) and not (np.allclose(box.low, low) and np.allclose(box.high, high)):
+    if isinstance(box, spaces.Box) and not (np.allclose(box.low.ravel(), low) and np.allclose(box.high.ravel(), high)):
         raise ValueError(
             f"{facts.path}: its actions lie in {_box(low, high)}, those of {env} in {_box(box.low, box.high)}. "
             "Name the environment that it is of; if both mean the same, `ctrlrl data convert` writes them in [-1, 1]."

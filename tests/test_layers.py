@@ -45,7 +45,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "sweep": {"disk", "settings", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"}
-    | {"deploy", "deployed"},
+    | {"deploy", "deployed", "disk"},
     "face": GROUND
     | {"algos", "core", "envs", "llm", "train", "build", "tasks", "texts", "judging", "loops", "provenance", "deploy"},
     "api": {"runs", "build", "tasks", "judging", "loops", "registry", "train", "face"},

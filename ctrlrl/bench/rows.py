@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ctrlrl.disk import strict_json
 from ctrlrl.provenance import commit, versions
 
 DISTURBED = 1.3  # a one-thread contender whose wall time exceeds its CPU time by this factor did not have its core
@@ -80,24 +79,11 @@ def measured(mine: list[Lap], theirs: list[Lap] | None, peer: str | None) -> dic
     return fields
 
 
-def line(row: dict[str, Any]) -> str:
-    """One row as strict JSON: what was not reached is null."""
-
-    def plain(x: Any) -> Any:
-        if isinstance(x, dict):
-            return {k: plain(v) for k, v in x.items()}
-        if isinstance(x, (list, tuple)):
-            return [plain(v) for v in x]
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
-    return json.dumps(plain(row), allow_nan=False)
-
-
 def append(rows: list[dict[str, Any]], out: Path) -> None:
     """One JSON line a row at the end of the file."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a") as file:
-        file.writelines(line(row) + "\n" for row in rows)
+        file.writelines(strict_json(row) + "\n" for row in rows)
 
 
 def identity() -> dict[str, Any]:

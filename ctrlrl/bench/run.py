@@ -17,8 +17,9 @@ import torch
 from ctrlrl import settings
 from ctrlrl.bench import chunks, offline_ours, peers, replay_peers, token_peers
 from ctrlrl.bench.ours import EVAL_EPISODES, Deciding, Stepping, ToScore, Training, agent
-from ctrlrl.bench.rows import append, compare, identity, line
+from ctrlrl.bench.rows import append, compare, identity
 from ctrlrl.config import TrainConfig
+from ctrlrl.disk import strict_json
 from ctrlrl.envs.sb3 import SB3Env
 from ctrlrl.judging import judged
 from ctrlrl.loops import training_loop
@@ -81,7 +82,7 @@ def main(words: list[str]) -> int:
         rows += measure(kind, cfg, options)
     print(table(rows))
     for row in rows:
-        print(line(row))
+        print(strict_json(row))
     if options.out:
         append(rows, Path(options.out))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,15 +51,6 @@ def _binned(*tables: Array) -> list[Array]:
             share = (table[:, d].astype(np.float64) - low[d]) / width if width > 0 else np.zeros(len(table))
             bins[:, d] = np.minimum(share, N_BINS - 1).astype(np.uint8)
     return out
-
-
-def with_null(x: Any) -> Any:
-    """Plain values as JSON has them: what is not finite is null."""
-    if isinstance(x, dict):
-        return {k: with_null(v) for k, v in x.items()}
-    if isinstance(x, list):
-        return [with_null(v) for v in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def data_card(

@@ -90,7 +90,7 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
     if not last[-1]:
         raise DataError(
             f"{columns.path}: the last row has terminals = 0, but the last state of a trajectory has 1: cut off? "
-            "(It has no 'rewards', so it is read as OGBench's.)"
+            "(Without 'rewards' a file is read as OGBench's.)"
         )
     bounds = np.flatnonzero(last)
     lengths = np.diff(bounds, prepend=-1) - 1

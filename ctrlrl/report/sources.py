@@ -34,7 +34,7 @@ def _runs(path: Path) -> list[Run]:
 def unfinished(paths: Sequence[Path]) -> list[str]:
     """A line for each cell of the sweeps among `paths` that has no result: its state and, if it failed, why."""
     found = []
-    for path in paths:
+    for path in map(Path, paths):
         if (path / "cells.json").is_file():
             for cell in _cells(path):
                 if not (path / cell["name"] / "result.json").exists():

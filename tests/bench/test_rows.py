@@ -7,8 +7,9 @@ import math
 
 import pytest
 
-from ctrlrl.bench.rows import Lap, compare, line
+from ctrlrl.bench.rows import Lap, compare
 from ctrlrl.cli import main
+from ctrlrl.disk import strict_json
 
 
 class Scripted:
@@ -49,7 +50,7 @@ def test_a_peer_that_waited_for_its_core_is_named(wall, disturbed):
 
 
 def test_what_was_not_reached_is_null():
-    assert json.loads(line({"value": math.inf, "runs": [{"seconds": math.nan}]})) == {
+    assert json.loads(strict_json({"value": math.inf, "runs": [{"seconds": math.nan}]})) == {
         "value": None,
         "runs": [{"seconds": None}],
     }
