@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from ctrlrl.deployed import Deployed, DeployedChunks, DeployedPreferences
 from ctrlrl.envs.spec import Array
 from ctrlrl.policies.composed import ComposedPolicy
 from ctrlrl.policies.diffusion import ChunkPolicy
+from ctrlrl.quiet import quiet
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
 ROWS = 128  # observations they are compared on
@@ -137,7 +136,8 @@ def _save_onnx(module: Deployed, path: Path, facts: dict[str, Any]) -> Acting:
         return op.Mul(x, op.Tanh(op.Softplus(x)))
 
     examples = tuple(torch.from_numpy(a) for a in module.examples(2))
-    with warnings.catch_warnings(), _silent("torch.onnx._internal.exporter._registration"):
+    # whose notice says that torchvision, which no policy needs, is not installed
+    with warnings.catch_warnings(), quiet("torch.onnx._internal.exporter._registration"):
         warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)  # torch's exporter uses it
         program = torch.onnx.export(
             module,
@@ -159,18 +159,6 @@ def _save_onnx(module: Deployed, path: Path, facts: dict[str, Any]) -> Acting:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda arrays: session.run(module.outputs, dict(zip(module.names, arrays, strict=True)))
-
-
-@contextmanager
-def _silent(logger: str) -> Iterator[None]:
-    """Without its notices (here: that torchvision, which no policy needs, is not installed)."""
-    found = logging.getLogger(logger)
-    level = found.level
-    found.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        found.setLevel(level)
 
 
 def _save_torchscript(module: Deployed, path: Path, facts: dict[str, Any]) -> Acting:

@@ -15,11 +15,12 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "config": set(),
     "registry": set(),
     "disk": set(),
+    "quiet": set(),
     "nn": set(),
     "policies": {"functional", "nn", "types"},
     "core": {"functional", "types"},
     "envs": {"types"},
-    "data": {"types", "functional"},
+    "data": {"types", "functional", "quiet"},
     "algos": {"functional", "nn", "policies", "core", "types"},
     "llm": {"functional", "core", "types"},
     "train": {"functional", "core", "data", "disk", "types"},
@@ -41,7 +42,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "shares": {"config", "core"},
     "deployed": {"core", "envs", "functional", "policies"},
     "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"}
-    | {"texts"},
+    | {"quiet", "texts"},
     "sweep": {"disk", "settings", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import sys
@@ -26,6 +25,7 @@ from ctrlrl.data import minari_trees as trees
 from ctrlrl.data.columns import DataError
 from ctrlrl.data.download import not_here, room, unknown_id
 from ctrlrl.data.episodes import Array, Episodes, Facts
+from ctrlrl.quiet import quiet
 
 _ID = re.compile(r"(?:[-\w]+/)*[-\w]+-v\d+")
 
@@ -195,7 +195,7 @@ def _fetch(data_id: str, root: Path, target: Path) -> None:
     except ModuleNotFoundError:
         raise ValueError("fetching it needs the minari package: pip install 'ctrlrl[data]'") from None
     with room(root), tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
-        with _root_is(temporary), _quiet("huggingface_hub"), contextlib.redirect_stdout(sys.stderr):
+        with _root_is(temporary), quiet("huggingface_hub"), contextlib.redirect_stdout(sys.stderr):
             minari.load_dataset(data_id, download=True)
         read(Path(temporary) / data_id / "data")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -204,18 +204,6 @@ def _fetch(data_id: str, root: Path, target: Path) -> None:
             kept = root / about.relative_to(temporary)
             if kept.parent.is_dir() and not kept.exists():
                 about.replace(kept)
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without the warnings of a package, whose error is told in a line."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager
