@@ -7,6 +7,8 @@ import pytest
 import ctrlrl
 from ctrlrl import H2O
 from ctrlrl.cli import main
+from ctrlrl.settings import train_config, typed
+from ctrlrl.tasks import eval_env
 
 SMALL = {"hidden": [8], "batch_size": 8, "discriminator_batch_size": 8, "learning_starts": 20, "n_next_states": 2}
 
@@ -47,6 +49,12 @@ def test_a_policy_judged_in_changed_dynamics_has_no_score_and_is_told_so(tmp_pat
     assert result.get("normalized_score") is None
     assert "judged with gravity_scale=2" in result["notices"][-1]
     assert "eval.env.gravity_scale=1 judges the robot itself" in result["notices"][-1]
+
+
+def test_a_backend_of_the_evaluation_that_changes_nothing_is_named_with_its_key():
+    words = ["algo=h2o", "env=hopper-v4", "env.friction_scale=0.3", "eval.env.backend=gymnasium", "experiment=none"]
+    with pytest.raises(ValueError, match=r"eval\.env\.friction_scale=0\.3: eval\.env\.backend=gymnasium"):
+        eval_env(typed(train_config(words)))
 
 
 def test_with_its_buffer_a_loaded_model_goes_on_at_once(tmp_path):

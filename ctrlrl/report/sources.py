@@ -32,14 +32,16 @@ def _runs(path: Path) -> list[Run]:
 
 
 def unfinished(paths: Sequence[Path]) -> list[str]:
-    """A line for each cell of the sweeps among `paths` that has no result: its state and, if it failed, why."""
+    """Of the sweeps among `paths` a line for each cell that failed, and one that counts the others without a result."""
     found = []
     for path in map(Path, paths):
-        if (path / "cells.json").is_file():
-            for cell in _cells(path):
-                if not (path / cell["name"] / "result.json").exists():
-                    why = f": {cell['error']}" if cell.get("error") else ""
-                    found.append(f"{cell['name']}, no result ({cell.get('state', 'waiting')}){why}")
+        if not (path / "cells.json").is_file():
+            continue
+        missing = [cell for cell in _cells(path) if not (path / cell["name"] / "result.json").exists()]
+        failed = [cell for cell in missing if cell.get("state") == "failed"]
+        found += [f"{cell['name']} failed: {cell.get('error') or 'no reason was told'}" for cell in failed]
+        if rest := len(missing) - len(failed):
+            found.append(f"{path}: {rest} cell{'s have' if rest > 1 else ' has'} no result yet")
     return found
 
 

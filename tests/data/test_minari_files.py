@@ -243,6 +243,7 @@ def damage(folder, how):
                 "other size": ("observations", np.ones((4, 5))),
                 "single number": ("actions", np.float32(1.0)),
                 "no steps": ("rewards", np.ones(0)),
+                "nan flag": ("terminations", np.array([0.0, np.nan, 1.0])),
             }[how]
             del episode[name]
             episode[name] = array
@@ -261,6 +262,7 @@ def damage(folder, how):
         ("other size", "'observations' change from episode to episode"),
         ("single number", "'actions' is a single number"),
         ("no steps", "episode_1: 4 observations for 0 rewards"),
+        ("nan flag", "episode_1: 'terminations' holds NaN: write 0 or 1"),
     ],
 )
 def test_a_damaged_set_is_refused_by_file_and_episode(how, match):

@@ -282,8 +282,8 @@ def test_a_sweep_folder_is_compared_over_tasks_with_names_intervals_and_seeds(tm
                   "1.00 [1.00, 1.00]", "Published scores beside ours", "97.4 ± 6.4"):  # fmt: skip
         assert words in page.text, words
     assert page.tags.count("img") == 2  # curves and profile
-    assert "never-started, no result (waiting)" in page.text
-    assert "fell, no result (failed): x.npz: no such file" in page.text
+    assert "1 cell has no result yet" in page.text
+    assert "fell failed: x.npz: no such file" in page.text
 
 
 def test_many_runs_are_folded_away_and_paper_does_without_what_only_a_screen_can_unfold(tmp_path):
