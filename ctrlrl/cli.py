@@ -24,6 +24,7 @@ USAGE = """ctrlrl <verb> [key=value ...]
            run=runs/x picture=paths.png deterministic=false                        sampled actions; paths in the plane
            run=runs/x preference=[0.3,0.7]                                         a front's policy for a preference
            run=runs/x algo.sampler=ddim algo.sampling_steps=5                      settings other than in training
+           run=runs/x eval.env.gravity_scale=2                                     in another environment
            compose=[runs/a,runs/b] compose.weight=search                           several runs as one policy (GPC)
   report   runs/a runs/b out=report.html                                           curves and tables; out=table.md
   export   run=runs/x format=onnx out=policy.onnx checkpoint=best                  the policy in one file, checked
@@ -124,7 +125,7 @@ def evaluate(words: list[str]) -> int:
         return 0
     from ctrlrl import runs, settings
 
-    changes = [word for word in words if word.startswith("algo.")]
+    changes = [word for word in words if word.startswith(("algo.", "eval.env."))]
     options = settings.command(EvalOptions, [word for word in words if word not in changes])
     if not options.run:
         raise ValueError("eval needs run=FOLDER, e.g. ctrlrl eval run=runs/x")

@@ -88,8 +88,7 @@ def evaluator(
         asked: Any = learner
         return text_evaluator(asked, prompts, episodes=episodes, seed=seed, deterministic=greedy)
     device = env_device(cfg, task)
-    if cfg.eval.env:
-        same_spaces(cfg, task)
+    same_spaces(cfg, task)
     if learner.multi_objective and hasattr(learner, "policies"):
         return lambda: front_evaluation(learner, cfg, episodes=episodes, seed=seed)
     env: VecEnv | None = None

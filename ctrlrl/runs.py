@@ -22,7 +22,7 @@ from ctrlrl.loops import make_learner
 from ctrlrl.provenance import versions
 from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.settings import load_config, typed
-from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env
+from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env, same_spaces
 from ctrlrl.texts import answers_prompts, load_reference, text_env, token_learner
 from ctrlrl.train.checkpoint import Checkpoint, exists, fit, read_folder, same_spec, saved_spec
 from ctrlrl.train.distributed import agree, join, part
@@ -99,7 +99,8 @@ def _write_config(folder: Path, raw: DictConfig, words: bytes) -> None:
 def load_run(folder: Path, checkpoint: str = "last", words: Sequence[str] = ()) -> tuple[TrainConfig, Learner]:
     """The configuration of a run and its learner with the weights of checkpoints/<checkpoint>.
 
-    words: settings other than the run's, e.g. "algo.sampler=ddim"; ValueError where the weights do not fit them.
+    words: settings other than the run's, e.g. "algo.sampler=ddim", "eval.env.gravity_scale=2"; ValueError where the
+           weights do not fit them.
     """
     cfg = typed(load_config(folder / "config.yaml", words))
     if cfg.seeds > 1:
@@ -175,6 +176,7 @@ def evaluate_run(
         returns, lengths, success, *_ = evaluator(learner, asked, episodes=episodes, seed=seed)()
     else:
         task = eval_env(cfg)
+        same_spaces(cfg, task)
         env = make_env(task, min(episodes, 64), stagger=False, device=env_device(cfg, task))
         returns, lengths, success, *_ = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
         env.close()
@@ -201,7 +203,7 @@ def evaluate_run(
         "return_max": returns.max().item(),
         "length_mean": lengths.double().mean().item(),
         "success_rate": None if success is None else success.double().nanmean().item(),
-        "normalized_score": scorer(_score_range(folder))(returns.mean().item()),
+        "normalized_score": scorer(_score_range(folder, cfg))(returns.mean().item()),
         "returns": returns.tolist(),
         "lengths": lengths.tolist(),
         **({} if tried is None else coverage(tried)),
@@ -244,8 +246,10 @@ def _evaluate_front(
     return result
 
 
-def _score_range(folder: Path) -> list[float] | None:
-    """As the run's own evaluations had it."""
+def _score_range(folder: Path, cfg: TrainConfig) -> list[float] | None:
+    """As the run's own evaluations had it; None for returns of another robot than the reference's."""
+    if dynamics(eval_env(cfg)).changed():
+        return None
     try:
         return json.loads((folder / "result.json").read_bytes()).get("score_range")
     except (OSError, ValueError, AttributeError):

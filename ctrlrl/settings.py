@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -121,6 +122,8 @@ def typed(cfg: DictConfig) -> TrainConfig:
         made: TrainConfig = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    except ValueError as error:  # what a class calls its own field, people type as a key
+        raise ValueError(re.sub(r"\b[A-Z]\w*Config\.", "algo.", str(error))) from None
     try:
         OmegaConf.merge(OmegaConf.structured(made.env), made.eval.env)
     except OmegaConfBaseException as error:

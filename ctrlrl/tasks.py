@@ -172,6 +172,8 @@ def env_spec(cfg: TrainConfig, device: torch.device) -> EnvSpec:
 
 def same_spaces(cfg: TrainConfig, task: EnvConfig) -> None:
     """ValueError where the environment that judges a run has other spaces than its own."""
+    if not cfg.eval.env:
+        return
     here, there = (env_spec(replace(cfg, env=env), torch.device("cpu")) for env in (cfg.env, task))
     for name in ("obs_dim", "action_dim", "n_actions", "nvec"):
         if (own := getattr(here, name)) != (other := getattr(there, name)):

@@ -261,7 +261,7 @@ def test_the_other_clock_is_refused(words, wanted):
         (["train", "algo.hidden=64"], ["algo.hidden"]),
         (["train", "log.progress=perhaps"], ["log.progress", "perhaps"]),
         (["train", "n_envs=0"], ["n_envs must be at least 1"]),
-        (["train", "algo.gamma=1.5"], ["gamma", "1.5"]),
+        (["train", "algo.gamma=1.5"], ["train: algo.gamma must lie in", "1.5"]),
         (["train", "algo.activation=sine"], ["activation", "tanh", "sine"]),
         (["train", "total_steps=0"], ["total_steps"]),
         (["train", "eval.episodes=0"], ["eval.episodes"]),

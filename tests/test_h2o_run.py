@@ -40,6 +40,18 @@ def test_eval_draws_it_too(run, tmp_path):
     assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_eval_takes_the_settings_of_another_environment_and_scores_only_the_robot_itself(run, capsys):
+    found = []
+    for words in ([], ["eval.env.gravity_scale=2"]):
+        assert call("eval", f"run={run}", "episodes=1", "seed=3", *words) == 0
+        found.append(json.loads((run / "eval.json").read_text()))
+    assert found[0]["return_mean"] != found[1]["return_mean"]
+    assert isinstance(found[0]["normalized_score"], float)
+    assert found[1]["normalized_score"] is None
+    assert call("eval", f"run={run}", "eval.env.gravity=1") == 2
+    assert "eval.env: unknown key gravity; did you mean gravity_scale" in capsys.readouterr().err
+
+
 def test_a_policy_judged_in_changed_dynamics_has_no_score_and_is_told_so(tmp_path):
     words = ["algo=h2o", "env=hopper-v4", "env.gravity_scale=2", "data=file", "data.path=hopper-medium.npz"]
     words += ["n_envs=2", "total_steps=30", "eval.episodes=1", "eval.every=0", "log.progress=false", "threads=1"]

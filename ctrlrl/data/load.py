@@ -27,7 +27,7 @@ def load(path: Path, *, data_id: str | None = None) -> Episodes:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise DataError(f"data.path={path}: no such file or folder")
+        raise DataError(f"{path}: no such file or folder")
     folder = minari.folder_of(path) if path.is_dir() else None
     if path.is_dir() and folder is None:
         raise DataError(f"{path} is a folder without a Minari set (data/metadata.json); give the path of a file")

@@ -82,7 +82,7 @@ def test_an_unknown_id_of_a_file_is_told_with_near_ones(tmp_path):
 
 
 def test_a_missing_path_is_named(tmp_path):
-    refused(tmp_path / "nowhere.hdf5", r"data\.path=.*no such file")
+    refused(tmp_path / "nowhere.hdf5", r"nowhere.hdf5: no such file")
 
 
 def test_a_folder_without_a_set_is_refused(tmp_path):
