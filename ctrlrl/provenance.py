@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict
 from importlib import metadata
@@ -26,6 +28,7 @@ def facts(cfg: TrainConfig, device: torch.device, data: Facts | None = None) -> 
         "seed": cfg.seed,
         "n_envs": cfg.n_envs,
         "device": str(device),
+        "machine": machine(device),
         "dtype": cfg.dtype,
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -51,6 +54,17 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def machine(device: torch.device | None = None) -> str:
+    """The processor, its logical cores, and the GPU in use: no speed means much without them."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    processor = found[1].strip() if found else platform.processor() or platform.machine()
+    gpu = [torch.cuda.get_device_name(device)] if device is not None and device.type == "cuda" else []
+    return ", ".join([processor, f"{os.cpu_count()} cores", *gpu])
 
 
 def commit() -> str | None:

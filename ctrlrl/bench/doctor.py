@@ -12,6 +12,7 @@ import torch
 from ctrlrl.bench.ours import random_actions
 from ctrlrl.config import EnvConfig
 from ctrlrl.core.process import keep_memory
+from ctrlrl.provenance import machine
 from ctrlrl.registry import ROBOTS, SIMULATORS
 from ctrlrl.tasks import make_env
 
@@ -48,7 +49,7 @@ def _version(package: str) -> str | None:
 
 def _devices() -> list[str]:
     lines = [
-        f"  cpu     {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, "
+        f"  cpu     {machine()}, {torch.get_num_threads()} torch threads, "
         f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}",
         f"  malloc  {'keeps freed memory' if keep_memory() else 'not glibc: left as it is'}",
     ]

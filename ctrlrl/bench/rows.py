@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ctrlrl.disk import strict_json
-from ctrlrl.provenance import commit, versions
+from ctrlrl.provenance import commit, machine, versions
 
 DISTURBED = 1.3  # a one-thread contender whose wall time exceeds its CPU time by this factor did not have its core
 
@@ -87,5 +87,5 @@ def append(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def identity() -> dict[str, Any]:
-    """What every row says of the software."""
-    return {"versions": versions(), "commit": commit()}
+    """What every row says of the software and the processor."""
+    return {"versions": versions(), "commit": commit(), "machine": machine()}

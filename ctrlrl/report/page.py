@@ -245,7 +245,7 @@ def _settings(runs: Sequence[Run]) -> str:
 
 def _machine(runs: Sequence[Run]) -> str:
     lines = []
-    names = ("device", "dtype", "threads", "commit", *(("config_hash",) if len(runs) == 1 else ()))
+    names = ("machine", "device", "dtype", "threads", "commit", *(("config_hash",) if len(runs) == 1 else ()))
     for run in runs:
         r = run.result
         facts = [f"{name} {r[name]}" for name in names if r.get(name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 
@@ -68,6 +69,7 @@ def test_a_measurement_prints_its_row_and_appends_it(tmp_path, capsys):
     assert printed == rows
     fixed = "kind env algo n_envs threads device dtype compile value unit spread peer peer_value ratio pairs".split()
     assert {*fixed, "cpu_seconds", "wall_seconds", "versions", "commit"} <= set(rows[0])
+    assert rows[0]["machine"].endswith(f", {os.cpu_count()} cores")
 
 
 def test_training_to_a_score_ends_at_the_target_and_says_when_it_was_not_reached(tmp_path):

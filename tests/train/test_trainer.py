@@ -517,7 +517,7 @@ def test_result_json_has_the_fields_of_the_interface(tmp_path):
     fields = (
         "algo env data seed status env_steps gradient_steps final_return_mean final_return_std best_return_mean "
         "eval_episodes success_rate normalized_score train_seconds wall_seconds steps_per_second updates_per_second "
-        "device dtype threads versions data_checksum config_hash commit"
+        "machine device dtype threads versions data_checksum config_hash commit"
     )
     assert set(fields.split()) <= set(result)
     assert (result["algo"], result["env"], result["seed"], result["status"]) == ("ppo", "pendulum", 0, "finished")
