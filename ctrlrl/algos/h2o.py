@@ -147,7 +147,7 @@ class H2OLearner(OffPolicyLearner):
         weight, u = self.weight_and_gap(sim)
         td_real = batch_mean((q_real - target_real).square())
         td_sim = batch_mean(weight * (q_sim - target_sim).square())
-        penalty = gap.gap_penalty(q_sim, gap.log_share(u), q_real, bound=cfg.penalty_bound)
+        penalty = gap.gap_penalty(q_sim, gap.log_share(u).float(), q_real, bound=cfg.penalty_bound)
         critic_loss = (td_real + td_sim + cfg.conservative_coef * penalty).sum(0)
 
         self.opt["log_temperature"](batch_mean(entropy_gap))
@@ -162,7 +162,7 @@ class H2OLearner(OffPolicyLearner):
             value_q_real=batch_mean(q_real[0]),
             value_q_sim=batch_mean(q_sim[0]),
             gap_weight=batch_mean(weight),
-            gap_nats=batch_mean(u),
+            gap_nats=batch_mean(u.float()),
             policy_entropy=-batch_mean(log_prob),
             policy_temperature=temperature,
         )
@@ -178,7 +178,10 @@ class H2OLearner(OffPolicyLearner):
 
     @torch.no_grad()
     def weight_and_gap(self, sim: Transition) -> tuple[Tensor, Tensor]:
-        """P_real / P_sim of simulated rows at the step they made, and the gap around it, nats; [N] each, clipped."""
+        """P_real / P_sim of simulated rows at the step they made, and the gap around it, nats; [N] each, clipped.
+
+        The gap is float64: its authors' least, 1e-45, counts as 0 in the float32 of an update.
+        """
         cfg = self.cfg
         noise = self.random.randn_like(sim.next_obs.new_empty(cfg.n_next_states, *sim.next_obs.shape))
         around = sim.next_obs + self.next_state_std() * noise
@@ -186,7 +189,7 @@ class H2OLearner(OffPolicyLearner):
         with self.precision():
             log_ratio = self.log_ratio(sim.obs, sim.action, next_obs)
         weight = gap.dynamics_weight(log_ratio[0], low=cfg.weight_min, high=cfg.weight_max)
-        return weight, gap.dynamics_gap(log_ratio[1:], low=cfg.gap_min, high=cfg.gap_max)
+        return weight, gap.dynamics_gap(log_ratio[1:].double(), low=cfg.gap_min, high=cfg.gap_max)
 
     def log_ratio(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """log P_real / P_sim at K next states [K, N, O] of each row, nats [K, N]; observations normalised.

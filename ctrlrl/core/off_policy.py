@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ctrlrl.core.compile import Graph, Mode, compiled, undoing
 from ctrlrl.core.learner import Learner
+from ctrlrl.core.process import flushed
 from ctrlrl.core.random import Randomness
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
@@ -148,7 +149,8 @@ class OffPolicyLearner(Learner):
         phase = self.n_updates % self.period
         self.n_updates += 1
         if self._mode != "graph":
-            return self._step(batch, phase)
+            with flushed():
+                return self._step(batch, phase)
         if phase not in self._graphs:
             self._graphs[phase] = self._captured(batch, phase)
         return tree_map(torch.clone, self._graphs[phase](batch))

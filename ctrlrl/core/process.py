@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+_DENORMAL = 5e-324  # compares as 0 where denormal numbers count as 0
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
@@ -35,3 +38,20 @@ def set_threads(threads: int | None, widest_layer: int, device: torch.device) ->
         torch.set_num_threads(threads)
     elif device.type == "cpu" and widest_layer < 256:
         torch.set_num_threads(1)
+
+
+@contextmanager
+def flushed() -> Iterator[None]:
+    """Numbers too small for float32's full precision, below 1.2e-38, are 0 for this thread's products.
+
+    The gradients of a log-sum-exp's least actions are such numbers, and processors take a hundred times as long for
+    each: CQL's update took 3.3 times as long after 15,000 of them. The simulators keep theirs.
+    """
+    if _DENORMAL == 0.0:
+        yield
+        return
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

@@ -1,5 +1,6 @@
 """H2O's update by hand, its gradient routing, and two systems whose dynamics are known."""
 
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from ctrlrl.algos.h2o import H2OConfig, H2OLearner
 from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.replay import Pair
 from ctrlrl.functional.distributions import tanh_gaussian_sample
+from ctrlrl.functional.gap import log_share
 from ctrlrl.types import HybridBatch, Transition, tree_map
 
 ALL = ("marginal", "transition", "policy", "critic", "target", "log_temperature")
@@ -47,6 +49,19 @@ def test_classifiers_that_know_nothing_give_weight_one_and_the_smallest_gap():
     weight, u = learner.weight_and_gap(batch(learner).sim)
     assert torch.equal(weight, torch.ones_like(weight))
     assert torch.equal(u, torch.full_like(u, 1e-37))
+
+
+def test_the_authors_smallest_gap_is_shared_evenly_where_denormal_numbers_are_zero():
+    learner = learner_of(gap_min=1e-45)
+    for p in learner.nets.transition.parameters():
+        torch.nn.init.zeros_(p)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush denormal numbers")
+    try:
+        share = log_share(learner.weight_and_gap(batch(learner).sim)[1])
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(share, torch.full_like(share, -math.log(len(share))))
 
 
 def test_one_update_is_the_definitions_with_plain_adam():

@@ -138,6 +138,37 @@ def test_phases_run_round_and_go_on_after_a_resume():
     assert [phase for _, phase in other.seen] == [2]
 
 
+def denormals_are_zero() -> bool:
+    return (torch.tensor([1e-40]) * 1.0).item() == 0.0
+
+
+def test_numbers_too_small_for_float32_are_zero_within_an_update_and_nowhere_else():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush denormal numbers")
+    torch.set_flush_denormal(False)
+    seen = []
+
+    class Asked(Watching):
+        def step(self, batch: Transition, phase: int) -> Metrics:
+            seen.append(denormals_are_zero())
+            if len(seen) == 2:
+                raise RuntimeError("an update that fails")
+            return super().step(batch, phase)
+
+    learner = Asked(Config())
+    learner.update(batch())
+    with pytest.raises(RuntimeError, match="an update that fails"):
+        learner.update(batch())
+    assert seen == [True, True]
+    assert not denormals_are_zero(), "the simulators and the user's own sums keep theirs"
+    torch.set_flush_denormal(True)
+    try:
+        learner.update(batch())
+        assert denormals_are_zero(), "who flushed before goes on doing so"
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_step_sees_both_observations_in_the_data_sets_units(on):
     learner = Watching(Config(normalize_obs=on))
