@@ -21,7 +21,7 @@ from ctrlrl.envs.face import name_of
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.judging import evaluator, scorer
 from ctrlrl.loops import make_learner, seeds_of, take_over, training_loop
-from ctrlrl.provenance import facts
+from ctrlrl.provenance import facts, settings_by_name
 from ctrlrl.shares import share
 from ctrlrl.sources import load_data, notices, read_data, same_box, same_robot, same_task, score_range
 from ctrlrl.tasks import device_of, dynamics, env_spec, eval_env
@@ -30,6 +30,7 @@ from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zi
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import OthersFolder, RunFolder
 from ctrlrl.train.stacked import StackedTrainer
+from ctrlrl.train.trackers import TRACKERS
 from ctrlrl.train.trainer import Trainer
 
 # what the faces take from here besides what stands below
@@ -90,14 +91,16 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
         "progress": cfg.log.progress,
         "score": scorer(span),
     }
+    told_to: dict[str, Any] = {
+        "trackers": [n for n in TRACKERS if getattr(cfg.log, n)],
+        "settings": settings_by_name(whole),
+    }
     trainer = (
-        _stacked_trainer(cfg, loop, folder, options)
+        _stacked_trainer(cfg, loop, folder, options | told_to)
         if cfg.seeds > 1
         else Trainer(
             loop,
-            OthersFolder(folder, clock=loop.clock)
-            if ranks.index
-            else RunFolder(folder, tensorboard=cfg.log.tensorboard, clock=loop.clock),
+            OthersFolder(folder, clock=loop.clock) if ranks.index else RunFolder(folder, **told_to, clock=loop.clock),
             evaluate=evaluator(
                 loop.learner, cfg, episodes=cfg.eval.episodes, seed=cfg.eval.seed, unseen=getattr(loop, "unseen", None)
             ),
@@ -132,7 +135,6 @@ def _stacked_trainer(cfg: TrainConfig, loop: Any, folder: Path, options: dict[st
         seeds=seeds_of(cfg),
         evaluate_seed=evaluate_seed,
         single=single,
-        tensorboard=cfg.log.tensorboard,
         **options,
     )
 

@@ -126,6 +126,8 @@ class LogConfig:
     every_steps: int | None = None  # steps between rows, instead of seconds: every run has the same rows
     progress: bool = True  # the live bar
     tensorboard: bool = False
+    wandb: bool = False  # WANDB_PROJECT, WANDB_MODE, ... say where
+    mlflow: bool = False  # MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME say where
 
     def __post_init__(self) -> None:
         if not self.every >= 0:

@@ -46,6 +46,18 @@ def config_hash(cfg: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def settings_by_name(cfg: TrainConfig) -> dict[str, Any]:
+    """Every setting of a run under its dotted name: "algo.gamma"."""
+    return _flat(asdict(cfg))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("ctrlrl", "torch", "numpy", "gymnasium", "mujoco", "mujoco-warp", "warp-lang"):

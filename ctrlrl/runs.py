@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ctrlrl.core.ranks import Ranks
 from ctrlrl.disk import write_atomic, write_named
 from ctrlrl.judging import Gaps, evaluator, front_evaluation, gaps, judged, preferred_returns, scorer, trials
 from ctrlrl.loops import make_learner
-from ctrlrl.provenance import versions
+from ctrlrl.provenance import settings_by_name, versions
 from ctrlrl.registry import GYMNASIUM_IDS
 from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env, same_spaces
@@ -52,19 +52,11 @@ def _together(cfg: TrainConfig) -> Ranks:
     ranks = join(cuda=device_of(cfg).type == "cuda")
     own = {package: version for package, version in versions().items() if package in ("ctrlrl", "torch")}
     try:
-        agree(ranks, own | _flat(asdict(cfg)))
+        agree(ranks, own | settings_by_name(cfg))
     except ValueError:
         part()
         raise
     return ranks
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
 
 
 def resume(folder: Path, words: Sequence[str]) -> Trainer:

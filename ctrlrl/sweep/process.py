@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ctrlrl.train.trackers import TRACES
+
 INTERRUPTED = 130  # exit code of `ctrlrl train` after Ctrl-C: complete and resumable
 LAST_WORDS = 100.0  # seconds that a stopped cell may take for its checkpoint on a cluster
 
@@ -20,7 +22,7 @@ def train_words(words: Sequence[str], folder: Path) -> list[str]:
     """What to type to start the cell, or to go on where its folder stands."""
     if (folder / "config.yaml").exists():
         return [f"run.resume={folder}"]
-    if folder.is_dir() and all(p.name[0] == "." or p.name == "tensorboard" for p in folder.iterdir()):
+    if folder.is_dir() and all(p.name[0] == "." or p.name in TRACES for p in folder.iterdir()):
         shutil.rmtree(folder)  # killed before its first file was complete
     return [*words, f"run.dir={folder}"]
 

@@ -7,7 +7,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,25 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ctrlrl.disk import naming, write_atomic
+from ctrlrl.train.trackers import TRACKERS, Tracker
 
 FIRST = ("env_steps", "gradient_steps", "wall_seconds")
 
 
 class RunFolder:
-    """`progress.csv`, `result.json` and, when asked for, TensorBoard events of one run.
+    """`progress.csv` and `result.json` of one run; its rows go to the trackers, too.
 
-    clock: the column that orders the rows.
+    trackers: names in TRACKERS. settings: what they are told of the run. clock: the column that orders the rows.
     """
 
-    def __init__(self, path: Path, *, tensorboard: bool = False, clock: str = "env_steps"):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        trackers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+        clock: str = "env_steps",
+    ):
         self.path, self.clock = path, clock
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -35,15 +44,7 @@ class RunFolder:
             raise ValueError(f"run.dir={path} cannot be made ({error.strerror}); name a folder elsewhere") from None
         self.columns = list(FIRST)
         self.rows: list[dict[str, float]] = []
-        self._writer: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ValueError(
-                    "log.tensorboard needs the tensorboard package: pip install 'ctrlrl[logging]'"
-                ) from None
-            self._writer = SummaryWriter(str(path / "tensorboard"))
+        self._trackers: dict[str, Tracker] = {name: TRACKERS[name](path, settings or {}) for name in trackers}
 
     def resume(self, step: int) -> None:
         """Read the rows written so far and forget those after the checkpoint that training goes on from."""
@@ -88,17 +89,20 @@ class RunFolder:
             file = self.path / "progress.csv"
             with naming(file), open(file, "a", newline="") as f:
                 csv.DictWriter(f, self.columns).writerow(row)
-        if self._writer is not None:
-            for name, value in row.items():
-                if name not in FIRST:
-                    self._writer.add_scalar(name, value, int(row[self.clock]))
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.write({k: v for k, v in row.items() if k != self.clock}, int(row[self.clock]))
+            except Exception as error:  # a server that is away ends no run
+                del self._trackers[name]
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                warnings.warn(f"log.{name}: {said}; from here on rows go to progress.csv alone", stacklevel=2)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_atomic(self.path / "result.json", json.dumps(result, indent=2, default=str).encode())
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        for tracker in self._trackers.values():
+            tracker.close()
 
     def _rewrite(self) -> None:
         text = io.StringIO()

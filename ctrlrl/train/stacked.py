@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class StackedTrainer(Trainer):
 
     evaluate_seed: the evaluation of the seed at a place 0 ... S - 1.
     single: of that seed the learner as its own run would have it now, and the state of its generators.
+    trackers, settings: as of RunFolder; every seed is a run of its own there.
     options: as of Trainer.
     """
 
@@ -33,7 +34,8 @@ class StackedTrainer(Trainer):
         seeds: Sequence[int],
         evaluate_seed: Callable[[int], Evaluation],
         single: Callable[[int], tuple[Learner, dict[str, Tensor]]],
-        tensorboard: bool = False,
+        trackers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
         **options: Any,
     ):
         places = range(len(seeds))
@@ -41,7 +43,10 @@ class StackedTrainer(Trainer):
         self.seeds, self.single = list(seeds), single
         self.best = [None for _ in seeds]
         paths = [seed_folder(folder.path, seed) for seed in seeds]
-        self.folders = [RunFolder(path, tensorboard=tensorboard, clock=loop.clock) for path in paths]
+        self.folders = [
+            RunFolder(path, trackers=trackers, settings={**(settings or {}), "seed": seed}, clock=loop.clock)
+            for path, seed in zip(paths, seeds, strict=True)
+        ]
 
     def train(self) -> dict[str, Any]:
         try:
