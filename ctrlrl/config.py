@@ -106,7 +106,9 @@ class DataConfig:
 
 @dataclass
 class EvalConfig:
-    every: int | None = None  # steps between evaluations; null = a tenth of the run; 0 = only at the end
+    # steps between evaluations, each after the rollout, or the 50 updates, in which it is due; null = a tenth of the run;
+    # 0 = only at the end
+    every: int | None = None
     episodes: int = 10
     seed: int = 10_000
     env: dict[str, Any] = field(default_factory=dict)  # env settings in which it differs: eval.env.gravity_scale=1

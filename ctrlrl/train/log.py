@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +89,24 @@ class RunFolder:
             file = self.path / "progress.csv"
             with naming(file), open(file, "a", newline="") as f:
                 csv.DictWriter(f, self.columns).writerow(row)
-        for name, tracker in list(self._trackers.items()):
-            try:
-                tracker.write({k: v for k, v in row.items() if k != self.clock}, int(row[self.clock]))
-            except Exception as error:  # a server that is away ends no run
-                del self._trackers[name]
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                warnings.warn(f"log.{name}: {said}; from here on rows go to progress.csv alone", stacklevel=2)
+        values = {k: v for k, v in row.items() if k != self.clock}
+        self._tell(lambda tracker: tracker.write(values, int(row[self.clock])))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_atomic(self.path / "result.json", json.dumps(result, indent=2, default=str).encode())
 
     def close(self) -> None:
-        for tracker in self._trackers.values():
-            tracker.close()
+        self._tell(lambda tracker: tracker.close())
+
+    def _tell(self, news: Callable[[Tracker], None]) -> None:
+        """To all trackers; a service that is away ends no run."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                news(tracker)
+            except Exception as error:
+                del self._trackers[name]
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                warnings.warn(f"log.{name}: {said}; from here on rows go to progress.csv alone", stacklevel=3)
 
     def _rewrite(self) -> None:
         text = io.StringIO()

@@ -50,6 +50,8 @@ def wandb(monkeypatch):
             service.runs[id]["rows"].append((step, row))
 
         def finish() -> None:
+            if service.away:
+                raise RuntimeError("not sent")
             service.runs[id]["ended"] += 1
 
         return SimpleNamespace(log=log, finish=finish)
@@ -88,6 +90,8 @@ def mlflow(monkeypatch):
                 service.runs[run_id]["rows"].append((metrics[0].step, row))
 
         def set_terminated(self, run_id: str) -> None:
+            if service.away:
+                raise RuntimeError("not sent")
             service.runs[run_id]["ended"] += 1
 
     package.MlflowClient, package.entities = MlflowClient, entities  # type: ignore[attr-defined]
@@ -145,6 +149,16 @@ def test_a_service_that_goes_away_ends_no_run(name, tmp_path, request):
     folder.close()
     assert len((tmp_path / "progress.csv").read_text().splitlines()) == 4
     assert [step for step, _ in service.rows()] == [8]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_one_that_is_away_at_the_end_is_told_of_too(name, tmp_path, request):
+    service = request.getfixturevalue(name)
+    folder = RunFolder(tmp_path, trackers=[name])
+    folder.write_row(ROWS[0])
+    service.away = True
+    with pytest.warns(UserWarning, match=f"log.{name}: not sent"):
+        folder.close()
 
 
 def test_one_that_is_away_from_the_start_is_told_before_anything_runs(wandb, tmp_path):
