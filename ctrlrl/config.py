@@ -106,8 +106,8 @@ class DataConfig:
 
 @dataclass
 class EvalConfig:
-    # steps between evaluations, each after the rollout, or the 50 updates, in which it is due; null = a tenth of the run;
-    # 0 = only at the end
+    # steps between evaluations, each after the rollout, or the 50 updates, in which it is due;
+    # null = a tenth of the run; 0 = only at the end
     every: int | None = None
     episodes: int = 10
     seed: int = 10_000
