@@ -153,7 +153,7 @@ def agent_checkpoint(learner: Learner, facts: dict[str, Any]) -> Checkpoint:
 def restore_agent(learner: Learner, checkpoint: Checkpoint, where: str) -> None:
     try:
         learner.load_model_state(checkpoint.model)
-        learner.load_training_state(checkpoint.training)
+        learner.resume(checkpoint.training)
     except (RuntimeError, KeyError) as error:
         raise ValueError(
             f"{where}: the weights do not fit the saved configuration ({str(error).splitlines()[0]})"

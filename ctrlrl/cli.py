@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,8 @@ def evaluate(words: list[str]) -> int:
     options = settings.command(EvalOptions, [word for word in words if word not in changes])
     if not options.run:
         raise ValueError("eval needs run=FOLDER, e.g. ctrlrl eval run=runs/x")
+    if options.video is not None and not options.video.endswith((".mp4", ".gif")):
+        raise ValueError(f"video={options.video}: a film is written as .mp4 or .gif")
     folder = Path(options.run)
     result = runs.evaluate_run(
         folder,
@@ -195,6 +197,8 @@ def data(words: list[str]) -> int:
 
 
 def doctor(words: list[str]) -> int:
+    if words:
+        raise ValueError(f"doctor takes no words, got {' '.join(words)}")
     from ctrlrl.bench.doctor import report as examine
 
     print(examine())
@@ -210,6 +214,25 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "data": data,
     "bench": bench,
     "doctor": doctor,
+}
+
+
+def _keys(options: type) -> str:
+    return " ".join(f"{f.name}={f.default}" if f.default is not MISSING else f.name for f in fields(options))
+
+
+def _bench_keys() -> str:
+    from ctrlrl.bench.run import KINDS, BenchOptions
+
+    return f"{_keys(BenchOptions)}, and those of train; kinds: {', '.join(KINDS)}"
+
+
+OPTIONS: dict[str, Callable[[], str]] = {  # keys and defaults of a verb; train, sweep and data tell theirs themselves
+    "eval": lambda: f"{_keys(EvalOptions)}, and algo.*, eval.env.*",
+    "report": lambda: _keys(ReportOptions),
+    "export": lambda: f"{_keys(ExportOptions)}, and algo.*",
+    "bench": _bench_keys,
+    "doctor": lambda: "none",
 }
 
 
@@ -229,6 +252,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             from ctrlrl.registry import unknown
 
             raise ValueError(unknown("verb", verb, VERBS))
+        if verb in OPTIONS and {"--help", "-h"} & {*words}:
+            print(f"{USAGE}\n\nkeys of {verb}: {OPTIONS[verb]()}")
+            raise SystemExit(0)
         raise SystemExit(VERBS[verb](words[1:]))
     except (ValueError, TypeError) as error:
         if os.environ.get("CTRLRL_TRACEBACK"):

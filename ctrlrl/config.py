@@ -37,6 +37,8 @@ class EnvConfig:
             raise ValueError(
                 f"env.backend must be auto, torch, mujoco, mujoco_warp, gymnasium or envpool, got {self.backend!r}"
             )
+        if self.id is not None and self.name not in ("", "gym") and self.backend not in ("gymnasium", "envpool"):
+            raise ValueError(f"env.id={self.id}: env={self.name} is a task of its own; leave one out, or say env=gym")
         if self.exact and self.backend == "mujoco_warp":
             raise ValueError("env.exact=true: mujoco_warp computes in float32; use env.backend=mujoco")
         if not 0.0 < self.contact_room <= 100.0:

@@ -14,6 +14,7 @@ from ctrlrl.core.compile import resolve
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.process import keep_memory
+from ctrlrl.core.random import seed_generators
 from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.data.arrivals import arrivals
 from ctrlrl.data.dataset import Dataset
@@ -109,7 +110,7 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE, *, resume: bool = Fals
             f"algo={cfg.algo.name} learns from the environment alone; leave data out, or use an offline algo"
         )
     refuse_unfit(cfg)
-    torch.manual_seed(cfg.seed)
+    seed_generators(cfg.seed)
     steps = cfg.env_steps(kind)
     mode = resolve(cfg.compile, device, steps)
     first_lane = ranks.index * cfg.n_envs
@@ -151,7 +152,7 @@ def population_loop(cfg: TrainConfig, kind: type[Learner], device: torch.device,
     if cfg.data.name != "none":
         raise ValueError(f"algo={cfg.algo.name} learns from the environment alone; leave data out")
     spec = env_spec(cfg, device)._replace(n_envs=cfg.n_envs)
-    torch.manual_seed(cfg.seed)
+    seed_generators(cfg.seed)
     learner: Any = make_learner(cfg.algo.for_envs(cfg.n_envs), spec)
     learner.set_dtype(cfg.dtype)
     # each round of another size would be compiled anew, so `auto` compiles nothing
@@ -186,7 +187,7 @@ def off_policy_loop(
         several = f"seeds={cfg.seeds}" if cfg.seeds > 1 else f"{ranks.size} processes"
         raise ValueError(f"{several}: a run off-policy in an environment is one seed in one process; see ctrlrl sweep")
     before: Any = offline_loop(cfg, read_data(cfg.data), device, resume=resume) if kind.offline else None
-    torch.manual_seed(cfg.seed)
+    seed_generators(cfg.seed)
     env = make_env(cfg.env, cfg.n_envs, seed=cfg.seed, device=device)
     if before is not None:
         learner, skilled = before.learner, True
@@ -251,7 +252,7 @@ def offline_loop(
     spec = spec_of(episodes, device) if cfg.env.name == "none" else env_spec(cfg, device)
     refuse_discrete(lookup(ALGORITHMS, cfg.algo.name, "algorithm"), cfg.algo.name, spec)
     same_data(cfg, episodes, spec)
-    torch.manual_seed(cfg.seed)
+    seed_generators(cfg.seed)
     unseen = None
     if cfg.data.holdout > 0.0:
         episodes, apart = held_out(episodes, cfg.data.holdout)

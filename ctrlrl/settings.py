@@ -50,7 +50,10 @@ def train_config(words: Sequence[str]) -> DictConfig:
 
     experiment=auto (the default) takes the preset experiment/<algo>/<env> where there is one.
     """
+    words = [word.lstrip("+") for word in words]  # there is nothing to add to a schema: an unknown key stays unknown
     chosen = _split(words)
+    if "env.id" in chosen and "env" not in chosen and "experiment" not in chosen:
+        words, chosen = [*words, "env=gym"], {**chosen, "env": "gym"}
     experiment = chosen.pop("experiment", "auto")
     if "env" not in chosen and chosen.get("data") == "file" and chosen.get("algo") in TOKEN_METHODS:
         words, chosen = [*words, f"env={RECORDED}"], {**chosen, "env": RECORDED}
@@ -77,6 +80,7 @@ def train_config(words: Sequence[str]) -> DictConfig:
     if cfg.iterations is not None:
         _count_iterations(cfg, chosen)
     _check_clocks(cfg, chosen)
+    _check_data(cfg, chosen)
     _take_over_base(cfg, chosen)
     return cfg
 
@@ -114,6 +118,14 @@ def _check_clocks(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
         raise ValueError("gradient_steps: a run that learns from the environment counts total_steps; give that instead")
     if "total_steps" in chosen and "gradient_steps" not in chosen and offline and not online:
         raise ValueError("total_steps: a run that learns from a data set counts gradient_steps; give that instead")
+
+
+def _check_data(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
+    """ValueError for a setting of a data set where there is none: the run would learn without it."""
+    lost = next((f"{k}={v}" for k, v in chosen.items() if k.startswith("data.") and v not in ("null", "none")), None)
+    if lost is not None and cfg.data.name == "none":
+        source = "data=file" if lost.startswith("data.path") else "data=file data.path=FILE"
+        raise ValueError(f"{lost}: the run has no data set; add {source}, or data=d4rl, minari or ogbench with data.id")
 
 
 def typed(cfg: DictConfig) -> TrainConfig:
@@ -201,9 +213,11 @@ def _split(words: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for word in words:
         key, sign, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            raise ValueError(f"{word}: several values of a key are a sweep: ctrlrl sweep ... seed=0,1,2")
         if not sign:
             raise ValueError(f"expected key=value, got {word!r}")
-        pairs[key.lstrip("+~")] = value
+        pairs[key] = value
     return pairs
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ctrlrl.config import TrainConfig, own_settings
+from ctrlrl.core.random import seed_generators
 from ctrlrl.core.ranks import Ranks
 from ctrlrl.data.columns import sha256
 from ctrlrl.data.episodes import Facts
@@ -72,7 +73,7 @@ def token_loop(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> TokenLoo
     cfg.algo.check_envs(cfg.n_envs)
     env = text_env(cfg, device)
     env.notices += cfg.algo.notices()
-    torch.manual_seed(cfg.seed)
+    seed_generators(cfg.seed)
     learner = token_learner(cfg, env)
     start_together(learner, cfg.seed, ranks)
     if isinstance(env, Recording):

@@ -42,6 +42,12 @@ def test_a_saved_model_acts_the_same_and_goes_on(model, tmp_path):
     assert copy.learn(50).gradient_steps == 100
 
 
+def test_a_loaded_model_learns_at_the_rate_that_is_asked_for(tmp_path):
+    IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, **SMALL).learn(50).save(tmp_path / "m")
+    again = IQL.load(tmp_path / "m", dataset="hopper-medium.npz", learning_rate=1e-6).learn(50)
+    assert max(step.learning_rate.item() for step in again.learner.opt.values()) <= 1.001e-6
+
+
 def test_one_seed_gives_one_policy():
     first, second = (IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=3, **SMALL).learn(20) for _ in range(2))
     obs = observations(first, 3)

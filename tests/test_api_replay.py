@@ -58,6 +58,36 @@ def test_updates_follow_train_freq_and_gradient_steps(kind):
     assert (model.num_timesteps, model._n_updates) == (30, 21)
 
 
+def rates(model) -> set[float]:
+    return {round(step.learning_rate.item(), 9) for step in model.learner.opt.values()}
+
+
+@KINDS
+def test_a_loaded_model_learns_at_the_rate_that_is_asked_for(kind, tmp_path):
+    model = kind("MlpPolicy", "Pendulum-v1", **SMALL, learning_rate=1e-3).learn(30)
+    model.save(tmp_path / "m")
+    again = kind.load(tmp_path / "m", env="Pendulum-v1", learning_rate=1e-6)
+    assert rates(again) == {1e-6}
+    again.learn(30)
+    assert rates(again) == {1e-6}
+    assert rates(kind.load(tmp_path / "m")) == {1e-3}
+    falling = kind("MlpPolicy", "Pendulum-v1", **SMALL, learning_rate=lambda left: 1e-3 * left).learn(40)
+    assert rates(falling) == {0.0}
+
+
+@KINDS
+def test_settings_can_be_changed_between_updates(kind):
+    model = kind("MlpPolicy", "Pendulum-v1", **SMALL)
+    assert (model.tau, model.gamma, model.learning_starts, model.buffer_size) == (0.005, 0.99, 20, 1_000_000)
+    model.learning_starts, model.tau, model.gamma = 0, 1.0, 0.5
+    model.learn(10)
+    assert model._n_updates == 10
+    followed, followers = model.learner.opt["critic"].flat, model.learner.targets["critic"].flat
+    assert torch.equal(followed.detach(), followers), "tau=1 copies"
+    with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\], got 2"):
+        model.gamma = 2.0
+
+
 def test_learning_is_the_same_for_the_same_seed_and_goes_on():
     first, second = (SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(60) for _ in range(2))
     assert torch.equal(first.actor.net[0].weight, second.actor.net[0].weight)

@@ -193,6 +193,30 @@ def test_help_lists_what_can_be_typed(ctrlrl, words):
             assert name in said.out
 
 
+@pytest.mark.parametrize(
+    ("verb", "keys"),
+    [("eval", "episodes=20"), ("export", "format=None"), ("report", "out=report.html"), ("bench", "pairs=5")],
+)
+def test_every_verb_tells_its_keys(ctrlrl, verb, keys):
+    said = ctrlrl(verb, "--help")
+    assert said.code == 0
+    assert keys in said.out.partition(f"keys of {verb}:")[2]
+
+
+def test_an_id_alone_means_that_gymnasium_environment(ctrlrl, tmp_path):
+    said = ctrlrl("train", *TINY[:1], "env.id=CartPole-v1", "--cfg", "job")
+    cfg = OmegaConf.create(said.out)
+    assert (cfg.env.name, cfg.env.id) == ("gym", "CartPole-v1")
+
+
+def test_a_bench_row_that_cannot_be_kept_is_found_before_measuring(ctrlrl, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = ctrlrl("bench", "throughput", "env=pendulum", "n_envs=2", "pairs=1", "seconds=5", "out=file/rows.jsonl")
+    assert said.code == 1
+    assert "file" in said.err
+    assert "pair 1" not in said.err
+
+
 def test_cfg_job_prints_a_config_that_composes_and_starts_nothing(ctrlrl, tmp_path):
     said = ctrlrl("train", "algo=bpo", "env=cartpole", "algo.gamma=0.5", "--cfg", "job")
     assert said.code == 0, said.err
@@ -276,6 +300,17 @@ def test_the_other_clock_is_refused(words, wanted):
         (["train", "halfcheetah"], ["key=value", "halfcheetah"]),
         (["train", "--fast"], ["key=value", "--fast"]),
         (["train", "run.resume=nowhere"], ["nowhere", "run.resume"]),
+        (["train", "+foo=1"], ["foo"]),
+        (["train", "++total_step=5"], ["total_step", "total_steps"]),
+        (["train", "-m", "seed=0,1"], ["ctrlrl sweep"]),
+        (["train", "env=cartpole", "env.id=Pendulum-v1"], ["env.id=Pendulum-v1", "env=cartpole", "env=gym"]),
+        (["train", "algo=sac", "data.path=x.npz"], ["data.path=x.npz", "add data=file"]),
+        (["train", "data.reward_scale=0.1"], ["data.reward_scale=0.1", "data=file data.path=FILE"]),
+        (["eval", "run=x", "video=film.txt"], ["video=film.txt", ".mp4"]),
+        (["doctor", "foo=1"], ["doctor takes no words", "foo=1"]),
+        (["bench", "throughput", "seconds=-1"], ["seconds must be above 0"]),
+        (["bench", "throughput", "pairs=0"], ["pairs must be at least 1"]),
+        (["bench", "memory", "vs=sb3"], ["vs=sb3", "leave it out"]),
         (["train", "algo.n_steps=[1"], ["algo.n_steps"]),
         (["eval"], ["run=FOLDER"]),
         (["eval", "run=nowhere"], ["nowhere"]),

@@ -40,7 +40,7 @@ def result(name):
 
 def test_cells_train_a_failure_is_told_the_same_command_goes_on_and_a_report_is_made(ctrlrl):
     pytest.importorskip("matplotlib")
-    words = [*CELLS, "env=pendulum,gym", "env.id=Missing-v0", "total_steps=256", "rows=rows.jsonl"]
+    words = [*CELLS, "env=gym", "env.id=Pendulum-v1,Missing-v0", "total_steps=256", "rows=rows.jsonl"]
     words.remove("env=pendulum")
     code, out, err = ctrlrl("sweep", *words)
     assert code == 1, err

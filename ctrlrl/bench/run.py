@@ -58,6 +58,13 @@ class BenchOptions:
     out: str | None = None
     n_envs: list[int] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.seconds < math.inf:
+            raise ValueError(f"seconds must be above 0, got {self.seconds}")
+        for name in ("pairs", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 def main(words: list[str]) -> int:
     if not words:
@@ -69,6 +76,10 @@ def main(words: list[str]) -> int:
     sizes = [w for w in words[1:] if w.startswith("n_envs=")]
     rest = [w for w in words[1:] if w not in own and w not in sizes]
     options = settings.command(BenchOptions, own)
+    if kind == "memory" and options.vs:
+        raise ValueError(f"vs={options.vs}: bench memory measures this library alone; leave it out")
+    if options.out:
+        append([], Path(options.out))  # a file that cannot be written is found before anything is measured
     if options.env_threads is not None:
         rest.append(f"env.threads={options.env_threads}")
     if not any(w.startswith("threads=") for w in rest):

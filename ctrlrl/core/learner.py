@@ -94,3 +94,7 @@ class Learner:
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         for name, opt in self.opt.items():
             opt.load_state_dict({key: state[f"{name}/{key}"] for key in opt.state_dict()})
+
+    def resume(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved training state under the present configuration."""
+        self.load_training_state(state)

@@ -7,7 +7,7 @@ the last axis (features after it), so that the same lines train the stacked netw
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -183,6 +183,12 @@ class OffPolicyLearner(Learner):
     def set_dtype(self, dtype: str) -> None:
         self._bf16 = dtype == "bfloat16"
 
+    def set_hyper(self, name: str, value: Any) -> None:
+        """Change a setting between updates; ValueError for one that its config refuses."""
+        replace(self.cfg, **{name: value})
+        setattr(self.cfg, name, value)
+        self._graphs.clear()  # they hold the old one
+
     def set_compile(self, mode: str) -> None:
         self._mode = mode  # type: ignore[assignment]
         if mode == "compile":
@@ -192,6 +198,13 @@ class OffPolicyLearner(Learner):
     def training_state(self) -> dict[str, Tensor]:
         random = {f"random/{key}": t for key, t in self.random.state_dict().items()}
         return {**super().training_state(), **random, "n_updates": torch.tensor(self.n_updates)}
+
+    def resume(self, state: dict[str, Tensor]) -> None:
+        """The rates are those of the configuration, which may be another than at saving; schedules set theirs anew."""
+        asked = [(step, step.learning_rate.clone()) for step in self.opt.values()]
+        super().resume(state)
+        for step, rate in asked:
+            step.learning_rate.copy_(rate)
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         super().load_training_state(state)

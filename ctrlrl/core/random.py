@@ -1,9 +1,20 @@
-"""Random numbers of an update: the device's default generator, or one stream a seed for stacked runs."""
+"""The seeding of a process, and the random numbers of an update: the default generator's, or a stream a seed."""
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def seed_generators(seed: int | None) -> None:
+    """Python's, NumPy's (NumPy takes 32 bits of it) and torch's; None leaves them alone."""
+    if seed is not None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
 
 
 class Randomness:

@@ -189,8 +189,10 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
                 register(env)
             if _pays_vectors(env):  # Gymnasium's checker takes them for a mistake
                 env_kwargs = {"disable_env_checker": True, **env_kwargs}
-            return SyncLanes([lambda: gym.make(env, render_mode=render_mode, **env_kwargs)] * n_envs, **own)
-        except (gym.error.Error, ImportError) as error:
+            if render_mode is not None:  # an environment need not know the word
+                env_kwargs = {"render_mode": render_mode, **env_kwargs}
+            return SyncLanes([lambda: gym.make(env, **env_kwargs)] * n_envs, **own)
+        except (gym.error.Error, ImportError, TypeError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"env.id {env!r}: Gymnasium cannot make it: {said}") from error
     if isinstance(env, VectorEnv):

@@ -10,9 +10,9 @@ import torch
 
 from ctrlrl import build, judging, loops, tasks
 from ctrlrl.config import TrainConfig
+from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.environments import env_config
-from ctrlrl.face.records import seed_generators
 from ctrlrl.provenance import versions
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.log import Progress

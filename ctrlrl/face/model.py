@@ -16,11 +16,11 @@ import torch
 
 from ctrlrl import build, judging, loops, tasks
 from ctrlrl.config import DIVISION, TrainConfig
+from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.arguments import Schedule, advantage_kind, as_schedule, network, policy_name, refuse, start_value
 from ctrlrl.face.environments import Connection, connect, env_config
 from ctrlrl.face.policy_view import PolicyView
-from ctrlrl.face.records import seed_generators
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.logger import Logger
 

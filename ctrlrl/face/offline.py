@@ -13,10 +13,10 @@ import torch
 
 from ctrlrl import build, judging, loops, tasks
 from ctrlrl.config import TrainConfig
+from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.data import DATA, data_settings, episodes_of, known_data
 from ctrlrl.face.environments import Connection, check_data, connect
-from ctrlrl.face.records import seed_generators
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.log import Progress
 

@@ -1,8 +1,7 @@
-"""What an agent writes to its logger, under SB3's names, and the seeding of all generators."""
+"""What an agent writes to its logger, under SB3's names."""
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from typing import Any
@@ -20,14 +19,6 @@ OF_UPDATE = {
     "train/explained_variance": "value/explained_variance",
     "train/learning_rate": "train/learning_rate",
 }
-
-
-def seed_generators(seed: int | None) -> None:
-    """Python's, NumPy's and torch's; None leaves them alone."""
-    if seed is not None:
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
 
 
 def record_progress(model: Any, iteration: int) -> None:

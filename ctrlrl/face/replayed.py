@@ -12,13 +12,15 @@ import torch
 
 from ctrlrl import build, judging, loops, tasks
 from ctrlrl.config import DataConfig, TrainConfig
+from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.arguments import is_schedule, start_value
 from ctrlrl.face.data import changed_data, data_settings, episodes_of
 from ctrlrl.face.environments import Connection, check_data
+from ctrlrl.face.model import Setting
 from ctrlrl.face.policy_view import PolicyView
-from ctrlrl.face.records import progress_row, record_replay, seed_generators
+from ctrlrl.face.records import progress_row, record_replay
 from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse
 from ctrlrl.face.sb3_import import replayed_from_sb3
 from ctrlrl.face.watch import ReplayWatch
@@ -39,6 +41,7 @@ class ReplayAgent(Agent):
     Other keywords: fields of the config.
     """
 
+    tau, learning_starts = Setting(), Setting()
     _episodes: Any = None
     _kept: Any = None  # the replay buffer of an environment before
     _loop: Any = None
@@ -264,6 +267,10 @@ class ReplayAgent(Agent):
     @property
     def n_steps(self) -> int:
         return self.cfg.n_steps
+
+    @property
+    def buffer_size(self) -> int:
+        return self.cfg.buffer_size
 
     @property
     def actor(self) -> Any:

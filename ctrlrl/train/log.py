@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -140,7 +141,10 @@ class OthersFolder(RunFolder):
 
 
 class Progress:
-    """One live line: a bar, steps, steps/s, return, time left. Off a terminal: a plain line at each evaluation."""
+    """One live line: a bar, steps, steps/s, return, time left. Off a terminal: a plain line at each evaluation.
+
+    The speed is the row's "time/steps_per_s", else the mean since the line appeared.
+    """
 
     def __init__(
         self, title: str, total: int, *, enabled: bool, unit: str = "env_steps", console: Console | None = None
@@ -149,11 +153,13 @@ class Progress:
         self.unit = {"gradient_steps": "updates", "env_steps": "steps"}.get(unit, unit)
         self.console = console or Console(stderr=True)
         self._live = Live(console=self.console, transient=True, auto_refresh=False) if self._shows(enabled) else None
+        self._begun = time.perf_counter()
 
     def _shows(self, enabled: bool) -> bool:
         return enabled and self.console.is_terminal
 
     def __enter__(self) -> Progress:
+        self._begun = time.perf_counter()
         if self._live is not None:
             self._live.start()
         return self
@@ -165,7 +171,7 @@ class Progress:
     def update(self, done: int, row: Mapping[str, float]) -> None:
         if self._live is None:
             return
-        speed = row.get("time/steps_per_s", 0.0)
+        speed = row.get("time/steps_per_s", done / max(time.perf_counter() - self._begun, 1e-9))
         left = (self.total - done) / speed if speed else math.inf
         mean = row.get("rollout/return", row.get("eval/return_mean"))
         line = Table.grid(padding=(0, 2))

@@ -371,7 +371,7 @@ class Trainer:
         if parts["eval"]:
             self.evaluation = Evaluation.of(parts["eval"])
         self.learner.load_model_state(model)
-        self.learner.load_training_state(parts["learner"])
+        self.learner.resume(parts["learner"])
         loop.load_state_dict(parts["loop"])
         restore_random_state({f"rng/{k}": v for k, v in parts["rng"].items()}, self.device)
         was, now = table(state, "versions"), self.facts["versions"]

@@ -151,6 +151,32 @@ def test_reset_in_the_middle_forgets_the_pending_mask():
     assert env.step(torch.tensor([0])).extras["mask"].tolist() == [True]
 
 
+def test_an_environment_need_not_know_the_word_render_mode():
+    class Plain(gym.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    class Needy(Plain):
+        def __init__(self, size):
+            self.size = size
+
+    gym.register("ctrlrl-test/Plain-v0", Plain)
+    gym.register("ctrlrl-test/Needy-v0", Needy)
+    try:
+        assert GymnasiumEnv("ctrlrl-test/Plain-v0", n_envs=2).reset().shape == (2, 2)
+        with pytest.raises(ValueError, match=r"env.id 'ctrlrl-test/Needy-v0': Gymnasium cannot make it"):
+            GymnasiumEnv("ctrlrl-test/Needy-v0", n_envs=2)
+    finally:
+        for name in ("Plain", "Needy"):
+            del gym.registry[f"ctrlrl-test/{name}-v0"]
+
+
 def test_discrete_actions_are_shifted_by_start():
     env = GymnasiumEnv(Counter())
     assert (env.spec.n_actions, env.spec.action_dim) == (3, 0)
