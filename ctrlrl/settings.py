@@ -52,9 +52,9 @@ def train_config(words: Sequence[str]) -> DictConfig:
     """
     words = [word.lstrip("+") for word in words]  # there is nothing to add to a schema: an unknown key stays unknown
     chosen = _split(words)
-    if "env.id" in chosen and "env" not in chosen and "experiment" not in chosen:
-        words, chosen = [*words, "env=gym"], {**chosen, "env": "gym"}
     experiment = chosen.pop("experiment", "auto")
+    if "env.id" in chosen and "env" not in chosen and experiment in ("auto", "none"):
+        words, chosen = [*words, "env=gym"], {**chosen, "env": "gym"}
     if "env" not in chosen and chosen.get("data") == "file" and chosen.get("algo") in TOKEN_METHODS:
         words, chosen = [*words, f"env={RECORDED}"], {**chosen, "env": RECORDED}
     for group, options in GROUPS.items():

@@ -204,9 +204,21 @@ def test_every_verb_tells_its_keys(ctrlrl, verb, keys):
 
 
 def test_an_id_alone_means_that_gymnasium_environment(ctrlrl, tmp_path):
-    said = ctrlrl("train", *TINY[:1], "env.id=CartPole-v1", "--cfg", "job")
-    cfg = OmegaConf.create(said.out)
-    assert (cfg.env.name, cfg.env.id) == ("gym", "CartPole-v1")
+    for words in ([], ["experiment=none"]):
+        said = ctrlrl("train", *words, "env.id=CartPole-v1", "--cfg", "job")
+        cfg = OmegaConf.create(said.out)
+        assert (cfg.env.name, cfg.env.id) == ("gym", "CartPole-v1")
+
+
+def test_a_resumed_run_learns_at_the_rate_that_is_asked_for(ctrlrl, tmp_path):
+    words = ["algo=sac", "env=pendulum", "experiment=none", "n_envs=1", "total_steps=40", "algo.learning_starts=10"]
+    words += ["algo.hidden=[4]", "algo.batch_size=8", "eval.episodes=1", "eval.every=0", "log.progress=false"]
+    assert ctrlrl("train", *words, "run.dir=a", "run.report=false").code == 0
+    assert ctrlrl("train", "run.resume=a", "algo.learning_rate=1e-9", "total_steps=60").code == 0
+    state = read_folder(tmp_path / "a" / "checkpoints" / "last").training
+    rates = [value.item() for name, value in state.items() if name.endswith("/learning_rate")]
+    assert len(rates) == 3
+    assert rates == pytest.approx([1e-9] * 3)
 
 
 def test_a_bench_row_that_cannot_be_kept_is_found_before_measuring(ctrlrl, tmp_path):
