@@ -121,9 +121,12 @@ def _check_clocks(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
 
 
 def _check_data(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
-    """ValueError for a setting of a data set where there is none: the run would learn without it."""
+    """ValueError for a setting of a data set where there is none: the run would learn without it.
+
+    Tasks of language models read `data.path` themselves.
+    """
     lost = next((f"{k}={v}" for k, v in chosen.items() if k.startswith("data.") and v not in ("null", "none")), None)
-    if lost is not None and cfg.data.name == "none":
+    if lost is not None and cfg.data.name == "none" and cfg.algo.name not in TOKEN_METHODS:
         source = "data=file" if lost.startswith("data.path") else "data=file data.path=FILE"
         raise ValueError(f"{lost}: the run has no data set; add {source}, or data=d4rl, minari or ogbench with data.id")
 
