@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ctrlrl.disk import naming, write_atomic
-from ctrlrl.train.trackers import TRACKERS, Tracker
+from ctrlrl.train.trackers import TRACKERS, Tracker, first_line
 
 FIRST = ("env_steps", "gradient_steps", "wall_seconds")
 
@@ -106,8 +106,8 @@ class RunFolder:
                 news(tracker)
             except Exception as error:
                 del self._trackers[name]
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                warnings.warn(f"log.{name}: {said}; from here on rows go to progress.csv alone", stacklevel=3)
+                said = f"log.{name}: {first_line(error)}; from here on rows go to progress.csv alone"
+                warnings.warn(said, stacklevel=3)
 
     def _rewrite(self) -> None:
         text = io.StringIO()

@@ -63,7 +63,7 @@ class WandB:
             )
         except Exception as error:
             mend = "WANDB_MODE=offline keeps the rows in the run folder"
-            raise ValueError(f"log.wandb: {_first_line(error)}. {mend}") from None
+            raise ValueError(f"log.wandb: {first_line(error)}. {mend}") from None
         _remember(folder, "wandb", run_id)
 
     def write(self, row: Mapping[str, float], step: int) -> None:
@@ -99,7 +99,7 @@ class MLflow:
                 self._client.update_run(self._run_id, status="RUNNING")
         except Exception as error:
             mend = "MLFLOW_TRACKING_URI says where its server is"
-            raise ValueError(f"log.mlflow: {_first_line(error)}. {mend}") from None
+            raise ValueError(f"log.mlflow: {first_line(error)}. {mend}") from None
 
     def write(self, row: Mapping[str, float], step: int) -> None:
         now = int(1000 * time.time())
@@ -129,5 +129,5 @@ def _remember(folder: Path, name: str, run_id: str) -> None:
     write_atomic(folder / IDS, json.dumps(_ids(folder) | {name: run_id}).encode())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
