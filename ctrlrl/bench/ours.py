@@ -109,38 +109,43 @@ class ToScore:
     """Seconds of training until a target return.
 
     by="training":   the mean of the last 100 whole training episodes, Gymnasium's own definition of a solved task.
-    by="evaluation": the deterministic policy's mean over 20 fresh episodes, looked at after every `eval_seconds`.
+    by="evaluation": the deterministic policy's mean over 20 fresh episodes, looked at after every `eval_seconds`,
+                     and met in `in_a_row` looks one after another.
     The clock includes building learner and environments but not imports, and stands still while a policy is evaluated.
     A run that ends its budget short of the target counts as infinite.
     """
 
     name = "ctrlrl"
 
-    def __init__(self, cfg: TrainConfig, target: float, by: str, eval_seconds: float):
+    def __init__(self, cfg: TrainConfig, target: float, by: str, eval_seconds: float, in_a_row: int = 1):
         self.cfg, self.target, self.by, self.eval_seconds = cfg, target, by, eval_seconds
-        self.seed = cfg.seed
-        self.history: list[dict[str, float]] = []
+        self.seed, self.in_a_row = cfg.seed, in_a_row
+        self.history: list[dict[str, Any]] = []
 
     def lap(self) -> Lap:
-        clock, next_look, score = Clock(), self.eval_seconds, -math.inf
+        clock, next_look, met, score = Clock(), self.eval_seconds, 0, -math.inf
+        looks: list[tuple[float, float]] = []
         loop = training_loop(replace(self.cfg, seed=self.seed))
         self.seed += 1
         test_env = make_env(self.cfg.env, EVAL_EPISODES, seed=0, device=loop.env.spec.device, stagger=False)
-        while score < self.target and not loop.done:
+        while met < self.in_a_row and not loop.done:
             loop.iterate()
             if self.by == "training":
                 episodes = loop.episode_metrics()
                 if episodes.get("rollout/episodes", 0) >= 100:
                     score = episodes["rollout/return"]
+                    met = self.in_a_row if score >= self.target else 0
             elif clock.now() >= next_look or loop.done:
                 clock.halt()
                 next_look = clock.wall + self.eval_seconds
                 returns = evaluate(judged(loop.learner), test_env, episodes=EVAL_EPISODES, seed=1000).returns
                 score = returns.mean().item()
+                met = met + 1 if score >= self.target else 0
+                looks.append((clock.wall, score))
                 clock.go()
         clock.halt()
-        seconds = clock.wall if score >= self.target else math.inf
-        self.history.append({"seconds": seconds, "env_steps": loop.env_steps, "score": score})
+        seconds = clock.wall if met >= self.in_a_row else math.inf
+        self.history.append({"seconds": seconds, "env_steps": loop.env_steps, "score": score, "looks": looks})
         return Lap(seconds, clock.wall, clock.cpu)
 
 
