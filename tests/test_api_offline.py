@@ -1,10 +1,14 @@
 """The Python API of algorithms that learn from a data set, on the data set that comes with the library."""
 
+import csv
+
 import numpy as np
 import pytest
 
 import ctrlrl
-from ctrlrl import BC, IQL, TD3BC
+from ctrlrl import BC, IQL, TD3BC, BaseCallback
+from ctrlrl.api import configure
+from ctrlrl.core.random import seed_generators
 from ctrlrl.data.episodes import Episodes, Facts
 
 SMALL = {"hidden": [16], "batch_size": 32}
@@ -103,7 +107,8 @@ def test_unknown_arguments_are_named_with_the_nearest():
 def test_learn_online_goes_on_from_a_replay_buffer_that_can_be_saved(tmp_path):
     made = {"seed": 0, "n_envs": 4, "learning_starts": 8, "utd": 0.25, "buffer_size": 500, **SMALL}
     model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", offline_share=0.5, **made).learn(20)
-    assert model.learn_online(40).num_timesteps == 40
+    assert model.learn_online(40).env_steps == 40
+    assert model.num_timesteps == 60, "updates on the data set, then environment steps"
     assert model.gradient_steps == 20 + 8  # a quarter of the steps after the first eight
     assert len(model.replay_buffer) == 40
     model.save_replay_buffer(tmp_path / "replay")
@@ -112,7 +117,7 @@ def test_learn_online_goes_on_from_a_replay_buffer_that_can_be_saved(tmp_path):
     again = IQL.load(tmp_path / "m", env="Hopper-v4", n_envs=4)
     again.load_replay_buffer(tmp_path / "replay")
     np.testing.assert_array_equal(again.replay_buffer.table.rows[:40], model.replay_buffer.table.rows[:40])
-    assert again.learn_online(20).num_timesteps == 60
+    assert again.learn_online(20).env_steps == 60
     assert len(again.replay_buffer) == 60
 
 
@@ -136,3 +141,94 @@ def test_what_cannot_go_on_online_is_refused(tmp_path):
         model.save_replay_buffer(tmp_path / "replay")
     with pytest.raises(ValueError, match="no replay buffer there"):
         model.load_replay_buffer(tmp_path / "nothing")
+
+
+class Clock(BaseCallback):
+    """Keeps the clock of every call; says no at one of them."""
+
+    def __init__(self, until=None):
+        super().__init__()
+        self.until, self.seen, self.ended = until, [], False
+
+    def _on_step(self):
+        self.seen.append(self.num_timesteps)
+        return self.num_timesteps != self.until
+
+    def _on_training_end(self):
+        self.ended = True
+
+
+def test_a_callback_sees_every_update_and_then_every_step_of_the_environments():
+    made = {"seed": 0, "n_envs": 4, "learning_starts": 8, "utd": 0.25, **SMALL}
+    updates, steps = Clock(), Clock()
+    model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", **made).learn(60, updates)
+    model.learn_online(40, steps)
+    assert updates.seen == list(range(1, 61))
+    assert steps.seen == [60 + 4 * k for k in range(1, 11)]
+    assert updates.ended
+    assert steps.ended
+    assert steps.locals["rewards"].shape == (4,)
+    assert updates.locals["metrics"]["loss/critic"].isfinite()
+
+
+def test_what_a_callback_sees_changes_nothing():
+    made = {"seed": 0, "n_envs": 4, "learning_starts": 8, "utd": 0.25, **SMALL}
+    models = [IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", **made) for _ in range(2)]
+    for model, callback in zip(models, (None, Clock()), strict=True):
+        seed_generators(0)
+        model.learn(60, callback).learn_online(40, callback)
+    obs, (alone, watched) = observations(models[0], 3), models
+    np.testing.assert_array_equal(
+        alone.predict(obs, deterministic=True)[0], watched.predict(obs, deterministic=True)[0]
+    )
+    assert (alone.num_timesteps, alone.env_steps) == (watched.num_timesteps, watched.env_steps) == (100, 40)
+
+
+def test_a_callback_ends_training_and_a_second_call_goes_on():
+    model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, learning_starts=8, offline_share=0.5, **SMALL)
+    stop = Clock(until=7)
+    assert model.learn(100, stop).gradient_steps == 7
+    assert stop.ended
+    assert model.learn(10).gradient_steps == 17
+    assert model.learn_online(100, Clock(until=17 + 9)).env_steps == 9
+    assert len(model.replay_buffer) == 8, "the step that was refused is not kept"
+    assert model.learn_online(10).env_steps == 19
+
+
+def test_the_logger_has_the_means_of_the_updates(tmp_path):
+    model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, **SMALL)
+    model.set_logger(configure(tmp_path, ["csv"]))
+    model.learn(60, log_interval=20)
+    model.logger.close()
+    with (tmp_path / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["time/total_timesteps"]) for row in rows] == [20, 40, 60]
+    assert float(rows[-1]["train/critic_loss"]) > 0.0
+    assert float(rows[-1]["loss/value"]) > 0.0
+
+
+def test_verbose_prints_a_table_and_stays_in_the_file(tmp_path, capsys):
+    model = BC("MlpPolicy", "Hopper-v4", "hopper-medium.npz", verbose=1, **SMALL).learn(20, log_interval=20)
+    assert "train/" in capsys.readouterr().out
+    model.save(tmp_path / "m")
+    assert BC.load(tmp_path / "m", None, "cpu").verbose == 1
+    assert BC.load(tmp_path / "m", verbose=0).verbose == 0
+
+
+def test_a_learning_rate_that_is_a_function_is_refused():
+    with pytest.raises(TypeError, match="IQL: learning_rate is one value for all updates"):
+        IQL("MlpPolicy", "Hopper-v4", learning_rate=lambda progress: 1e-3 * progress)
+
+
+def test_sb3s_own_callbacks_evaluate_and_save_it(tmp_path):
+    callbacks = pytest.importorskip("stable_baselines3.common.callbacks")
+    judge = ctrlrl.make_vec_env("Hopper-v4", n_envs=1, seed=1)
+    told = callbacks.EvalCallback(judge, eval_freq=20, n_eval_episodes=1, log_path=str(tmp_path), verbose=0)
+    kept = callbacks.CheckpointCallback(save_freq=30, save_path=str(tmp_path))
+    model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, learning_starts=5, utd=0.1, **SMALL)
+    model.learn(40, [told, kept]).learn_online(20, [told, kept])
+    with np.load(tmp_path / "evaluations.npz") as found:
+        assert found["timesteps"].tolist() == [20, 40, 60]
+    assert IQL.load(tmp_path / "rl_model_30_steps").gradient_steps == 30
+    again = IQL.load(tmp_path / "rl_model_60_steps")
+    assert (again.num_timesteps, again.env_steps, again.gradient_steps) == (60, 20, model.gradient_steps)

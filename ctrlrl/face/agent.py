@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import deque
 from typing import Any, Self
 
 from ctrlrl import loops
@@ -13,9 +12,7 @@ from ctrlrl.face.environments import tells_episodes
 from ctrlrl.face.model import Model
 from ctrlrl.face.records import progress_row, record_progress, record_update
 from ctrlrl.face.watch import EpisodeLog, RolloutView, Watch
-from ctrlrl.train.callbacks import BaseCallback, as_callback
 from ctrlrl.train.log import Progress
-from ctrlrl.train.logger import training_logger
 from ctrlrl.types import Rollout
 
 
@@ -64,34 +61,18 @@ class Agent(Model):
         callback.on_training_end()
         return self
 
-    def _called(self, callback: Any) -> Any:
-        found = BaseCallback() if callback is None else as_callback(callback)
-        with warnings.catch_warnings():
-            if not hasattr(self._loop.env, "venv"):
-                # SB3's EvalCallback compares classes, and ours stands for the same task as SB3's
-                warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
-            found.init_callback(self)
-        return found
-
     def _start(self, total_timesteps: int, reset: bool, tb_log_name: str) -> int:
         """Counters, buffers, logger and loop of one `learn`; returns the step number it ends at."""
         if self._connection is None:
             raise ValueError(f"{type(self).__name__}.learn needs an environment; give one to load(path, env=...)")
         self._check_numbers()
         self._count_minibatches()  # batch_size may have been set since
-        self.start_time = time.time_ns()
-        if reset or self.ep_info_buffer is None:
-            self.ep_info_buffer = deque(maxlen=self._stats_window_size)
-            self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self.num_timesteps = 0 if reset else self.num_timesteps
-        self._num_timesteps_at_start = self.num_timesteps
         self._total_timesteps = self.num_timesteps + total_timesteps
         if reset or self._loop is None:
             self._reset_env()
         self._loop.total_steps = self._total_timesteps
-        if not self._custom_logger:
-            self._logger.close()
-            self._logger = training_logger(self.verbose, self.tensorboard_log, tb_log_name, continues=not reset)
+        self._open_logs(tb_log_name, continues=not reset)
         return self._total_timesteps
 
     def _reset_env(self) -> None:

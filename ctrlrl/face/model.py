@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import fields
 from os import PathLike
@@ -21,8 +20,8 @@ from ctrlrl.face import saved
 from ctrlrl.face.arguments import Schedule, advantage_kind, as_schedule, network, policy_name, refuse, start_value
 from ctrlrl.face.environments import Connection, connect, env_config
 from ctrlrl.face.policy_view import PolicyView
+from ctrlrl.face.reporting import Reporting
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
-from ctrlrl.train.logger import Logger
 
 Array = np.ndarray[Any, Any]
 File = saved.File
@@ -41,7 +40,7 @@ class Setting:
         model.learner.set_hyper(self.name, value)
 
 
-class Model:
+class Model(Reporting):
     """Parameters, defaults and methods are Stable-Baselines3's where it has them; docs/sb3.md says what differs.
 
     policy: "MlpPolicy", "CnnPolicy" or "MultiInputPolicy", or SB3's own policy class.
@@ -121,16 +120,11 @@ class Model:
         for name in ("clip_range", "clip_range_vf"):
             value = getattr(self.cfg, name, None) if self._given[name] is None else self._given[name]
             setattr(self, name, None if value is None else as_schedule(value))
-        self.batch_size, self.seed, self.verbose, self.tensorboard_log = batch_size, seed, verbose, tensorboard_log
+        self.batch_size, self.seed = batch_size, seed
         self.device = tasks.resolve_device(str(device))
-        self.num_timesteps = self._total_timesteps = self._num_timesteps_at_start = self._n_updates = 0
-        self.start_time = 0  # ns
+        self._setup_reporting(verbose, tensorboard_log, stats_window_size)
+        self._total_timesteps = self._n_updates = 0
         self._current_progress_remaining = 1.0
-        self._stats_window_size = stats_window_size
-        self.ep_info_buffer: deque[dict[str, Any]] | None = None
-        self.ep_success_buffer: deque[float] | None = None
-        self._logger: Any = Logger(None, [])
-        self._custom_logger = False
         self._connection: Connection | None = None
         self._loop: Any = None
         self._env_seed = seed  # of the next reset
@@ -251,16 +245,9 @@ class Model:
     def normalize_advantage(self) -> bool:
         return self.cfg.normalize_advantage != "none"
 
-    def get_env(self) -> Any:
-        """The environment as an SB3 VecEnv where SB3 is installed, else as a ctrlrl VecEnv; None without one."""
-        return None if self._connection is None else self._connection.face()
-
     @property
     def env(self) -> Any:
         return self.get_env()
-
-    def get_vec_normalize_env(self) -> Any:
-        return None if self._connection is None else self._connection.vec_normalize()
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on with another environment of the same spaces and number of lanes; the next `learn` resets it."""
@@ -280,16 +267,6 @@ class Model:
         if seed is not None:
             self._env_seed = seed
             self.action_space.seed(seed)
-
-    # logger ----------------------------------------------------------------------------------------------------------
-
-    @property
-    def logger(self) -> Any:
-        return self._logger
-
-    def set_logger(self, logger: Any) -> None:
-        """Use this one (SB3's or ctrlrl's) whatever `verbose` and `tensorboard_log` say."""
-        self._logger, self._custom_logger = logger, True
 
     # files -----------------------------------------------------------------------------------------------------------
 

@@ -17,14 +17,21 @@ from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.data import DATA, data_settings, episodes_of, known_data
 from ctrlrl.face.environments import Connection, check_data, connect
+from ctrlrl.face.records import record_offline
+from ctrlrl.face.reporting import Reporting
+from ctrlrl.face.watch import ReplayWatch, UpdateWatch
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.log import Progress
+from ctrlrl.train.off_policy import Means
 
 Array = np.ndarray[Any, Any]
 
 
-class OfflineAgent:
+class OfflineAgent(Reporting):
     """`predict`, `save` and `load` are those of the on-policy classes; `learn` counts gradient steps.
+
+    num_timesteps: what callbacks and logs count: `offline_steps`, updates in `learn`, and `env_steps`, steps of the
+    environments in `learn_online`. gradient_steps: updates in both.
 
     env:     what the policy is for, as PPO takes it; it gives the spaces, and only `learn_online` steps it.
     dataset: a file or folder that `ctrlrl data info` reads, or loaded `Episodes`.
@@ -44,6 +51,7 @@ class OfflineAgent:
         seed: int | None = None,
         device: torch.device | str = "auto",
         verbose: int = 0,
+        tensorboard_log: str | None = None,
         n_envs: int = 1,
         **settings: Any,
     ):
@@ -52,14 +60,18 @@ class OfflineAgent:
             raise ValueError(f"{where}: policy must be MlpPolicy, got {policy!r}")
         kind = lookup(ALGORITHMS, self.algo, "algorithm").config
         known = [f.name for f in fields(kind) if f.name != "name"]
-        for name in settings:
+        for name, value in settings.items():
             if name not in (*known, *DATA):
                 raise TypeError(f"{where}: {unknown('argument', name, sorted((*known, *DATA)))}")
+            if callable(value):
+                raise TypeError(f"{where}: {name} is one value for all updates, got the function {value!r}")
         self._data, own = data_settings(settings)
         self.cfg = kind(**own)
-        self.seed, self.verbose = seed, verbose
+        self.seed = seed
         self.device = tasks.resolve_device(str(device))
-        self.gradient_steps = self.num_timesteps = 0
+        self._setup_reporting(verbose, tensorboard_log)
+        self.offline_steps = self._updates_before = self._episode_num = 0
+        self._means = Means()
         self.n_envs = n_envs
         self._loop: Any = None
         self._online: Any = None
@@ -86,22 +98,38 @@ class OfflineAgent:
             raise ValueError(f"{type(self).__name__}: env is needed besides the data set, e.g. env='Hopper-v4'")
         for line in check_data(episodes, self._spaces, self._connection):
             warnings.warn(line, stacklevel=3)
+        self._updates_before = self.gradient_steps - self.offline_steps
         self._episodes, self._loop, self._online = episodes, None, None
 
-    def learn(self, gradient_steps: int, progress_bar: bool = False) -> Self:
-        """Take `gradient_steps` updates from the data set; a second call goes on."""
+    def learn(
+        self,
+        gradient_steps: int,
+        callback: Any = None,
+        log_interval: int | None = 1_000,
+        tb_log_name: str | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Take `gradient_steps` updates from the data set; a second call goes on.
+
+        callback: as PPO's `learn` takes it; a step is one update, and there are no rollouts. log_interval: updates
+        between two dumps of the logger.
+        """
         if self._episodes is None:
             raise ValueError(f"{type(self).__name__}.learn needs a data set; give dataset=FILE or call set_dataset")
         if gradient_steps < 1:
             raise ValueError(f"gradient_steps must be at least 1, got {gradient_steps}")
         loop = self._offline_loop()
         before, loop.total_steps = loop.gradient_steps, loop.gradient_steps + gradient_steps
+        self._open_logs(tb_log_name or type(self).__name__, continues=self.num_timesteps > 0)
+        callback = self._called(callback)
+        loop.on_update = watch = UpdateWatch(self, callback, log_interval)
+        callback.on_training_start(locals(), globals())
         title = f"{self.algo} {gradient_steps:,} updates"
         with Progress(title, gradient_steps, unit=loop.clock, enabled=progress_bar) as progress:
-            while not loop.done:
+            while watch.goes_on and not loop.done:
                 loop.iterate()
                 progress.update(loop.gradient_steps - before, {})
-        self.gradient_steps += gradient_steps
+        callback.on_training_end()
         return self
 
     def _offline_loop(self) -> Any:
@@ -111,26 +139,56 @@ class OfflineAgent:
             self._loop.gradient_steps = self.gradient_steps  # of a loaded model, whose schedules go on
         return self._loop
 
-    def learn_online(self, total_timesteps: int, progress_bar: bool = False) -> Self:
+    def learn_online(
+        self,
+        total_timesteps: int,
+        callback: Any = None,
+        log_interval: int | None = 4,
+        tb_log_name: str | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
         """Go on for `total_timesteps` steps of the environment, from a replay buffer and the data set if there is one.
 
         A second call goes on with the same buffer. `utd`, `learning_starts`, `buffer_size` and `offline_share` are
-        arguments of the constructor.
+        arguments of the constructor. callback: as SAC's `learn` takes it. log_interval: episodes between two dumps.
         """
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
         loop = self._online_loop()
         self.learner.begin_online()  # updates on the data set may have come between
         begin, loop.online_steps = loop.env_steps, loop.env_steps + total_timesteps
-        updates = loop.gradient_steps
+        self._open_logs(tb_log_name or type(self).__name__, continues=self.num_timesteps > 0)
+        watched = callback is not None or bool(self.logger.output_formats)
+        callback = self._called(callback)
+        loop.on_step = watch = ReplayWatch(self, loop, callback, self._spaces, log_interval) if watched else None
+        callback.on_training_start(locals(), globals())
         with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:
-            while not loop.done:
-                loop.iterate()
+            while not loop.done and (watch is None or watch.goes_on):
+                steps = loop.env_steps
+                self._means.add(loop.iterate())
+                self.num_timesteps += 0 if watched else loop.env_steps - steps
                 if progress_bar:
                     progress.update(loop.env_steps - begin, loop.episode_metrics())
-        self.num_timesteps += loop.env_steps - begin
-        self.gradient_steps += loop.gradient_steps - updates
+        callback.on_training_end()
         return self
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write what the logger has, with the means of episodes and of the updates since the last time."""
+        record_offline(self, self._means.read(f"step {self.num_timesteps}"))
+        self._means = Means()
+        self.logger.dump(step=self.num_timesteps)
+
+    @property
+    def env_steps(self) -> int:
+        return self.num_timesteps - self.offline_steps
+
+    @property
+    def gradient_steps(self) -> int:
+        return self.offline_steps + self._updates_before + (0 if self._online is None else self._online.gradient_steps)
+
+    @property
+    def _n_updates(self) -> int:
+        return self.gradient_steps
 
     def _online_loop(self) -> Any:
         if self._online is None:
@@ -168,7 +226,7 @@ class OfflineAgent:
         """
         loop = self._online_loop()
         build.load_buffer(loop.buffer, Path(path))
-        loop.env_steps = self.num_timesteps  # `learning_starts` counts the steps before, too
+        loop.env_steps = self.env_steps  # `learning_starts` counts the steps before, too
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
@@ -180,9 +238,6 @@ class OfflineAgent:
         """
         act = judging.acting(self.learner, deterministic=deterministic, memory=state, begun=episode_start)
         return self._spaces.predict(act, observation, self.device, self._quick if deterministic else None), act.memory
-
-    def get_env(self) -> Any:
-        return None if self._connection is None else self._connection.face()
 
     def export(self, path: str | PathLike[str], format: str | None = None) -> Path:
         """Write the deterministic policy as one ONNX or TorchScript file; see `ctrlrl.export`."""
@@ -196,7 +251,13 @@ class OfflineAgent:
 
     @classmethod
     def load(
-        cls, path: saved.File, env: Any = None, dataset: Any = None, device: torch.device | str = "auto", **changes: Any
+        cls,
+        path: saved.File,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        *,
+        dataset: Any = None,
+        **changes: Any,
     ) -> Self:
         """A saved model; `dataset` to go on learning."""
         checkpoint = saved.read(path)
@@ -204,7 +265,8 @@ class OfflineAgent:
         if facts["algo"] != cls.algo:
             raise ValueError(f"{where} holds a model of {facts['algo']}, not of {cls.algo}; use ctrlrl.load(path)")
         config = {k: v for k, v in facts["config"].items() if k != "name"}
-        model = cls(device=device, seed=facts.get("seed"), **{**config, **known_data(facts), **changes})
+        kept = {name: facts[name] for name in ("seed", "verbose", "tensorboard_log")}
+        model = cls(device=device, **{**kept, **config, **known_data(facts), **changes})
         model._spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:
             model._connection = connect(env, model.n_envs, seed=None, device=torch.device("cpu"))
@@ -212,7 +274,9 @@ class OfflineAgent:
         saved.check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
         model._setup()
         build.restore_agent(model.learner, checkpoint, where)
-        model.gradient_steps, model.num_timesteps = facts["num_timesteps"], facts.get("env_steps", 0)
+        model.num_timesteps = facts["num_timesteps"]
+        model.offline_steps = facts["num_timesteps"] - facts["env_steps"]
+        model._updates_before = facts["gradient_steps"] - model.offline_steps
         if dataset is not None:
             model.set_dataset(dataset)
         return model

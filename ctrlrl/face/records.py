@@ -73,8 +73,24 @@ def record_replay(model: Any, metrics: Metrics) -> None:
         if source in metrics:
             record(name, float(metrics[source]))
     if metrics:
-        record("train/learning_rate", float(next(iter(model.learner.opt.values())).learning_rate))
-        record("train/n_updates", model._n_updates, exclude="tensorboard")
+        _record_updates(model)
+
+
+def record_offline(model: Any, metrics: Metrics) -> None:
+    """time/*, the updates' means under SB3's names or else their own, and rollout/* once there are episodes."""
+    if model._episode_num:
+        model.logger.record("time/episodes", model._episode_num, exclude="tensorboard")
+    record_progress(model, 0)
+    known = {source: name for name, source in OF_REPLAY.items()}
+    for name, value in metrics.items():
+        model.logger.record(known.get(name, name), float(value))
+    if metrics:
+        _record_updates(model)
+
+
+def _record_updates(model: Any) -> None:
+    model.logger.record("train/learning_rate", float(next(iter(model.learner.opt.values())).learning_rate))
+    model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
 
 
 def progress_row(model: Any) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +24,6 @@ from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_na
 from ctrlrl.face.sb3_import import replayed_from_sb3
 from ctrlrl.face.watch import ReplayWatch
 from ctrlrl.train.log import Progress
-from ctrlrl.train.logger import Logger
 from ctrlrl.train.off_policy import Means
 
 
@@ -83,18 +81,11 @@ class ReplayAgent(Agent):
         self.train_freq, self.gradient_steps = frequency(train_freq, where), gradient_steps
         if gradient_steps < -1:
             raise ValueError(f"{where}: gradient_steps must be -1 or at least 0, got {gradient_steps}")
-        self.batch_size, self.seed, self.verbose, self.tensorboard_log = (
-            self.cfg.batch_size, seed, verbose, tensorboard_log,
-        )  # fmt: skip
+        self.batch_size, self.seed = self.cfg.batch_size, seed
         self.device = tasks.resolve_device(str(device))
-        self.num_timesteps = self._total_timesteps = self._num_timesteps_at_start = 0
-        self._n_updates = self._episode_num = self.start_time = 0
+        self._setup_reporting(verbose, tensorboard_log, stats_window_size)
+        self._total_timesteps = self._n_updates = self._episode_num = 0
         self._current_progress_remaining = 1.0
-        self._stats_window_size = stats_window_size
-        self.ep_info_buffer: deque[dict[str, Any]] | None = None
-        self.ep_success_buffer: deque[float] | None = None
-        self._logger: Any = Logger(None, [])
-        self._custom_logger = False
         self._connection = self._loop = None
         self._means = Means()
         self._env_seed, self._n_envs = seed, 0

@@ -47,16 +47,18 @@ def facts(model: Any) -> dict[str, Any]:
 
 
 def offline_facts(model: Any) -> dict[str, Any]:
-    """Of a model that learns from a data set; `num_timesteps` counts its gradient steps."""
+    """Of a model that learns from a data set."""
     return {
         "algo": model.algo,
         "config": asdict(model.cfg),
         "data": data_facts(model._data),
         "batch_size": model.cfg.batch_size,
-        "num_timesteps": model.gradient_steps,
-        "env_steps": model.num_timesteps,
+        "num_timesteps": model.num_timesteps,
+        "gradient_steps": model.gradient_steps,
+        "env_steps": model.env_steps,
         "seed": model.seed,
         "verbose": model.verbose,
+        "tensorboard_log": model.tensorboard_log,
         "spaces": model._spaces.to_json(),
         "versions": versions(),
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.train.rollout import EpisodeTracker, Steps
-from ctrlrl.types import PolicyOutput, Rollout, TimeStep
+from ctrlrl.types import Metrics, PolicyOutput, Rollout, TimeStep
 
 Info = dict[str, Any]
 HIDDEN = ("final_obs", "final_info", "final_observation")
@@ -143,16 +143,16 @@ class ReplayWatch(Watch):
     def __init__(self, model: Any, loop: Any, callback: Any, spaces: Any, log_interval: int | None):
         super().__init__(model, loop.env, loop.episodes, callback, spaces)
         self.loop, self.log_interval = loop, log_interval
-        self.n_episodes = 0
+        self.n_episodes, self.goes_on = 0, True
 
     def __call__(self, obs: Tensor, out: PolicyOutput, step: TimeStep) -> bool:
-        goes_on = super().__call__(obs, out, step)
-        for _ in range(int((step.terminated | step.truncated).sum()) if goes_on else 0):
+        self.goes_on = super().__call__(obs, out, step)
+        for _ in range(int((step.terminated | step.truncated).sum()) if self.goes_on else 0):
             self.n_episodes += 1
             self.model._episode_num += 1
             if self.log_interval and self.model._episode_num % self.log_interval == 0:
                 self.model.dump_logs()
-        return goes_on
+        return self.goes_on
 
     def _locals(self, obs: Tensor, out: PolicyOutput, step: TimeStep, done: Any, infos: list[Info]) -> dict[str, Any]:
         spaces, model = self.spaces, self.model
@@ -170,6 +170,25 @@ class ReplayWatch(Watch):
             "dones": done,
             "infos": infos,
         }
+
+
+class UpdateWatch:
+    """The `on_update` of a loop over a data set; dumps the logs after every `log_interval`-th update."""
+
+    def __init__(self, model: Any, callback: Any, log_interval: int | None):
+        self.model, self.callback, self.log_interval = model, callback, log_interval
+        self.goes_on = True
+
+    def __call__(self, metrics: Metrics) -> bool:
+        model = self.model
+        model.num_timesteps += 1
+        model.offline_steps += 1
+        model._means.add(metrics)
+        self.callback.update_locals({"self": model, "callback": self.callback, "metrics": metrics})
+        self.goes_on = self.callback.on_step()
+        if self.log_interval and model.offline_steps % self.log_interval == 0:
+            model.dump_logs()
+        return self.goes_on
 
 
 def lane_info(infos: Mapping[str, Any], lane: int, done: bool) -> Info:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class OfflineLoop:
         self.env: Any = None
         self.spec: EnvSpec | None = None  # of the task, where the loop was made for one
         self.unseen: Rows | None = None  # what was held out from the source
+        self.on_update: Callable[[Metrics], bool] | None = None  # False ends the chunk
 
     @property
     def done(self) -> bool:
@@ -72,8 +74,11 @@ class OfflineLoop:
         means = Means()
         for _ in range(min(CHUNK, self.total_steps - self.gradient_steps)):
             self.learner.set_progress(self.gradient_steps / self.total_steps)
-            means.add(self.learner.update(self.source.sample(self.batch_size)))
+            metrics = self.learner.update(self.source.sample(self.batch_size))
+            means.add(metrics)
             self.gradient_steps += 1
+            if self.on_update is not None and not self.on_update(metrics):
+                break
         return means.read(f"gradient step {self.gradient_steps}", self.learner.ranks)
 
     def episode_metrics(self) -> dict[str, float]:

@@ -25,6 +25,7 @@ CHUNK = 50  # steps of all environments, or updates, after which the losses are 
 
 class OnlineLoop:
     """One `iterate` is CHUNK steps of all environments, fewer if they bring more updates, or a chunk of offline ones.
+    It ends early where `on_step` says no.
 
     source: where batches come from; it may mix `buffer` with a data set.
     before: the offline updates that come first; the clock then counts these and environment steps, "steps".
@@ -107,12 +108,16 @@ class OnlineLoop:
         means, taken = Means(), list[Steps]()
         until = self.gradient_steps + CHUNK
         while len(taken) < CHUNK and self.gradient_steps < until and not self.done:
-            taken.append(self.step())  # type: ignore[arg-type]
+            step = self.step()
+            if step is None:
+                break
+            taken.append(step)
             for _ in range(self._due()):
                 if self.before is None and not self.learner.offline:  # else schedules are the offline training's
                     self.learner.set_progress(self.env_steps / self.online_steps)
                 means.add(self.learn())
-        self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
+        if taken:
+            self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
         self.check()
         return means.read(f"environment step {self.env_steps}")
 
