@@ -4,8 +4,9 @@ python benchmarks/sac_scores.py [--steps 200_000] [--seeds 0 1 2] [--envs halfch
 SB3 trains with its own defaults on one environment, one thread, and is judged at the end by the mean of 20
 deterministic episodes. Ours trains with the preset and `words` (dtype=bfloat16, n_envs=8, ...) until its own mean,
 looked at every 30 s, is as high twice in a row, or as many updates are made. Both clocks stand still while a policy is
-evaluated. 200,000 steps of SB3 take about 50 minutes: `--only peer` trains SB3 alone, and ours uses its row later.
-Rows go to benchmarks/results/sac_scores.jsonl; a run that is there is not made again. `--table` prints them.
+evaluated; where anything else runs on the machine, compare the processor's seconds. 200,000 steps of SB3 take about 50
+minutes: `--only peer` trains SB3 alone, and ours uses its row later, on the same machine. Rows go to
+benchmarks/results/sac_scores.jsonl; a run that is there is not made again. `--table` prints them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from ctrlrl.bench.ours import ToScore
 from ctrlrl.bench.replay_peers import sb3_score
 from ctrlrl.bench.rows import append, identity
+from ctrlrl.provenance import machine
 from ctrlrl.settings import train_config, typed
 
 RESULTS = Path(__file__).parent / "results" / "sac_scores.jsonl"
@@ -50,7 +52,7 @@ def own_row(env: str, seed: int, peer: dict, words: list[str]) -> dict:
     ours = ToScore(
         replace(cfg, total_steps=int(peer["peer_steps"] / cfg.algo.utd)), peer["score"], "evaluation", LOOK, IN_A_ROW
     )
-    seconds = ours.lap().value
+    lap = ours.lap()
     return {
         "kind": "score",
         "env": env,
@@ -64,11 +66,13 @@ def own_row(env: str, seed: int, peer: dict, words: list[str]) -> dict:
         "dtype": cfg.dtype,
         "threads": 1,
         "target": peer["score"],
-        "value": seconds,
+        "value": lap.value,
+        "cpu_seconds": lap.cpu_seconds,
         "unit": "seconds to target",
         "peer": peer["peer"],
         "peer_value": peer["seconds"],
-        "ratio": peer["seconds"] / seconds,
+        "peer_cpu_seconds": peer["cpu_seconds"],
+        "ratio": peer["seconds"] / lap.value,
         "runs": ours.history,
         **identity(),
     }
@@ -76,13 +80,14 @@ def own_row(env: str, seed: int, peer: dict, words: list[str]) -> dict:
 
 def table(path: Path) -> str:
     lines = [
-        "| task | seed | SB3: return, seconds | ctrlrl: seconds, steps | times faster |",
-        "|---|---:|---:|---:|---:|",
+        "| task | seed | SB3: return, seconds | ctrlrl: seconds, steps | times faster | by the processor's seconds |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     own = [r for r in rows(path) if r["kind"] == "score"]
     for r in sorted(own, key=lambda r: (r["env"], r["words"], r["peer_steps"], r["seed"])):
         reached = "not reached" if r["value"] is None else f"{r['value']:,.0f}, {r['runs'][0]['env_steps']:,}"
-        ratio = "–" if r["value"] is None else f"{r['ratio']:.2f}"
+        cpu = r["peer_cpu_seconds"] / r["cpu_seconds"]
+        ratio = "– | –" if r["value"] is None else f"{r['ratio']:.2f} | {cpu:.2f}"
         peer = f"{r['target']:,.0f}, {r['peer_value']:,.0f}"
         lines.append(f"| {' '.join([r['env'], *r['words']])} | {r['seed']} | {peer} | {reached} | {ratio} |")
     return "\n".join(lines)
@@ -101,7 +106,8 @@ def main() -> None:
         print(table(options.out))
         return
     torch.set_num_threads(1)
-    done = {key(row): row for row in rows(options.out)}
+    here = machine()
+    done = {key(row): row for row in rows(options.out) if row["machine"] == here}
     for seed in options.seeds:
         for env in options.envs:
             peer = done.get(("peer", env, seed, options.steps, ()))
