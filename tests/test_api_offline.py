@@ -1,15 +1,18 @@
 """The Python API of algorithms that learn from a data set, on the data set that comes with the library."""
 
 import csv
+import warnings
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 import ctrlrl
-from ctrlrl import BC, IQL, TD3BC, BaseCallback
+from ctrlrl import BC, IQL, TD3BC, BaseCallback, build
 from ctrlrl.api import configure
 from ctrlrl.core.random import seed_generators
 from ctrlrl.data.episodes import Episodes, Facts
+from ctrlrl.train.off_policy import Means
 
 SMALL = {"hidden": [16], "batch_size": 32}
 
@@ -17,6 +20,20 @@ SMALL = {"hidden": [16], "batch_size": 32}
 @pytest.fixture(scope="module")
 def model():
     return TD3BC("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, **SMALL).learn(50)
+
+
+def pendulum(n):
+    """Episodes of noise for Pendulum-v1."""
+    rng = np.random.default_rng(0)
+    obs, action = rng.standard_normal((n, 3)).astype("f4"), rng.uniform(-1.0, 1.0, (n, 1)).astype("f4")
+    no, one = np.zeros(n, bool), np.ones(1, bool)
+    reward = rng.standard_normal(n).astype("f4")
+    return Episodes(obs, action, reward, no, np.array([n]), obs[-1:], one, ~no, {}, {}, Facts("rollouts", "noise"))
+
+
+def table(folder):
+    with (folder / "progress.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def observations(model, n):
@@ -148,10 +165,12 @@ class Clock(BaseCallback):
 
     def __init__(self, until=None):
         super().__init__()
-        self.until, self.seen, self.ended = until, [], False
+        self.until, self.seen, self.losses, self.ended = until, [], [], False
 
     def _on_step(self):
         self.seen.append(self.num_timesteps)
+        if "metrics" in self.locals:
+            self.losses.append(float(self.locals["metrics"]["loss/critic"]))
         return self.num_timesteps != self.until
 
     def _on_training_end(self):
@@ -198,13 +217,95 @@ def test_a_callback_ends_training_and_a_second_call_goes_on():
 def test_the_logger_has_the_means_of_the_updates(tmp_path):
     model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, **SMALL)
     model.set_logger(configure(tmp_path, ["csv"]))
-    model.learn(60, log_interval=20)
+    seen = Clock()
+    model.learn(60, seen, log_interval=20)
     model.logger.close()
-    with (tmp_path / "progress.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(tmp_path)
     assert [int(row["time/total_timesteps"]) for row in rows] == [20, 40, 60]
-    assert float(rows[-1]["train/critic_loss"]) > 0.0
+    assert float(rows[-1]["train/critic_loss"]) == pytest.approx(sum(seen.losses[40:]) / 20, rel=1e-5)
     assert float(rows[-1]["loss/value"]) > 0.0
+    assert float(rows[-1]["train/learning_rate"]) < 1e-5, "the policy's, which falls along a cosine"
+
+
+def test_the_logger_has_the_means_of_online_updates_alone(tmp_path):
+    made = {"seed": 0, "learning_starts": 5, "buffer_size": 500, "offline_share": 0.5, **SMALL}
+    model = IQL("MlpPolicy", "Pendulum-v1", pendulum(300), **made).learn(30)
+    model.set_logger(configure(tmp_path, ["csv"]))
+    updates = []
+    add = Means.add
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Means, "add", lambda self, m: (updates.append((self, m)), add(self, m))[1])
+        model.learn_online(430, log_interval=1)
+    model.logger.close()
+    own = [float(m["loss/critic"]) for means, m in updates if means is model._means]
+    rows = table(tmp_path)
+    assert [int(row["time/total_timesteps"]) for row in rows] == [230, 430], "at the ends of episodes of 200 steps"
+    assert len(own) == 430 - 5
+    n_first = 200 - 5 - 1  # the log is written before the update of the episode's last step
+    assert float(rows[0]["train/critic_loss"]) == pytest.approx(sum(own[:n_first]) / n_first, rel=1e-5)
+    assert float(rows[1]["train/critic_loss"]) == pytest.approx(sum(own[n_first : n_first + 200]) / 200, rel=1e-5)
+    assert int(rows[0]["train/n_updates"]) == 30 + n_first
+    assert float(rows[0]["rollout/ep_len_mean"]) == 200.0
+
+
+@pytest.mark.parametrize("stops", ["says no", "raises"])
+def test_after_a_stop_at_an_episodes_end_the_next_one_is_whole(stops):
+    class AtTheEnd(BaseCallback):
+        def _on_step(self):
+            if self.locals["dones"].any() and stops == "raises":
+                raise KeyboardInterrupt
+            return not self.locals["dones"].any()
+
+    made = {"seed": 0, "learning_starts": 5, "buffer_size": 1000, "offline_share": 0.5, "utd": 0.01, **SMALL}
+    model = IQL("MlpPolicy", "Pendulum-v1", pendulum(300), **made)
+    if stops == "raises":
+        with pytest.raises(KeyboardInterrupt):
+            model.learn_online(1_000, AtTheEnd())
+    else:
+        model.learn_online(1_000, AtTheEnd())
+    assert model.env_steps == 200
+    model.learn_online(250)
+    assert [info["l"] for info in model.ep_info_buffer] == [200]
+    rows = model.replay_buffer.table.read(model.replay_buffer.newest(1000))
+    joined = (rows.next_obs[:-1] == rows.obs[1:]).all(-1)
+    assert len(rows.obs) == 199 + 250, "the refused step is not kept"
+    assert (~joined).nonzero().flatten().tolist() == [198, 398], "between episodes alone"
+
+
+def test_tensorboards_run_goes_on_with_the_object_that_began_it(tmp_path):
+    pytest.importorskip("tensorboard")
+    made = {"seed": 0, "learning_starts": 5, "offline_share": 0.5, "tensorboard_log": tmp_path, **SMALL}
+    first, second = (IQL("MlpPolicy", "Pendulum-v1", pendulum(300), **made) for _ in range(2))
+    for model in (first, second, first):
+        model.learn(10, log_interval=10)
+        model.logger.close()
+    assert len(list((tmp_path / "IQL_1").iterdir())) == 2
+    assert len(list((tmp_path / "IQL_2").iterdir())) == 1
+    first.save(tmp_path / "m")
+    again = IQL.load(tmp_path / "m", env="Pendulum-v1").learn_online(20)
+    again.logger.close()
+    assert (tmp_path / "IQL_3").is_dir(), "a loaded model is another run"
+
+
+def test_a_progress_bars_callback_knows_the_end_of_the_clock():
+    class Ends(BaseCallback):
+        def _on_training_start(self):
+            self.end = self.locals["total_timesteps"], self.model._total_timesteps
+
+    model = IQL("MlpPolicy", "Pendulum-v1", pendulum(300), seed=0, learning_starts=5, offline_share=0.5, **SMALL)
+    offline, online = Ends(), Ends()
+    model.learn(20, offline).learn_online(10, online)
+    assert offline.end == (20, 20)
+    assert online.end == (30, 30)
+
+
+def test_a_file_without_its_counters_is_refused_by_name(model, tmp_path):
+    model.save(tmp_path / "m")
+    whole = build.read_zip(tmp_path / "m")
+    facts = {name: value for name, value in whole.state.items() if name != "gradient_steps"}
+    build.write_zip(tmp_path / "old", build.Checkpoint(whole.model, whole.training, facts))
+    with pytest.raises(ValueError, match="gradient_steps is None, wanted int"):
+        TD3BC.load(tmp_path / "old")
 
 
 def test_verbose_prints_a_table_and_stays_in_the_file(tmp_path, capsys):
@@ -232,3 +333,14 @@ def test_sb3s_own_callbacks_evaluate_and_save_it(tmp_path):
     assert IQL.load(tmp_path / "rl_model_30_steps").gradient_steps == 30
     again = IQL.load(tmp_path / "rl_model_60_steps")
     assert (again.num_timesteps, again.env_steps, again.gradient_steps) == (60, 20, model.gradient_steps)
+
+
+def test_it_is_evaluated_in_its_own_environment_and_goes_on():
+    env = gym.make("Pendulum-v1")
+    model = IQL("MlpPolicy", env, pendulum(300), seed=0, learning_starts=5, offline_share=0.5, utd=0.1, **SMALL)
+    model.learn_online(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # no Monitor
+        ctrlrl.evaluate_policy(model, model.get_env(), n_eval_episodes=1)
+    model.learn_online(220)
+    assert [info["l"] for info in model.ep_info_buffer] == [200], "a new episode from the first step on"

@@ -68,11 +68,12 @@ class Agent(Model):
         self._check_numbers()
         self._count_minibatches()  # batch_size may have been set since
         self.num_timesteps = 0 if reset else self.num_timesteps
+        self._start_clock(continues=not reset)
         self._total_timesteps = self.num_timesteps + total_timesteps
         if reset or self._loop is None:
             self._reset_env()
         self._loop.total_steps = self._total_timesteps
-        self._open_logs(tb_log_name, continues=not reset)
+        self._open_logger(tb_log_name, continues=not reset)
         return self._total_timesteps
 
     def _reset_env(self) -> None:

@@ -57,7 +57,8 @@ def evaluate_policy(
         raise ValueError("evaluate_policy: callback, render and reward_threshold are for tasks with one reward")
     plain = hasattr(model, "learner") and callback is None and not render and not tells_episodes(vec_env)
     training = getattr(model, "_connection", None)
-    before = vec_env.state_dict() if training is not None and training.env is vec_env and model._loop else None
+    begun = getattr(model, "_online", None) or getattr(model, "_loop", None)
+    before = vec_env.state_dict() if training is not None and training.env is vec_env and begun else None
     stagger = getattr(vec_env, "stagger", False)
     if stagger:
         vec_env.stagger = False

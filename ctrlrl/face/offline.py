@@ -120,10 +120,9 @@ class OfflineAgent(Reporting):
             raise ValueError(f"gradient_steps must be at least 1, got {gradient_steps}")
         loop = self._offline_loop()
         before, loop.total_steps = loop.gradient_steps, loop.gradient_steps + gradient_steps
-        self._open_logs(tb_log_name or type(self).__name__, continues=self.num_timesteps > 0)
-        callback = self._called(callback)
+        callback = self._begin(gradient_steps, callback, tb_log_name)
         loop.on_update = watch = UpdateWatch(self, callback, log_interval)
-        callback.on_training_start(locals(), globals())
+        callback.on_training_start(locals() | {"total_timesteps": self._total_timesteps}, globals())
         title = f"{self.algo} {gradient_steps:,} updates"
         with Progress(title, gradient_steps, unit=loop.clock, enabled=progress_bar) as progress:
             while watch.goes_on and not loop.done:
@@ -157,26 +156,40 @@ class OfflineAgent(Reporting):
         loop = self._online_loop()
         self.learner.begin_online()  # updates on the data set may have come between
         begin, loop.online_steps = loop.env_steps, loop.env_steps + total_timesteps
-        self._open_logs(tb_log_name or type(self).__name__, continues=self.num_timesteps > 0)
-        watched = callback is not None or bool(self.logger.output_formats)
-        callback = self._called(callback)
-        loop.on_step = watch = ReplayWatch(self, loop, callback, self._spaces, log_interval) if watched else None
-        callback.on_training_start(locals(), globals())
-        with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:
-            while not loop.done and (watch is None or watch.goes_on):
-                steps = loop.env_steps
-                self._means.add(loop.iterate())
-                self.num_timesteps += 0 if watched else loop.env_steps - steps
-                if progress_bar:
-                    progress.update(loop.env_steps - begin, loop.episode_metrics())
+        callback = self._begin(total_timesteps, callback, tb_log_name)
+        loop.on_step = watch = ReplayWatch(self, loop, callback, self._spaces, log_interval)
+        loop.on_update = self._means.add
+        callback.on_training_start(locals() | {"total_timesteps": self._total_timesteps}, globals())
+        try:
+            with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:
+                while watch.goes_on and not loop.done:
+                    loop.iterate()
+                    if progress_bar:
+                        progress.update(loop.env_steps - begin, loop.episode_metrics())
+        finally:
+            watch.hand_back()
         callback.on_training_end()
         return self
+
+    def _begin(self, steps: int, callback: Any, tb_log_name: str | None) -> Any:
+        """Clock, logger and callback of one `learn` or `learn_online`, which takes `steps` of its own kind."""
+        name = tb_log_name or type(self).__name__
+        self._start_clock(continues=False)
+        self._open_logger(name, continues=name in self._log_folders)
+        self._total_timesteps = self.num_timesteps + steps
+        self._means = Means()
+        return self._called(callback)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write what the logger has, with the means of episodes and of the updates since the last time."""
         record_offline(self, self._means.read(f"step {self.num_timesteps}"))
-        self._means = Means()
+        self._means.clear()
         self.logger.dump(step=self.num_timesteps)
+
+    def _use(self, connection: Any) -> None:
+        """Its environment was stepped by somebody else: the next `learn_online` begins new episodes."""
+        if self._online is not None:
+            self._online.reset(None)
 
     @property
     def env_steps(self) -> int:
@@ -264,8 +277,9 @@ class OfflineAgent(Reporting):
         facts, where = checkpoint.state, str(path)
         if facts["algo"] != cls.algo:
             raise ValueError(f"{where} holds a model of {facts['algo']}, not of {cls.algo}; use ctrlrl.load(path)")
+        saved.check_kinds(facts, saved.OFFLINE, path)
         config = {k: v for k, v in facts["config"].items() if k != "name"}
-        kept = {name: facts[name] for name in ("seed", "verbose", "tensorboard_log")}
+        kept = {name: facts.get(name) for name in ("seed", "verbose", "tensorboard_log")}
         model = cls(device=device, **{**kept, **config, **known_data(facts), **changes})
         model._spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:

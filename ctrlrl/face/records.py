@@ -77,7 +77,7 @@ def record_replay(model: Any, metrics: Metrics) -> None:
 
 
 def record_offline(model: Any, metrics: Metrics) -> None:
-    """time/*, the updates' means under SB3's names or else their own, and rollout/* once there are episodes."""
+    """time/*, the updates' means under SB3's names or else their own, and rollout/* where there are episodes."""
     if model._episode_num:
         model.logger.record("time/episodes", model._episode_num, exclude="tensorboard")
     record_progress(model, 0)
@@ -89,7 +89,9 @@ def record_offline(model: Any, metrics: Metrics) -> None:
 
 
 def _record_updates(model: Any) -> None:
-    model.logger.record("train/learning_rate", float(next(iter(model.learner.opt.values())).learning_rate))
+    steps = model.learner.opt
+    of_policy = steps.get("policy", next(iter(steps.values())))  # the one that schedules move
+    model.logger.record("train/learning_rate", float(of_policy.learning_rate))
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
 
 

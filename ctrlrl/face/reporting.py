@@ -26,16 +26,23 @@ class Reporting:
         self.ep_success_buffer: deque[float] | None = None
         self._logger: Any = Logger(None, [])
         self._custom_logger = False
+        self._log_folders: dict[str, str] = {}  # of this model's runs, by their names
 
-    def _open_logs(self, name: str, *, continues: bool) -> None:
-        """Clock, episodes and logger of one `learn`."""
+    def _start_clock(self, *, continues: bool) -> None:
+        """Time and episodes of one `learn`."""
         self.start_time, self._num_timesteps_at_start = time.time_ns(), self.num_timesteps
         if not continues or self.ep_info_buffer is None:
             self.ep_info_buffer = deque(maxlen=self._stats_window_size)
             self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        if not self._custom_logger:
-            self._logger.close()
-            self._logger = training_logger(self.verbose, self.tensorboard_log, name, continues=continues)
+
+    def _open_logger(self, name: str, *, continues: bool) -> None:
+        if self._custom_logger:
+            return
+        self._logger.close()
+        folder = self._log_folders.get(name)
+        self._logger = training_logger(self.verbose, self.tensorboard_log, name, continues=continues, folder=folder)
+        if self._logger.get_dir() is not None:
+            self._log_folders[name] = self._logger.get_dir()
 
     def _called(self, callback: Any) -> Any:
         found = BaseCallback() if callback is None else as_callback(callback)

@@ -20,6 +20,7 @@ from ctrlrl.provenance import versions
 
 File = str | os.PathLike[str] | BinaryIO
 KINDS = {"algo": str, "config": dict, "spaces": list, "batch_size": int, "num_timesteps": int}
+OFFLINE = {"gradient_steps": int, "env_steps": int, "verbose": int}
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 
 
@@ -58,7 +59,7 @@ def offline_facts(model: Any) -> dict[str, Any]:
         "env_steps": model.env_steps,
         "seed": model.seed,
         "verbose": model.verbose,
-        "tensorboard_log": model.tensorboard_log,
+        "tensorboard_log": None if model.tensorboard_log is None else str(model.tensorboard_log),
         "spaces": model._spaces.to_json(),
         "versions": versions(),
     }
@@ -103,11 +104,15 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
 def read(path: File) -> build.Checkpoint:
     """A model file whose facts are of the right kinds; ValueError names the first that is not."""
     checkpoint = build.read_zip(path)
-    for name, kind in KINDS.items():
-        value = checkpoint.state.get(name)
+    check_kinds(checkpoint.state, KINDS, path)
+    return checkpoint
+
+
+def check_kinds(found: Mapping[str, Any], kinds: Mapping[str, type], path: File) -> None:
+    for name, kind in kinds.items():
+        value = found.get(name)
         if not isinstance(value, kind):
             raise ValueError(f"{path}: state.json: {name} is {value!r:.40}, wanted {kind.__name__}")
-    return checkpoint
 
 
 def check_size(model: Any, held: int, where: str) -> None:

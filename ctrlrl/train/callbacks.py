@@ -15,7 +15,8 @@ class BaseCallback:
     """Override the methods with an underscore; `_on_step` returns False to end training at once.
 
     model, training_env, logger: of the training under way. n_calls: vector steps seen; num_timesteps: environment
-    steps. locals: what happened in the step (new_obs, actions, rewards, dones, infos, ...).
+    steps. locals: what happened in the step (new_obs, actions, rewards, dones, infos, ...). Where a model learns from a
+    data set alone a step is an update, and locals has its metrics.
     """
 
     model: Any

@@ -312,15 +312,22 @@ def configure(folder: str | Path | None = None, format_strings: Sequence[str] | 
 
 
 def training_logger(
-    verbose: int, tensorboard_log: str | os.PathLike[str] | None, name: str, *, continues: bool
+    verbose: int,
+    tensorboard_log: str | os.PathLike[str] | None,
+    name: str,
+    *,
+    continues: bool,
+    folder: str | None = None,
 ) -> Logger:
     """The logger of one `learn`: a table where verbose, TensorBoard under {tensorboard_log}/{name}_{k}.
 
-    continues: into the last run's folder instead of a new one.
+    continues: into `folder`, or else the last run's, instead of a new one.
     """
     kinds = ["stdout"] if verbose else []
     if tensorboard_log is None:
         return Logger(None, [make_output_format(kind, "") for kind in kinds])
+    if continues and folder is not None:
+        return configure(folder, [*kinds, "tensorboard"])
     taken = [path.name.rpartition("_") for path in Path(tensorboard_log).glob("*_*")]
     last = max((int(k) for stem, _, k in taken if stem == name and k.isdigit()), default=0)
     run = last if continues and last else last + 1

@@ -21,6 +21,9 @@ class Means:
     """Of the metrics of a chunk of updates; they stay on the device until they are read."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.totals: Metrics = {}
         self.counts: dict[str, int] = {}
 

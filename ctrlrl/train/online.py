@@ -69,6 +69,7 @@ class OnlineLoop:
         self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)
         self.on_step: Callable[[Tensor, PolicyOutput, TimeStep], bool] | None = None
+        self.on_update: Callable[[Metrics], None] | None = None
         self.checked = 0  # rows ever added when the last look at them was taken
         self.obs = env.reset(seed).clone()
 
@@ -115,7 +116,10 @@ class OnlineLoop:
             for _ in range(self._due()):
                 if self.before is None and not self.learner.offline:  # else schedules are the offline training's
                     self.learner.set_progress(self.env_steps / self.online_steps)
-                means.add(self.learn())
+                metrics = self.learn()
+                means.add(metrics)
+                if self.on_update is not None:
+                    self.on_update(metrics)
         if taken:
             self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
         self.check()
@@ -131,10 +135,15 @@ class OnlineLoop:
         """One step of all environments into the buffer; None, without it, where `on_step` said no."""
         action, kept = self._action()
         step = self.env.step(action)
-        if self.on_step is not None and not self.on_step(self.obs, PolicyOutput(action, None, {}), step):
-            self.obs.copy_(step.obs)
-            if self.arrivals is not None:
-                self.arrivals.clear()  # a sum must not skip the step that is missing
+        goes_on = False
+        try:
+            goes_on = self.on_step is None or self.on_step(self.obs, PolicyOutput(action, None, {}), step)
+        finally:
+            if not goes_on:
+                self.obs.copy_(step.obs)
+                if self.arrivals is not None:
+                    self.arrivals.clear()  # a sum must not skip the step that is missing
+        if not goes_on:
             return None
         scale, shift = self.reward
         reward, mask = step.reward * scale + shift, step.extras.get("mask")
