@@ -267,3 +267,13 @@ def test_discrete_actions_and_images_are_refused():
         SAC("MlpPolicy", "CartPole-v1")
     with pytest.raises(ValueError, match="MlpPolicy or MultiInputPolicy"):
         TD3("CnnPolicy", "Pendulum-v1")
+
+
+@KINDS
+def test_the_policy_gives_actions_in_the_unit_box_as_sb3s_does(kind):
+    model = kind("MlpPolicy", "Pendulum-v1", **SMALL)  # whose torques reach from -2 to 2
+    obs = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, -3.0]], dtype="f4")
+    action = model.policy(model.policy.obs_to_tensor(obs)[0], deterministic=True)
+    np.testing.assert_allclose(2.0 * action.numpy(), model.predict(obs, deterministic=True)[0], rtol=1e-5)
+    assert not hasattr(model.policy, "evaluate_actions"), "it has no density of a given action"
+    assert not hasattr(model.policy, "optimizer"), "as in SB3, which has one a network"

@@ -1,4 +1,4 @@
-"""`model.policy`: an agent's networks with the methods of SB3's ActorCriticPolicy, in the units of the spaces."""
+"""`model.policy`: an agent's networks with the methods of SB3's policies, in the units of the spaces."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ActionDistribution:
         return [torch.distributions.Categorical(logits=self.center[:, i, :n]) for i, n in enumerate(sizes)]
 
 
-class PolicyView(nn.Module):
+class NetsView(nn.Module):
     """The learner's networks as one module. Parameters are the learner's own: change them in place only.
 
     obs: a tensor [B, *shape] in the observation space's units (images channel-first or as the space says), or a dict
@@ -77,6 +77,32 @@ class PolicyView(nn.Module):
             self.add_module(name, net)
         self.set_training_mode(False)
 
+    def set_training_mode(self, mode: bool) -> None:
+        self.train(mode)
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
+        """One observation or a batch of them as tensors with a leading axis, and whether it was a batch."""
+        return self.spaces.network_tensors(observation, self.device)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """As the model's `predict`."""
+        act = judging.acting(self.learner, deterministic=deterministic, memory=state, begun=episode_start)
+        return self.spaces.predict(act, observation, self.device), act.memory
+
+
+class ReplayedPolicyView(NetsView):
+    """Of a model that learns from replayed steps, as SB3's SACPolicy and TD3Policy."""
+
+    def forward(self, obs: Any, deterministic: bool = False) -> Tensor:
+        """Actions [B, A] in [-1, 1]."""
+        return self.learner.act(self.spaces.rows(obs).to(self.device), deterministic=deterministic).action
+
+
+class PolicyView(NetsView):
+    """Of a model that learns on-policy, as SB3's ActorCriticPolicy."""
+
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         return self.learner.opt["actor_critic"].adam
@@ -88,13 +114,6 @@ class PolicyView(nn.Module):
     @property
     def features_extractor(self) -> nn.Module:
         return self.learner.features
-
-    def set_training_mode(self, mode: bool) -> None:
-        self.train(mode)
-
-    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
-        """One observation or a batch of them as tensors with a leading axis, and whether it was a batch."""
-        return self.spaces.network_tensors(observation, self.device)
 
     def _normalized(self, obs: Any) -> Tensor:
         """The rows [B, O] behind the observation normaliser."""
@@ -126,10 +145,3 @@ class PolicyView(nn.Module):
         rows = self._normalized(obs)
         distribution = self._distribution(rows)
         return self._values(rows), distribution.log_prob(actions), distribution.entropy()
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """As the model's `predict`."""
-        act = judging.acting(self.learner, deterministic=deterministic, memory=state, begun=episode_start)
-        return self.spaces.predict(act, observation, self.device), act.memory

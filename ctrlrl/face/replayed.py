@@ -18,7 +18,7 @@ from ctrlrl.face.arguments import is_schedule, start_value
 from ctrlrl.face.data import changed_data, data_settings, episodes_of
 from ctrlrl.face.environments import Connection, check_data
 from ctrlrl.face.model import Setting
-from ctrlrl.face.policy_view import PolicyView
+from ctrlrl.face.policy_view import ReplayedPolicyView
 from ctrlrl.face.records import progress_row, record_replay
 from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse
 from ctrlrl.face.sb3_import import replayed_from_sb3
@@ -121,7 +121,7 @@ class ReplayAgent(Agent):
             m = len(getattr(self.cfg, "reference", ())) or 1
             spec = self._spaces.env_spec(self.device)._replace(reward_dim=m)
         self.learner = loops.make_learner(self.cfg, spec)
-        self.policy = PolicyView(self.learner, self._spaces, self.device)
+        self.policy: Any = ReplayedPolicyView(self.learner, self._spaces, self.device)
         self._quick = judging.quick(self.learner)
 
     def set_dataset(self, dataset: Any) -> None:
