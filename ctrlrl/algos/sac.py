@@ -93,9 +93,11 @@ class SACLearner(OffPolicyLearner):
         nets, cfg = self.nets, self.cfg
         action, log_prob = self.sampled(batch.obs)
         temperature = nets.log_temperature().detach().exp()
+        losses: dict[str, Tensor] = {}
         if self.learned:
             gap = temperature_loss(nets.log_temperature(), log_prob, target_entropy=self.target_entropy)
-            self.opt["log_temperature"](batch_mean(gap))
+            losses["loss_temperature"] = batch_mean(gap)
+            self.opt["log_temperature"](losses["loss_temperature"])
 
         target = self.target(batch, temperature)
         with self.precision():
@@ -110,6 +112,7 @@ class SACLearner(OffPolicyLearner):
         if phase == 0:
             self.targets["critic"].move(cfg.tau)
         return detached(
+            **losses,
             loss_critic=critic_loss,
             loss_policy=policy_loss,
             value_q=batch_mean(q[0]),

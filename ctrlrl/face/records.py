@@ -61,6 +61,7 @@ OF_REPLAY = {
     "train/actor_loss": "loss/policy",
     "train/critic_loss": "loss/critic",
     "train/ent_coef": "policy/temperature",
+    "train/ent_coef_loss": "loss/temperature",
 }
 
 

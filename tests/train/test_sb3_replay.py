@@ -94,7 +94,7 @@ def test_the_next_update_along_the_same_batch_gives_the_same_weights(pair, monke
         torch.manual_seed(seed)
         theirs.train(gradient_steps=1, batch_size=16)
         torch.manual_seed(seed)
-        ours.learner.update(data)
+        told = ours.learner.update(data)
     theirs_now = [p.detach() for p in theirs.critic.parameters()]
     for mine, other in zip(ours.learner.nets.critic.parameters(), theirs_now, strict=True):
         torch.testing.assert_close(mine.detach(), other, atol=1e-5, rtol=1e-4)
@@ -103,6 +103,8 @@ def test_the_next_update_along_the_same_batch_gives_the_same_weights(pair, monke
     torch.testing.assert_close(mean, theirs.policy._predict(obs, deterministic=True).detach(), atol=1e-5, rtol=1e-4)
     if isinstance(ours, SAC):
         torch.testing.assert_close(ours.learner.nets.log_temperature.value.detach(), theirs.log_ent_coef.detach()[0])
+        logged = theirs.logger.name_to_value["train/ent_coef_loss"]
+        assert told["loss/temperature"].item() == pytest.approx(logged, rel=1e-4)
 
 
 def test_a_fixed_temperature_noise_and_frequency_are_read(tmp_path):
