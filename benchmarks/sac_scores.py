@@ -48,7 +48,7 @@ def peer_row(env: str, seed: int, steps: int) -> dict:
 
 
 def own_row(env: str, seed: int, peer: dict, words: list[str]) -> dict:
-    cfg = typed(train_config(["algo=sac", f"env={env}", f"seed={seed}", "threads=1", *words]))
+    cfg = typed(train_config(["algo=sac", f"env={env}", f"seed={seed}", "threads=1", "env.threads=1", *words]))
     ours = ToScore(
         replace(cfg, total_steps=int(peer["peer_steps"] / cfg.algo.utd)), peer["score"], "evaluation", LOOK, IN_A_ROW
     )
