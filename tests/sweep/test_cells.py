@@ -116,6 +116,7 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
         "finetune_mujoco",
         "h2o_gaps",
         "expo_mujoco",
+        "expo_adroit",
         "rlpd_mujoco",
         "ogbench_singletask",
         "rollouts_mujoco",
@@ -139,10 +140,12 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
 @pytest.fixture
 def data_dir(tmp_path):
     """A folder of data sets, of which composing reads the bases alone."""
-    for env in ("hopper", "walker2d"):
-        folder = tmp_path / f"{env}-mixed-base"
+    bases = {f"{env}-mixed-base": f"env={env}-v4" for env in ("hopper", "walker2d")}
+    bases |= {f"adroit_{task}-expert-base": f"env=gym env.id=AdroitHand{task.title()}-v1" for task in ("door", "hammer")}
+    for name, env in bases.items():
+        folder = tmp_path / name
         folder.mkdir()
-        base = settings.train_config(["experiment=flow/expo_base", f"env={env}-v4"])
+        base = settings.train_config(["experiment=flow/expo_base", *env.split()])
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(base))
     return str(tmp_path)
 
@@ -153,9 +156,10 @@ def test_every_packed_sweep_composes_for_every_algorithm_that_it_names(data_dir)
         check(rules_of(read_plan(name)), data_dir)
 
 
-def test_when_the_expo_sweep_first_looks_the_acting_base_has_caught_up_with_the_trained_one(data_dir):
+@pytest.mark.parametrize("sweep", ["expo_mujoco", "expo_adroit"])
+def test_when_an_expo_sweep_first_looks_the_acting_base_has_caught_up_with_the_trained_one(sweep, data_dir):
     """The authors' rate of 0.001 is for hundreds of thousands of the base's updates."""
-    (cell, *_) = cells_of(read_plan("expo_mujoco"), ["algo=expo", "seed=0"])
+    (cell, *_) = cells_of(read_plan(sweep), ["algo=expo", "seed=0"])
     cfg = settings.typed(settings.train_config(cell.arguments(data_dir)))
     updates = (cfg.eval.every - cfg.algo.learning_starts) * cfg.algo.utd / cfg.algo.policy_delay
     assert (1.0 - cfg.algo.base_tau) ** updates < 0.01
