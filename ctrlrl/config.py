@@ -91,6 +91,10 @@ class DataConfig:
     group: str | None = None  # only episodes whose episode_group fits one of these patterns: main,other/*
     holdout: float = 0.0  # share of the episodes that is kept from learning, to tell the error on them
 
+    @property
+    def changes_rewards(self) -> bool:
+        return (self.reward_scale, self.reward_shift, self.return_range) != (1.0, 0.0, False)
+
     def __post_init__(self) -> None:
         if not 0.0 < self.best_fraction <= 1.0:
             raise ValueError(f"data.best_fraction must lie in (0, 1], got {self.best_fraction}")

@@ -202,6 +202,12 @@ def off_policy_loop(
         same_data(cfg, episodes, env.spec)
         data, facts = dataset(cfg, episodes, kind, device), episodes.facts
         learner.prefit(data.all())
+    elif before is None and cfg.data.changes_rewards:
+        changed = f"data.reward_scale={cfg.data.reward_scale}, reward_shift={cfg.data.reward_shift}"
+        raise ValueError(
+            f"{changed} (of a preset) transform a data set's rewards, and there is none: add data=file data.path=FILE, "
+            "or say experiment=none"
+        )
     return online_loop(
         learner,
         env,
@@ -349,6 +355,11 @@ def online_loop(
         source = Pair(data, buffer)
     elif data is not None and cfg.offline_share is None:
         if fresh:
+            if data.size > cfg.buffer_size:
+                raise ValueError(
+                    f"algo.buffer_size={cfg.buffer_size}: the {data.size} rows of the data set begin the replay "
+                    "buffer, and all of them must have room there"
+                )
             buffer.fill(data.all())
     elif data is not None:
         source = Mixture([(data, cfg.offline_share), (buffer, 1.0 - cfg.offline_share)])

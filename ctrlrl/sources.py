@@ -54,7 +54,7 @@ def reward_scale(cfg: DataConfig, episodes: Episodes) -> float:
 
 def learned_rewards(episodes: Episodes, cfg: DataConfig) -> str | None:
     """A line where few different rewards are transformed: -1 and 0 are another task than 0 and 1."""
-    if not episodes.facts.has_rewards or (cfg.reward_scale, cfg.reward_shift, cfg.return_range) == (1.0, 0.0, False):
+    if not episodes.facts.has_rewards or not cfg.changes_rewards:
         return None
     found = np.unique(episodes.reward)
     if len(found) > FEW_REWARDS:

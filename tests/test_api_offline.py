@@ -160,6 +160,16 @@ def test_what_cannot_go_on_online_is_refused(tmp_path):
         model.load_replay_buffer(tmp_path / "nothing")
 
 
+def test_a_loaded_model_does_not_learn_online_from_rewards_of_another_size(tmp_path):
+    made = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", reward_shift=-7.0, **SMALL).learn(2)
+    made.save(tmp_path / "m")
+    loaded = IQL.load(tmp_path / "m", env="Hopper-v4")
+    with pytest.raises(ValueError, match=r"IQL: reward_shift=-7.0 transforms a data set, and there is none"):
+        loaded.learn_online(4)
+    loaded.set_dataset("hopper-medium.npz")
+    assert loaded.learn_online(4).env_steps == 4
+
+
 class Clock(BaseCallback):
     """Keeps the clock of every call; says no at one of them."""
 

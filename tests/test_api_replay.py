@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 import ctrlrl
-from ctrlrl import RLPD, SAC, TD3, BaseCallback
+from ctrlrl import EXPO, RLPD, SAC, TD3, BaseCallback
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "batch_size": 16, "learning_starts": 20, "seed": 0}
 KINDS = pytest.mark.parametrize("kind", [SAC, TD3])
@@ -155,6 +155,12 @@ def test_a_schedule_of_the_learning_rate_reaches_every_optimiser():
     model = SAC("MlpPolicy", "Pendulum-v1", learning_rate=lambda left: 1e-3 * left, **SMALL).learn(50)
     rates = {round(float(step.learning_rate), 9) for step in model.learner.opt.values()}
     assert rates == {0.0}, "the last update is at the end of the run"
+
+
+def test_a_schedule_reaches_expos_optimisers_before_their_own_decay_does():
+    made = {**SMALL, "hidden": [8], "n_samples": 2, "n_edits": 2, "n_critics": 2, "base_sampling_steps": 2}
+    model = EXPO("MlpPolicy", "Pendulum-v1", learning_rate=lambda left: 1e-3 * left, **made).learn(50)
+    assert {round(float(step.learning_rate), 9) for step in model.learner.opt.values()} == {0.0}
 
 
 def test_a_batch_size_set_later_is_that_of_the_next_updates():

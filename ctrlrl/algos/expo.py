@@ -138,7 +138,7 @@ class EXPOLearner(BaseLearner):
         if self.cfg.decay_steps is not None:
             share = warmup_cosine(self.n_updates // self.period, warmup=0, total=self.cfg.decay_steps)
             for name in ("base", "edit"):
-                self.opt[name].learning_rate.fill_(self.cfg.learning_rate * share)
+                self.opt[name].learning_rate.copy_(self.opt["critic"].learning_rate * share)
         return super().update(batch)
 
     def step(self, batch: Transition, phase: int) -> Metrics:

@@ -35,6 +35,15 @@ def changed_data(cfg: DataConfig) -> str:
     return ", ".join(f"{k}={v}" for k, v in data_facts(cfg).items() if v != getattr(DataConfig, k))
 
 
+def refuse_without_data(cfg: DataConfig, where: str) -> None:
+    """ValueError for settings that transform a data set where there is none: rewards would come as they are."""
+    if cfg != DataConfig():
+        raise ValueError(
+            f"{where}: {changed_data(cfg)} transforms a data set, and there is none. Give dataset=FILE or call "
+            "set_dataset."
+        )
+
+
 def episodes_of(dataset: Any, where: str) -> build.Episodes:
     """A path's episodes, or those given."""
     episodes = build.load_data(dataset) if isinstance(dataset, (str, PathLike)) else dataset

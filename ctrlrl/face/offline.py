@@ -15,7 +15,7 @@ from ctrlrl import build, judging, loops, tasks
 from ctrlrl.config import TrainConfig
 from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
-from ctrlrl.face.data import DATA, data_settings, episodes_of, known_data
+from ctrlrl.face.data import DATA, data_settings, episodes_of, known_data, refuse_without_data
 from ctrlrl.face.environments import Connection, check_data, connect
 from ctrlrl.face.records import record_offline
 from ctrlrl.face.reporting import Reporting
@@ -208,6 +208,8 @@ class OfflineAgent(Reporting):
             where = type(self).__name__
             if self._connection is None:
                 raise ValueError(f"{where}: an environment is needed; give one to load(path, env=...)")
+            if self._episodes is None:
+                refuse_without_data(self._data, where)
             env = self._connection.env
             loops.refuse_unless_online(type(self.learner), self.algo)
             self._online = loops.online_loop(

@@ -10,12 +10,12 @@ from typing import Any, Self
 import torch
 
 from ctrlrl import build, judging, loops, tasks
-from ctrlrl.config import DataConfig, TrainConfig
+from ctrlrl.config import TrainConfig
 from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.agent import Agent
 from ctrlrl.face.arguments import is_schedule, start_value
-from ctrlrl.face.data import changed_data, data_settings, episodes_of
+from ctrlrl.face.data import data_settings, episodes_of, refuse_without_data
 from ctrlrl.face.environments import Connection, check_data
 from ctrlrl.face.model import Setting
 from ctrlrl.face.policy_view import ReplayedPolicyView
@@ -176,12 +176,9 @@ class ReplayAgent(Agent):
         assert self._connection is not None
         if self._loop is None:
             data: Any = None
-            if self._episodes is None and self._data != DataConfig():
-                raise ValueError(
-                    f"{type(self).__name__}: {changed_data(self._data)} transforms a data set, and there is none. Give "
-                    "dataset=FILE or call set_dataset."
-                )
-            if self._episodes is not None:
+            if self._episodes is None:
+                refuse_without_data(self._data, type(self).__name__)
+            else:
                 cfg = TrainConfig(algo=self.cfg, data=self._data, seed=self.seed or 0)
                 data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)
                 self.learner.prefit(data.all())

@@ -141,7 +141,9 @@ def test_every_packed_sweep_names_algorithms_presets_and_settings_that_there_are
 def data_dir(tmp_path):
     """A folder of data sets, of which composing reads the bases alone."""
     bases = {f"{env}-mixed-base": f"env={env}-v4" for env in ("hopper", "walker2d")}
-    bases |= {f"adroit_{task}-expert-base": f"env=gym env.id=AdroitHand{task.title()}-v1" for task in ("door", "hammer")}
+    bases |= {
+        f"adroit_{task}-expert-base": f"env=gym env.id=AdroitHand{task.title()}-v1" for task in ("door", "hammer")
+    }
     for name, env in bases.items():
         folder = tmp_path / name
         folder.mkdir()

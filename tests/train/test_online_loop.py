@@ -282,6 +282,17 @@ def test_a_learner_from_scratch_takes_a_data_set_besides(tmp_path, monkeypatch):
     assert (seen.reward == 5.0).all(), "online rewards are transformed as the data set's"
 
 
+def test_rewards_that_a_preset_transforms_are_refused_where_there_is_no_data_set(tmp_path):
+    words = ["algo=rlpd", "env=pendulum", "experiment=rlpd/antmaze", "algo.hidden=[8]", "threads=1"]
+    with pytest.raises(ValueError, match=r"reward_shift=-1.0 \(of a preset\) transform .* data=file data.path=FILE"):
+        build(typed(train_config(words)), tmp_path)
+
+
+def test_a_data_set_that_has_no_room_in_the_buffer_is_refused():
+    with pytest.raises(ValueError, match=r"algo.buffer_size=19: the 20 rows of the data set begin the replay buffer"):
+        loop(Constant(offline_share=None, buffer_size=19), data=data(n=20))
+
+
 def test_a_learner_of_each_kind_makes_a_loop():
     for algo in ONLINE:
         kind = lookup(ALGORITHMS, algo, "algorithm")
