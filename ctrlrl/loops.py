@@ -203,10 +203,11 @@ def off_policy_loop(
         data, facts = dataset(cfg, episodes, kind, device), episodes.facts
         learner.prefit(data.all())
     elif before is None and cfg.data.changes_rewards:
-        changed = f"data.reward_scale={cfg.data.reward_scale}, reward_shift={cfg.data.reward_shift}"
+        names = ("reward_scale", "reward_shift", "return_range")
+        lost = ", ".join(f"data.{name}={getattr(cfg.data, name)}" for name in names)
         raise ValueError(
-            f"{changed} (of a preset) transform a data set's rewards, and there is none: add data=file data.path=FILE, "
-            "or say experiment=none"
+            f"{lost}, from a preset, are for a data set's rewards, and there is none: add data=file data.path=FILE, or "
+            "say experiment=none"
         )
     return online_loop(
         learner,

@@ -284,7 +284,7 @@ def test_a_learner_from_scratch_takes_a_data_set_besides(tmp_path, monkeypatch):
 
 def test_rewards_that_a_preset_transforms_are_refused_where_there_is_no_data_set(tmp_path):
     words = ["algo=rlpd", "env=pendulum", "experiment=rlpd/antmaze", "algo.hidden=[8]", "threads=1"]
-    with pytest.raises(ValueError, match=r"reward_shift=-1.0 \(of a preset\) transform .* data=file data.path=FILE"):
+    with pytest.raises(ValueError, match=r"data.reward_shift=-1.0, .* from a preset, .* add data=file"):
         build(typed(train_config(words)), tmp_path)
 
 
