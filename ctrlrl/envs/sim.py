@@ -19,8 +19,10 @@ from ctrlrl.types import EnvSpec, Extras, ObsPart, Scene, TimeStep, tree_map
 State = Any  # a NamedTuple of [B] or [K, B] tensors, of the simulator's dtype or int64; every simulator has its own
 
 # Reset noise is drawn ahead, so many steps at once that a draw has about this many rows: a smaller one costs the
-# dispatch of its 60 operations (100 us), whatever its size.
+# dispatch of its 60 operations (100 us), whatever its size. For few lanes that would be a long first step (0.2 s for
+# one lane) that a short run never earns back: no more than these steps ahead.
 _DRAW_SIZE = 16_384
+_DRAW_STEPS = 256
 # Above this many lanes a CPU draws noise for the lanes that ended only: few did, and a host may look which.
 _SPARSE_LANES = 2048
 
@@ -168,7 +170,7 @@ class BatchedSim:
         self.seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         self._sparse = self.device.type == "cpu" and n_envs > _SPARSE_LANES
         # On a GPU one step ahead only: a captured graph has no host that could refill a block.
-        self._block = max(1, _DRAW_SIZE // n_envs) if self.device.type == "cpu" else 1
+        self._block = min(max(1, _DRAW_SIZE // n_envs), _DRAW_STEPS) if self.device.type == "cpu" else 1
         self._lane = torch.arange(first_lane, first_lane + n_envs, device=self.device)
         self._tick = torch.zeros(1, dtype=torch.int64, device=self.device)  # index of the draw that the next step uses
         self._clock = torch.zeros(n_envs, dtype=torch.int32, device=self.device)

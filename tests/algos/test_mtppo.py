@@ -242,6 +242,7 @@ def test_rows_that_were_only_a_reset_change_neither_the_update_nor_the_metrics(r
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow  # a compiler's minute; PPO's own is in tests/core
 @pytest.mark.filterwarnings("default")  # the compiler's own
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_compile_gives_the_eager_update(routing):

@@ -18,6 +18,7 @@ from ctrlrl.registry import SIMULATORS, load
 
 F64 = torch.float64
 VECTOR = [name for name, path in SIMULATORS.items() if load(path).objectives]
+LONG_TO_COMPILE = ("minecart", "resource_gathering")  # half a minute and a quarter; the others take seconds
 GYM = {
     DeepSeaTreasure: "deep-sea-treasure-v0",
     DeepSeaTreasureConcave: "deep-sea-treasure-concave-v0",
@@ -290,7 +291,7 @@ def test_every_point_of_a_front_is_the_return_of_a_way_there(kind):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("name", VECTOR)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG_TO_COMPILE)) for n in VECTOR])
 def test_compiled_and_eager_steps_pay_the_same_vectors(name):
     sim = load(SIMULATORS[name])()
     eager, fused = (BatchedSim(sim, 4, seed=0, compile=c) for c in (False, True))
