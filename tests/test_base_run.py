@@ -9,6 +9,7 @@ import torch
 
 from ctrlrl import EXPO, PARL, Flow
 from ctrlrl.data.episodes import Episodes, Facts
+from ctrlrl.envs.classic import Pendulum
 from ctrlrl.loops import training_loop
 from ctrlrl.runs import load_run, resume, start
 from ctrlrl.settings import train_config, typed
@@ -41,7 +42,8 @@ def episodes(n_obs: int = 3) -> Episodes:
 
 
 @pytest.fixture(autouse=True)
-def _small_data(monkeypatch):
+def _small(monkeypatch):
+    monkeypatch.setattr(Pendulum, "episode_length", 20)
     monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
 
 
@@ -158,7 +160,7 @@ def test_offline_a_base_from_a_run_rests_and_keeps_its_normalisers_until_the_env
 @pytest.mark.parametrize("cut", [pytest.param(50, marks=pytest.mark.slow), 70])
 def test_from_data_into_the_environment_resumed_equals_uninterrupted(tmp_path, cut):
     """Cut where the data set alone has taught, and where the base has begun to learn better actions."""
-    words = [*PARL_WORDS, "total_steps=300", "algo.learning_starts=0", "algo.base_kind=flow", "algo.base_sampler=euler"]
+    words = [*PARL_WORDS, "total_steps=150", "algo.learning_starts=0", "algo.base_kind=flow", "algo.base_sampler=euler"]
     words += ["algo.base_hidden=[8]", "algo.utd=0.5", "n_envs=1"]
     whole = read_folder(run([*words, f"run.dir={tmp_path / 'whole'}"]) / "checkpoints" / "last")
     trainer, folder = start(train_config([*words, f"run.dir={tmp_path / 'cut'}"]), words)

@@ -14,6 +14,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.replay import Pair
+from ctrlrl.envs.classic import Pendulum
 from ctrlrl.loops import loop_over, make_learner
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.settings import train_config, typed
@@ -27,7 +28,8 @@ OFF_POLICY = [n for n, k in KINDS.items() if k.loop in ("off_policy", "hybrid") 
 OFFLINE = [name for name in OFF_POLICY if lookup(ALGORITHMS, name, "algorithm").offline]
 SPEC = EnvSpec(3, 1, 0, 1, 1, 200, torch.device("cpu"))  # Pendulum's
 SMALL = {"batch_size": 16, "hidden": [8, 8]}
-FEW = {"base_hidden": [8], "base_n_levels": 2, "base_sampling_steps": 2, "n_kept": 2, "n_climbs": 2, "n_critics": 2}
+FEW = {"base_hidden": [8], "base_n_levels": 2, "base_sampling_steps": 2, "n_samples": 4, "n_kept": 2, "n_climbs": 2}
+FEW |= {"n_edits": 2, "n_critics": 2, "critic_hidden": [8, 8], "vae_hidden": [8, 8]}
 
 on_every_algo = pytest.mark.parametrize("algo", OFF_POLICY)
 
@@ -184,19 +186,14 @@ def test_a_nan_in_the_data_is_refused_with_its_row(algo):
 @pytest.mark.parametrize("algo", OFFLINE)
 def test_interrupted_and_resumed_equals_uninterrupted(algo, tmp_path, monkeypatch):
     monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+    monkeypatch.setattr(Pendulum, "episode_length", 20)
     words = [f"algo={algo}", "env=pendulum", "data=file", "data.path=x", "experiment=none", "log.progress=false"]
-    words += [
-        f"gradient_steps={3 * CHUNK}",
-        "eval.every=0",
-        "eval.episodes=1",
-        "log.every_steps=50",
-        "run.report=false",
-    ]
-    words += [f"algo.{k}={v}" for k, v in small(algo).items()]
+    words += [f"gradient_steps={2 * CHUNK}", "eval.every=0", "eval.episodes=1", "log.every_steps=50"]
+    words += ["run.report=false", *(f"algo.{k}={v}" for k, v in small(algo).items())]
+    composed = train_config(words)
 
     def run(folder: Path, stop_after: int | None, resume: bool = False) -> Path:
-        cfg = typed(train_config(words))
-        trainer = build(cfg, folder, resume=resume)
+        trainer = build(typed(composed), folder, resume=resume)
         if stop_after is not None:
             trainer.loop.total_steps, full = stop_after, trainer.loop.total_steps
             while not trainer.loop.done:

@@ -33,7 +33,8 @@ def data(n: int = 200) -> Dataset:
 
 def maker(algo: str, **changes: Any) -> Any:
     kind = KINDS[algo]
-    small = {k: v for k, v in {"hidden": [8, 8], **changes}.items() if k in kind.config.__dataclass_fields__}
+    sizes = {"hidden": [8, 8], "critic_hidden": [8, 8], "vae_hidden": [8, 8], **changes}
+    small = {k: v for k, v in sizes.items() if k in kind.config.__dataclass_fields__}
     return lambda: kind(kind.config(**small), SPEC)
 
 
