@@ -64,7 +64,8 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
     often = 0 if getattr(loop, "judges_itself", False) else loop.total_steps // 10
     every = often if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)
-    told = [*getattr(loop.env, "notices", ()), *(() if data is None else notices(data, cfg.env))]
+    told = [line for source in (loop.env, loop) for line in getattr(source, "notices", ())]
+    told += () if data is None else notices(data, cfg.env)
     if cfg.compile == "compile" and not getattr(loop.learner, "compile_units", True):
         told.append(
             f"compile=compile: algo={cfg.algo.name} has nothing to compile with these settings; it runs eagerly"

@@ -97,6 +97,16 @@ class OnlineLoop:
     def done(self) -> bool:
         return self.env_steps >= self.online_steps
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of the run's settings, a line each; a run prints them when it starts."""
+        n, cfg = self.env.spec.n_envs, self.cfg
+        n_steps = -(-self.online_steps // n) - cfg.learning_starts // n  # of all environments that earn updates
+        if self.online_steps and int(cfg.utd * n * (n_steps - n_steps % cfg.train_freq)) < 1:
+            late = f"algo.learning_starts={cfg.learning_starts}, algo.train_freq={cfg.train_freq}, algo.utd={cfg.utd:g}"
+            return (f"no update comes from {self.online_steps} environment steps with {late}; raise total_steps",)
+        return ()
+
     def iterate(self) -> Metrics:
         """Means over the chunk's updates, none before the first."""
         if self.before is not None and not self.before.done:

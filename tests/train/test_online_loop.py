@@ -134,6 +134,29 @@ def test_updates_follow_the_ratio_from_the_first_step_after_the_start(utd, freq,
     assert len(learner.seen) == run.gradient_steps == updates
 
 
+@pytest.mark.parametrize(
+    ("settings", "n_envs", "updates"),
+    [
+        ({"learning_starts": 60}, 3, 0),
+        ({"learning_starts": 59}, 3, 3),
+        ({"learning_starts": 40, "train_freq": 7}, 3, 21),
+        ({"learning_starts": 40, "train_freq": 8}, 3, 0),
+        ({"learning_starts": 0, "utd": 0.016}, 1, 0),
+        ({"learning_starts": 0, "utd": 0.0167}, 1, 1),
+        ({"learning_starts": 53, "train_freq": 5, "utd": 0.15}, 1, 0),  # 1.05 after seven steps, but due after five
+        ({"learning_starts": 0}, 64, 64),
+    ],
+)
+def test_a_run_too_short_for_an_update_says_so_before_it_starts(settings, n_envs, updates):
+    learner = Constant(**settings)
+    run = loop(learner, n_envs=n_envs)
+    told = run.notices
+    while not run.done:
+        run.iterate()
+    assert len(learner.seen) == updates
+    assert [line.startswith("no update comes from 60 environment steps") for line in told] == [True] * (not updates)
+
+
 def test_an_iteration_is_a_chunk_and_the_run_ends_with_its_budget():
     run = loop(Constant(), env_steps=3 * CHUNK + 4)
     run.iterate()
