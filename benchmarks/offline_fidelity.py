@@ -16,6 +16,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,15 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def table(path: Path) -> str:
-    """Every pair of ours, the authors' code and the reference run: quantities that vary little, then returns."""
+    """Every pair of ours, the authors' code and the reference run: quantities that vary little, their ratios' least and
+    greatest over the points, then returns."""
     found = rows(path) + [row | {"side": "reference"} for row in json.loads(REFERENCE.read_text())["rows"]]
     cells: dict[tuple[str, str], dict[str, list[Any]]] = {}
     for row in found:
         side = row["side"] + (f" {row['dtype']}" if row.get("dtype", "float32") != "float32" else "")
         cells.setdefault((row["algo"], row["data"]), {}).setdefault(side, []).append(row)
     near = ["| algorithm | data | step | quantity | mean over seeds | beside | ratio |", "|" + "---|" * 7]
+    spans = ["", "| algorithm | data | pair | ratios over the points |", "|" + "---|" * 4]
     ends = ["", "| algorithm | data | return: seeds x evaluations | beside | apart, in s.e. |", "|" + "---|" * 5]
     for (algo, data), sides in sorted(cells.items()):
         for first, second in combinations(sorted(sides), 2):
@@ -85,22 +88,35 @@ def table(path: Path) -> str:
             pair = [(side, [row for row in sides[side] if row["step"] in shared]) for side in (first, second)]
             if shared:
                 near += [f"| {algo} | {data} | {line}" for line in _quantities(shared, *pair)]
+                spans += [f"| {algo} | {data} | {first} / {second} | {_span(shared, *pair)} |"]
                 ends += [f"| {algo} | {data} | {_returns(*pair)}"]
-    return "\n".join(near + ends)
+    return "\n".join(near + spans + ends)
 
 
 Named = tuple[str, list[Any]]  # a side and its rows
 
 
-def _quantities(steps: set[int], first: Named, second: Named) -> list[str]:
-    lines = []
+def _means(steps: set[int], first: Named, second: Named) -> Iterator[tuple[int, str, float, float]]:
+    """Step, quantity and its mean over the seeds of either side."""
     for step in sorted(steps):
         a, b = ([_flat(row) for row in found if row["step"] == step] for _, found in (first, second))
         for name in [name for name in a[0] if name in b[0]]:
-            x, y = (statistics.fmean(row[name] for row in found) for found in (a, b))
-            ratio = f"{x / y:.3f}" if abs(x / y - 1.0) <= TOLERANCE else f"**{x / y:.3f}**"
-            lines.append(f"{step:,} | {name} | {first[0]} {x:.4g} | {second[0]} {y:.4g} | {ratio} |")
+            yield step, name, *(statistics.fmean(row[name] for row in found) for found in (a, b))
+
+
+def _quantities(steps: set[int], first: Named, second: Named) -> list[str]:
+    lines = []
+    for step, name, x, y in _means(steps, first, second):
+        ratio = f"{x / y:.3f}" if abs(x / y - 1.0) <= TOLERANCE else f"**{x / y:.3f}**"
+        lines.append(f"{step:,} | {name} | {first[0]} {x:.4g} | {second[0]} {y:.4g} | {ratio} |")
     return lines
+
+
+def _span(steps: set[int], first: Named, second: Named) -> str:
+    ratios: dict[str, list[float]] = {}
+    for _, name, x, y in _means(steps, first, second):
+        ratios.setdefault(name, []).append(x / y)
+    return ", ".join(f"{name} {min(found):.2f} … {max(found):.2f}" for name, found in ratios.items())
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:
