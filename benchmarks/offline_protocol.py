@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from ctrlrl.bench.offline_ours import SHARED
 from ctrlrl.bench.offline_peers import Columns, Peer
 from ctrlrl.loops import training_loop
 from ctrlrl.settings import train_config, typed
@@ -108,7 +109,6 @@ OURS = {  # what makes ours the authors' code, where the default is the paper's
     "prdc": [],
     "a2pr": [],
 }
-WORDS = {"deterministic": "deterministic_policy", "discount": "gamma"}  # the authors' setting -> ours, else the same
 LOSSES = {  # the authors' name -> ours and a factor: CORL halves IQL's critic loss
     "iql": {"value_loss": ("loss/value", 1.0), "q_loss": ("loss/critic", 0.5), "actor_loss": ("loss/policy", 1.0)},
     "td3bc": {"critic_loss": ("loss/critic", 1.0), "actor_loss": ("loss/policy", 1.0)},
@@ -137,7 +137,7 @@ class OursSide:
         own = {name: value for name, value in settings(algo, path.stem).items() if name != "max_steps"}
         words = [f"algo={algo}", "data=file", f"data.path={path}", f"env={env_id.lower()}", f"seed={seed}"]
         words += ["experiment=none", "device=cpu", f"dtype={dtype}", f"gradient_steps={POINTS[algo][-1]}", *OURS[algo]]
-        words += [f"algo.{WORDS.get(name, name)}={str(value).lower()}" for name, value in own.items()]
+        words += [f"algo.{SHARED[name]}={str(value).lower()}" for name, value in own.items()]
         self.loop: Any = training_loop(typed(train_config(words)))
         self.algo, self.learner, self.recent = algo, self.loop.learner, deque(maxlen=2 * AVERAGED // CHUNK)
 

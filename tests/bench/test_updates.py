@@ -277,6 +277,17 @@ def test_losses_are_averaged_over_the_last_even_numbered_updates(protocol, autho
     assert side.advance(2) == {"critic_loss": 8.0}
 
 
+@pytest.mark.parametrize("task", ["hopper", "halfcheetah", "walker2d"])
+@pytest.mark.parametrize("algo", ["iql", "td3bc", "prdc", "a2pr"])
+def test_ours_has_the_protocols_settings(protocol, rollout_file, algo, task):
+    path = rollout_file.with_name(f"{task}-medium.npz")
+    path.write_bytes(rollout_file.read_bytes())
+    cfg = protocol.OursSide(algo, path, "Hopper-v4", 0, "float32").learner.cfg
+    wanted = protocol.settings(algo, path.stem)
+    for name in wanted.keys() - {"max_steps"}:
+        assert getattr(cfg, protocol.SHARED[name]) == wanted[name], name
+
+
 def test_a_run_whose_rows_are_there_is_not_run_again(
     protocol, fidelity, authors, rollout_file, monkeypatch, tmp_path, capsys
 ):
