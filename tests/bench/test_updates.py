@@ -322,6 +322,7 @@ def test_the_table_marks_what_is_apart_and_counts_shared_points_alone(fidelity, 
     lines = fidelity.table(path).splitlines()
     assert "| iql | d | 1 | Q data | ours 12 | peer 10 | **1.200** |" in lines
     assert "| iql | d | 1 | critic_loss | ours 2 | peer 2 | 1.000 |" in lines
+    assert "| iql | d | ours / peer | Q data 1.20 … 1.20, critic_loss 1.00 … 1.00 |" in lines
     # means 2 and 6, standard errors 1 and 1
     assert "| iql | d | ours 2 ± 1 (2 x 1) | peer 6 ± 1 (2 x 1) | -2.8 |" in lines
     assert not any("99" in line for line in lines)
