@@ -212,8 +212,8 @@ def test_a_number_that_is_not_finite_stops_the_run():
         run.iterate()
 
 
-@pytest.mark.parametrize("algo", ONLINE)
-def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("algo", "n_steps"), [*((algo, 2) for algo in ONLINE), ("sac", 1), ("iql", 1)])
+def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, n_steps, tmp_path, monkeypatch):
     words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]
     words += ["algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none", "algo.buffer_size=300", "threads=1"]
@@ -226,7 +226,7 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, tmp_path, monkeypatc
         words[words.index("env=pendulum")] = "env=mo_pendulum"
         words += ["algo.reference=[-5000,-1000]", "algo.eval_divisions=1"]
     elif kind.loop != "hybrid":
-        words += ["algo.n_steps=2"]
+        words += [f"algo.n_steps={n_steps}"]
     if kind.offline or kind.loop == "hybrid":
         monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
         words += ["data=file", "data.path=x", "gradient_steps=60"]

@@ -116,7 +116,9 @@ TASKS: dict[str, tuple[EnvConfig, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("task", "stops"), [*((task, (4, 5, 9)) for task in TASKS), ("ppo torch", (1,))], ids=str)
+@pytest.mark.parametrize(
+    ("task", "stops"), [*((task, (4, 5, 9)) for task in TASKS), ("ppo torch", (1,)), ("ppo MuJoCo", (6,))], ids=str
+)
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, task, stops):
     env, algo = TASKS[task]
     if "MuJoCo" in task:
