@@ -36,6 +36,7 @@ class GradStep:
         self.params = list(params)
         device = self.params[0].device
         self.flat = nn.Parameter(flatten_(self.params))
+        self.grad = torch.empty_like(self.flat)  # one place for all updates stays in the processor's cache
         self.learning_rate = torch.tensor(learning_rate, device=device)
         self.max_grad_norm = max_grad_norm
         self.ranks: Ranks = ALONE  # whose gradients are averaged before the clip
@@ -108,7 +109,7 @@ def together(loss: Tensor, steps: Sequence[GradStep]) -> None:
     stored = [as_stored(g, p).reshape(-1) for g, p in zip(grads, params, strict=True)]
     for step in steps:
         n = len(step.params)
-        step.apply(step.ranks.mean_(torch.cat(stored[:n])))
+        step.apply(step.ranks.mean_(torch.cat(stored[:n], out=step.grad)))
         stored = stored[n:]
 
 

@@ -15,7 +15,7 @@ from ctrlrl.functional.neighbors import UNIT, Lists
 
 LEAF, CELL = 16, 128
 FIRST = 16  # cells whose rows bound how far away the nearest k can be
-AT_ONCE = 16  # queries that go through the levels together: what they touch stays in the cache
+AT_ONCE = 64  # queries that go through the levels together: fewer calls, and what they touch still fits a cache
 FAR = 1e30  # rows that fill up the last cell lie farther away
 
 

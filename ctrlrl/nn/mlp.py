@@ -10,8 +10,8 @@ from torch import nn
 
 from ctrlrl.nn.mish import Mish
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),  # backward reads what it leaves, and no layer before it needs its own
     "silu": nn.SiLU,
     "elu": nn.ELU,
     "tanh": nn.Tanh,

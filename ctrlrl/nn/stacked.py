@@ -64,7 +64,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.baddbmm(self.bias, x.flatten(1, -2), self.weight.mT)
-        return y.view(*x.shape[:-1], -1)
+        return y if x.ndim == 3 else y.view(*x.shape[:-1], -1)  # in place on a view, a ReLU costs a copy going back
 
 
 class StackedLayerNorm(nn.Module):
