@@ -191,8 +191,16 @@ def command(kind: type[Command], words: Sequence[str]) -> Command:
     for word in words:
         if "=" not in word:
             raise ValueError(f"expected key=value, got {word!r}; keys: {', '.join(f.name for f in fields(kind))}")  # type: ignore[arg-type]
+    options = OmegaConf.structured(kind)
+    for word in words:
+        key = word.partition("=")[0]
+        head, _, inner = key.partition(".")
+        if inner and head in options and not isinstance(options[head], DictConfig):
+            near = difflib.get_close_matches(inner, list(options), n=3, cutoff=0.6)
+            mend = f"did you mean {', '.join(near)}?" if near else f"{head} is one value, e.g. {head}=..."
+            raise ValueError(f"unknown key {key}; {mend}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.from_dotlist(list(words)))
+        merged = OmegaConf.merge(options, OmegaConf.from_dotlist(list(words)))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ValueError(_explain(error, words)) from None

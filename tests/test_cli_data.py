@@ -378,6 +378,11 @@ def test_help_lists_the_four(data, words):
         ("collect policy=random out=x.npz", ["policy=random needs an environment"]),
         ("collect policy=random env=pendulum", ["out=FILE"]),
         ("collect policy=random env=pendlum out=x.npz", ["pendlum"]),
+        (
+            "collect env.threads=1 policy=random env=pendulum out=x.npz",
+            ["unknown key env.threads; did you mean threads?"],
+        ),
+        ("collect out.x=1 policy=random env=pendulum", ["unknown key out.x; out is one value"]),
         ("collect policy=gone.npz env=pendulum out=x.npz", ["gone.npz", "no such file"]),
         ("collect policy=plain.txt env=pendulum out=x.npz", ["plain.txt"]),
         ("collect run=nowhere out=x.npz", ["nowhere"]),
