@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import OffPolicyLearner, OnlineConfig
-from ctrlrl.data.arrivals import Arrivals, Seen
+from ctrlrl.data.arrivals import Arrivals, Seen, WholeEpisodes
 from ctrlrl.data.episodes import Facts
 from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.train.off_policy import Means, OfflineLoop
@@ -105,6 +105,10 @@ class OnlineLoop:
         if self.online_steps and int(cfg.utd * n * (n_steps - n_steps % cfg.train_freq)) < 1:
             late = f"algo.learning_starts={cfg.learning_starts}, algo.train_freq={cfg.train_freq}, algo.utd={cfg.utd:g}"
             return (f"no update comes from {self.online_steps} environment steps with {late}; raise total_steps",)
+        each, limit = -(-self.online_steps // n), self.env.spec.episode_length
+        if isinstance(self.arrivals, WholeEpisodes) and 0 < each < limit and not len(self.buffer):
+            wait = f"updates wait for a whole episode, of up to {limit} steps, and each of n_envs={n} makes {each}"
+            return (f"{wait}: there may be none; take fewer environments or raise total_steps",)
         return ()
 
     def iterate(self) -> Metrics:

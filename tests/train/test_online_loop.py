@@ -157,6 +157,23 @@ def test_a_run_too_short_for_an_update_says_so_before_it_starts(settings, n_envs
     assert [line.startswith("no update comes from 60 environment steps") for line in told] == [True] * (not updates)
 
 
+@pytest.mark.parametrize(
+    ("n_envs", "needs", "share", "told"),
+    [
+        (10, {"return_to_go"}, 0.5, True),  # six steps each, of up to seven
+        (8, {"return_to_go"}, 0.5, False),
+        (10, set(), 0.5, False),
+        (10, {"return_to_go"}, None, False),  # the data set's rows are there from the first step on
+    ],
+)
+def test_a_run_whose_episodes_may_all_be_unfinished_says_so_before_it_starts(n_envs, needs, share, told):
+    learner = Constant(learning_starts=0, offline_share=share)
+    learner.needs = frozenset(needs)
+    rows = Dataset.of(data().all()._replace(extras={name: torch.zeros(20) for name in needs}))
+    lines = loop(learner, n_envs=n_envs, data=rows).notices
+    assert [line.startswith("updates wait for a whole episode, of up to 7 steps") for line in lines] == [True] * told
+
+
 def test_an_iteration_is_a_chunk_and_the_run_ends_with_its_budget():
     run = loop(Constant(), env_steps=3 * CHUNK + 4)
     run.iterate()
