@@ -15,13 +15,14 @@ from ctrlrl.functional.neighbors import UNIT, Lists
 
 LEAF, CELL = 16, 128
 FIRST = 16  # cells whose rows bound how far away the nearest k can be
-AT_ONCE = 64  # queries that go through the levels together: fewer calls, and what they touch still fits a cache
+AT_ONCE = 64  # queries that go through the levels together
+GATHERED = 2**17  # numbers of boxes or rows that are looked at together: they stay in the processor's cache
 FAR = 1e30  # rows that fill up the last cell lie farther away
 
 
 class Boxes(NamedTuple):
-    rows: Tensor  # [C * CELL, D] float32, cell by cell; infinite where they only fill up
-    order: Tensor  # [C * CELL] their numbers
+    leaves: Tensor  # [C * CELL / LEAF, D, LEAF] float32: a row is a column; infinite where it only fills up
+    order: Tensor  # [C * CELL] the rows' numbers, leaf by leaf, cell by cell
     center: Tensor  # [C, D]
     radius: Tensor  # [C]
     cell_low: Tensor  # [C, D]
@@ -45,6 +46,7 @@ def boxes(rows: Tensor) -> Boxes:
     radius = (cells - center.unsqueeze(1)).square().sum(-1).amax(1).sqrt() * (1.0 + 1e-5)
     packed = rows[order]
     packed[_repeated(order)] = float("inf")
+    packed = packed.view(-1, LEAF, dim).transpose(1, 2).contiguous()
     return Boxes(packed, order, center, radius, cells.amin(1), cells.amax(1), leaves.amin(1), leaves.amax(1))
 
 
@@ -98,16 +100,12 @@ def _nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int) -> tuple
     norm = query.square().sum(-1)
     reach = ((limit.sqrt() * (1.0 + 1e-5) + 8.0 * UNIT * norm.sqrt()).square() + 1e-30).clamp(max=FAR)
     lane, cell = _near_cells(boxes, query, norm, reach)
-    keep = _gap(query[lane], boxes.cell_low[cell], boxes.cell_high[cell]) <= reach[lane]
-    lane, cell = lane[keep], cell[keep]
+    lane, cell = _touched(boxes.cell_low, boxes.cell_high, query, reach, lane, cell)
     inside = CELL // LEAF
     leaf = (cell.unsqueeze(1) * inside + torch.arange(inside)).flatten()
     lane = lane.repeat_interleave(inside)
-    keep = _gap(query[lane], boxes.leaf_low[leaf], boxes.leaf_high[leaf]) <= reach[lane]
-    lane, leaf = lane[keep], leaf[keep]
-    apart = boxes.rows.view(-1, LEAF, query.shape[1])[leaf].sub_(query[lane].unsqueeze(1)).square_().sum(-1)
-    pair, place = (apart <= reach[lane].unsqueeze(1)).nonzero().unbind(1)
-    squared, row, lane = apart[pair, place], leaf[pair] * LEAF + place, lane[pair]
+    lane, leaf = _touched(boxes.leaf_low, boxes.leaf_high, query, reach, lane, leaf)
+    lane, row, squared = _rows_within(boxes.leaves, query, reach, lane, leaf)
     by_distance = squared.argsort()
     best = by_distance[lane[by_distance].argsort(stable=True)]
     lane = lane[best]
@@ -128,21 +126,46 @@ def _near_cells(boxes: Boxes, query: Tensor, norm: Tensor, reach: Tensor) -> tup
     return lane, cell
 
 
-def _gap(point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Squared distance from points [P, D] to boxes, 0 inside."""
-    return torch.maximum(low - point, point - high).clamp_(min=0.0).square_().sum(-1)
+def _touched(
+    low: Tensor, high: Tensor, query: Tensor, reach: Tensor, lane: Tensor, box: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of the pairs (query, box) those whose box [low, high] lies within the query's reach."""
+    keep = []
+    n = max(1, GATHERED // (2 * query.shape[1]))
+    for i, j in zip(lane.split(n), box.split(n), strict=True):
+        point = query.index_select(0, i)
+        gap = torch.maximum(low.index_select(0, j).sub_(point), point.sub_(high.index_select(0, j)))
+        keep.append(gap.clamp_(min=0.0).square_().sum(-1) <= reach.index_select(0, i))
+    kept = torch.cat(keep)
+    return lane[kept], box[kept]
+
+
+def _rows_within(
+    leaves: Tensor, query: Tensor, reach: Tensor, lane: Tensor, leaf: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Triples (query, place in the order of the leaves, squared distance) of rows within the query's reach."""
+    found = []
+    n = max(1, GATHERED // (LEAF * query.shape[1]))
+    for i, j in zip(lane.split(n), leaf.split(n), strict=True):
+        apart = leaves.index_select(0, j).sub_(query.index_select(0, i).unsqueeze(2)).square_().sum(1)
+        pair, place = (apart <= reach.index_select(0, i).unsqueeze(1)).nonzero().unbind(1)
+        found.append((i[pair], j[pair] * LEAF + place, apart[pair, place]))
+    lane, row, squared = (torch.cat(column) for column in zip(*found, strict=True))
+    return lane, row, squared
 
 
 def near_lists(states: Tensor, k: int = 16) -> Lists:
     """The k nearest states of each of N states [N, D] float32; N of them where there are fewer."""
     ready, k, n = boxes(states), min(k, len(states)), len(states)
-    cells = ready.rows.view(-1, CELL, states.shape[1])
+    cells = ready.leaves.view(-1, CELL // LEAF, states.shape[1], LEAF)
     index, squared = torch.empty(n, k, dtype=torch.int32), torch.empty(n, k)
     for i in range(len(cells)):
-        real = cells[i, :, 0].isfinite()
-        mine, rows = cells[i][real], ready.order[i * CELL : (i + 1) * CELL][real]
+        mine = cells[i].transpose(1, 2).flatten(0, 1)
+        real = mine[:, 0].isfinite()
+        mine, rows = mine[real], ready.order[i * CELL : (i + 1) * CELL][real]
         first = (ready.center - ready.center[i]).square().sum(-1).topk(min(FIRST, len(cells)), largest=False).indices
-        apart = torch.cdist(mine, cells[first].flatten(0, 1), compute_mode="donot_use_mm_for_euclid_dist")
+        others = cells[first].transpose(2, 3).flatten(0, 2)
+        apart = torch.cdist(mine, others, compute_mode="donot_use_mm_for_euclid_dist")
         numbers, distances = nearest_within(ready, mine, apart.kthvalue(k).values.square(), k)
         index[rows], squared[rows] = numbers.int(), distances
     return Lists(index, squared)

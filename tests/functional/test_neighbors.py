@@ -97,7 +97,7 @@ def test_a_search_by_boxes_equals_brute_force_for_any_limit_that_holds(make, k):
 def test_boxes_hold_every_row_once_whatever_their_number(n):
     rows = torch.randn(n, 3)
     ready = boxes(rows)
-    assert ready.order[ready.rows[:, 0].isfinite()].sort().values.tolist() == list(range(n))
+    assert ready.order[ready.leaves[:, 0].flatten().isfinite()].sort().values.tolist() == list(range(n))
     assert_nearest(*nearest_within(ready, rows, torch.full((n,), 100.0), min(n, 3)), distances(rows, rows))
 
 
