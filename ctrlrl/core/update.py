@@ -36,7 +36,6 @@ class GradStep:
         self.params = list(params)
         device = self.params[0].device
         self.flat = nn.Parameter(flatten_(self.params))
-        self.grad = torch.empty_like(self.flat)  # one place for all updates stays in the processor's cache
         self.learning_rate = torch.tensor(learning_rate, device=device)
         self.max_grad_norm = max_grad_norm
         self.ranks: Ranks = ALONE  # whose gradients are averaged before the clip
@@ -109,7 +108,8 @@ def together(loss: Tensor, steps: Sequence[GradStep]) -> None:
     stored = [as_stored(g, p).reshape(-1) for g, p in zip(grads, params, strict=True)]
     for step in steps:
         n = len(step.params)
-        step.apply(step.ranks.mean_(torch.cat(stored[:n], out=step.grad)))
+        # into the place of the last one, which the processor's cache still holds
+        step.apply(step.ranks.mean_(torch.cat(stored[:n], out=step.flat.grad)))
         stored = stored[n:]
 
 
