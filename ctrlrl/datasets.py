@@ -14,6 +14,7 @@ from ctrlrl.data.card import card_text, data_card
 from ctrlrl.data.check import check
 from ctrlrl.data.columns import observations, opened
 from ctrlrl.data.d4rl_files import FILES as D4RL_IDS
+from ctrlrl.data.download import unknown_id
 from ctrlrl.data.episodes import Array, Episodes
 from ctrlrl.data.limits import complete
 from ctrlrl.data.load import find, load
@@ -143,7 +144,7 @@ def read(name: str, data_id: str | None = None) -> Episodes:
     elif "/" in name:
         source = "minari"
     else:
-        raise ValueError(f"no file or folder of that name, and {unknown('data set', name, (*D4RL_IDS, *ogbench))}")
+        raise ValueError(f"no file or folder {name} is here, and {unknown_id(name, (*D4RL_IDS, *ogbench))}")
     return load(find(source, name), data_id=None if source == "minari" else data_id or name)
 
 

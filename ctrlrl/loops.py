@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,8 @@ def offline_loop(
     unseen = None
     if cfg.data.holdout > 0.0:
         episodes, apart = held_out(episodes, cfg.data.holdout)
-        unseen = dataset(cfg, apart, lookup(ALGORITHMS, cfg.algo.name, "algorithm"), device)
+        as_they_are = replace(cfg, data=replace(cfg.data, return_range=False, best_fraction=1.0))
+        unseen = dataset(as_they_are, apart, lookup(ALGORITHMS, cfg.algo.name, "algorithm"), device)
     if cfg.seeds > 1:
         loop = stacked_loop(cfg, episodes, spec)
     else:

@@ -110,6 +110,10 @@ def dataset(cfg: TrainConfig, episodes: Episodes, learner: type[Learner], device
             "file gets those of a task by data.id=...-singletask-v0; algo=bc needs none."
         )
     data = cfg.data
+    if data.best_fraction < 1.0 and not episodes.facts.has_rewards:
+        raise ValueError(
+            f"{episodes.facts.path}: the file has no rewards, so data.best_fraction finds no best episodes"
+        )
     rows = Dataset.of_episodes(
         episodes,
         needs=learner.needs,

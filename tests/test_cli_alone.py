@@ -103,6 +103,22 @@ def test_every_seed_of_a_stacked_run_has_the_error_of_its_own_run(file, tmp_path
     assert result(tmp_path / "x")["held_out_action_error"] == pytest.approx(np.mean(both))
 
 
+@pytest.mark.parametrize("more", [("algo=iql", "data.return_range=true"), ("data.best_fraction=0.5",)])
+def test_what_is_held_out_is_read_as_it_is(file, tmp_path, more):
+    """One episode alone has no range of returns, and no best one."""
+    columns = dict(np.load(file)) | {"rewards": np.arange(400.0) // 100}
+    np.savez(tmp_path / "set.npz", **columns)
+    assert train(tmp_path / "set.npz", tmp_path / "x", "env=none", "data.holdout=0.025", *more) == 0
+    assert result(tmp_path / "x")["status"] == "finished"
+
+
+def test_best_episodes_are_refused_where_there_are_no_rewards(tmp_path, capsys):
+    ends = np.arange(20) % 5 == 4
+    np.savez(tmp_path / "set.npz", observations=np.ones((20, 2)), actions=np.zeros((20, 2)), terminals=ends)
+    assert train(tmp_path / "set.npz", tmp_path / "x", "env=none", "algo=bc", "data.best_fraction=0.2") == 2
+    assert "no rewards, so data.best_fraction finds no best episodes" in capsys.readouterr().err
+
+
 def test_the_environment_and_the_held_out_error_stand_side_by_side(tmp_path):
     more = ("env=hopper-v4", "data.holdout=0.2", "eval.episodes=1", "gradient_steps=100")
     assert train(Path("hopper-medium.npz"), tmp_path / "x", *more) == 0

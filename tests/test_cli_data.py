@@ -366,6 +366,7 @@ def test_help_lists_the_four(data, words):
         ("info a.npz b.npz", ["got 2"]),
         ("info nothere.npz", ["nothere.npz", "no such file"]),
         ("info hopper-medum-v2", ["hopper-medum-v2", "hopper-medium-v2"]),
+        ("info nothere", ["no file or folder nothere", "did you mean"]),
         ("check plain.txt", ["plain.txt"]),
         ("info plain.txt out=card.pdf", ["card.pdf", ".json", ".png"]),
         ("info plain.txt refmin=3", ["refmin", "ref_min"]),

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
-import tempfile
+import secrets
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -64,9 +64,9 @@ def _write(path: Path, key: str, arrays: Arrays) -> None:
     if not there.stat().st_mode & 0o222:  # root could, but whoever took the right away meant it
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part")  # with the rights of any new file
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             np.savez(file, seal=np.array(_seal(key, arrays)), **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())

@@ -73,7 +73,9 @@ def data_card(
             "tq": trajectory_quality(float(returns[whole].mean()), ref_min, ref_max) if whole.any() else None,
         }
     if reference is not None:
-        quality |= {"saco": coverage(episodes, reference), "saco_reference": reference.facts.path}
+        finite = not _not_finite(episodes) and not _not_finite(reference)
+        saco = coverage(episodes, reference) if finite else None
+        quality |= {"saco": saco, "saco_reference": reference.facts.path}
         quality |= {"saco_reference_rows": reference.n_rows}
     return {
         "path": facts.path,
@@ -168,7 +170,8 @@ def _lines(card: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield "TQ", "no complete episode" if card["tq"] is None else f"{card['tq']:.3f} (0 worst, 1 expert)"
     if "saco" in card:
         against = f"{card['saco_reference']}, {card['saco_reference_rows']:,} rows"
-        yield "SACo", f"{card['saco']:.3f} (different state-action pairs against {against})"
+        saco = "none, nan or inf in the data" if card["saco"] is None else f"{card['saco']:.3f}"
+        yield "SACo", f"{saco} (different state-action pairs against {against})"
     rewards = card["rewards"]
     few = f"; only the values {', '.join(f'{v:g}' for v in rewards['distinct'])}" if rewards["distinct"] else ""
     yield "reward", f"{rewards['min']:g} ... {rewards['max']:g}, mean {rewards['mean']:.4g}{few}"

@@ -48,6 +48,9 @@ def _form(episodes: Episodes, stored_next: Array | None) -> Findings:
             "usable": episodes.usable, **episodes.extras}  # fmt: skip
     if stored_next is not None:
         rows["next_observations"] = stored_next
+        if stored_next.shape[1:] != episodes.obs.shape[1:]:
+            text = f"next_observations are {stored_next.shape[1:]} a row, observations {episodes.obs.shape[1:]}"
+            yield Finding("mismatched_widths", text, "store both in the same form, or leave next_observations out")
     per_episode = {"final_observations": episodes.final_obs, "has_final": episodes.has_final}
     mend = "cut all arrays to the rows they share, after finding out which of them lost some"
     for wanted, arrays, what in ((n, rows, "rewards"), (len(ends), per_episode | episodes.episode_extras, "episodes")):

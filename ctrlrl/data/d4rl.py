@@ -26,9 +26,11 @@ from ctrlrl.data.columns import Columns, DataError
 from ctrlrl.data.d4rl_files import ADDRESS, FILES, id_of, time_limit
 from ctrlrl.data.download import download, unknown_id
 from ctrlrl.data.episodes import Array, Episodes, Facts
+from ctrlrl.data.following import breaks
 from ctrlrl.data.scores import LOCOMOTION, reference
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
+_MANY = 0.05  # of the rows
 _GYM_NAMES = {"halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d", "ant": "Ant"}
 
 
@@ -51,13 +53,15 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
     stored = {"timeouts": cols.flags(columns, "timeouts")} if "timeouts" in columns.names else {}
     n = cols.same_length(columns, observations=obs, actions=action, rewards=reward, terminals=terminated, **stored)
 
-    data_id = data_id or id_of(columns.path.name)
+    data_id = data_id or named_id(columns)
     env_id = columns.text("env_id")
     maze = (data_id or "").startswith(("antmaze", "maze2d", "bullet-maze2d")) or "infos/goal" in columns.names
     final = stored["timeouts"] if stored else count_time_outs(terminated, _limit(columns.path, data_id, env_id))
     cut = split(terminated, final, past_terminals=maze)
 
     notices = _notices(columns, data_id, bool(stored))
+    if "next_observations" in columns.names:
+        notices.append(_left_in_the_file(columns, obs, cut, data_id))
     ends = len(cut.ends)
     return Episodes(
         obs, action, reward, terminated, cut.ends,
@@ -92,6 +96,17 @@ def count_time_outs(terminated: Array, limit: int) -> Array:
     return final
 
 
+def named_id(columns: Columns) -> str | None:
+    """D4RL's id where the file is called by it, unless the file says that it is of another simulator."""
+    found, env_id = id_of(columns.path.name), columns.text("env_id")
+    return found if found is not None and env_id in (None, _gym_id(found)) else None
+
+
+def _gym_id(data_id: str | None) -> str | None:
+    task = (data_id or "").split("-")[0]
+    return f"{_GYM_NAMES[task]}-v2" if task in LOCOMOTION else None
+
+
 def facts(
     columns: Columns,
     kind: str,
@@ -102,9 +117,8 @@ def facts(
     versions: dict[str, str] | None = None,
 ) -> Facts:
     """What the file, its id and its simulator tell. env_id: "A ~ B" was made in A, another simulator of B's task."""
-    task = (data_id or "").split("-")[0]
-    if env_id is None and task in LOCOMOTION:
-        env_id, versions = f"{_GYM_NAMES[task]}-v2", {"mujoco": "1.50"}
+    if env_id is None and (env_id := _gym_id(data_id)) is not None:
+        versions = {"mujoco": "1.50"}
     origin, _, same_task = (env_id or "").partition(" ~ ")
     if same_task:
         env_id, notices = same_task, [*notices, f"made in {origin}, which plays the task of {same_task}"]
@@ -141,11 +155,26 @@ def _notices(columns: Columns, data_id: str | None, has_time_outs: bool) -> list
     found = []
     if not has_time_outs:
         found.append("no 'timeouts': episodes cut at the task's time limit, counted as D4RL counts")
-    if "next_observations" in columns.names:
-        found.append("'next_observations' is left in the file: as in D4RL's loader, row i + 1 follows row i")
     if data_id and data_id.startswith("antmaze") and data_id.endswith("-v0"):
         found.append("AntMaze v0 has wrong time-outs: some transitions cross episodes; v2 corrects them")
     return found
+
+
+def _left_in_the_file(columns: Columns, obs: Array, cut: Cut, data_id: str | None) -> str:
+    """What to know of `next_observations`; DataError where they tell that rows are in no order, but for D4RL's own."""
+    notice = "'next_observations' is left in the file: as in D4RL's loader, row i + 1 follows row i"
+    following = cols.observations(columns, "next_observations")
+    if following.shape != obs.shape:
+        return notice
+    inside = cut.usable.copy()
+    inside[cut.ends - 1] = False
+    other = int((breaks(obs, following) & inside).sum())
+    if other > _MANY * inside.sum() and data_id not in FILES:
+        raise DataError(
+            f"{columns.path}: in {other:,} of {int(inside.sum()):,} rows inside episodes 'next_observations' is not "
+            "the following row, so the rows are in no order: leave 'timeouts' out, and they are read as transitions"
+        )
+    return f"{notice}; in {other:,} rows it is another" if other else notice
 
 
 def find(data_id: str) -> Path:

@@ -72,6 +72,9 @@ class Dataset:
         n_steps: a row's reward is the discounted sum of up to this many, its next observation what the last of them led
         to, and extras "discount" [N] what the value there counts; from 2 on.
         """
+        about_episodes = {"data.best_fraction": best_fraction < 1.0, "algo.n_steps": n_steps > 1}
+        for what in (*needs, *(key for key, asked in about_episodes.items() if asked)):
+            episodes.must_be_in_order(what)
         actions = episodes.unit_actions()
         rewards = episodes.reward * np.float32(reward_scale) + np.float32(reward_shift)
         lowest = float(rewards[episodes.usable].min(initial=np.inf))
@@ -113,7 +116,7 @@ class Dataset:
             }
             for name, column in block.items():
                 table[name][begin : begin + len(rows)] = torch.as_tensor(column, device=device)
-        followed = torch.as_tensor(_ends(keep, episodes.ends), device=device)
+        followed = torch.as_tensor(_ends(keep, episodes.ends), device=device) if episodes.facts.in_order else None
         return cls(table, (reward_scale, reward_shift), followed, lowest=lowest)
 
     def sample(self, n: int) -> Transition:
@@ -136,6 +139,7 @@ class Dataset:
 
 def return_range(episodes: Episodes) -> float:
     """Largest minus smallest episode return of the raw rewards of usable rows; IQL scales rewards by 1000 over it."""
+    episodes.must_be_in_order("data.return_range")
     reward = np.where(episodes.usable, episodes.reward, 0.0).astype(np.float64)
     _check_finite(reward, "rewards", np.arange(len(reward)), episodes.facts.path)
     total = np.concatenate(([0.0], np.cumsum(reward)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import secrets
 import shutil
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from http.client import HTTPException
@@ -46,9 +46,8 @@ def download(address: str, target: Path, check: Callable[[Path], None], *, key: 
     try:
         with urllib.request.urlopen(address, timeout=_SILENCE) as answer:
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-            partial = Path(name)
-            with os.fdopen(handle, "wb") as file:
+            partial = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
+            with open(partial, "xb") as file:
                 shutil.copyfileobj(answer, file, 1 << 20)
                 file.flush()
                 os.fsync(file.fileno())

@@ -27,6 +27,7 @@ class Facts:
     action_low: tuple[float, ...] = ()  # bounds of the Box that actions lie in, where the file says; () = [-1, 1]
     action_high: tuple[float, ...] = ()
     has_rewards: bool = True  # false: the file has none, and all are 0
+    in_order: bool = True  # false: transitions in any order, so which of them belong to an episode is not known
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Episodes:
     @property
     def n_episodes(self) -> int:
         return len(self.ends)
+
+    def must_be_in_order(self, what: str) -> None:
+        """ValueError where rows lie in no order. what: needs to know which of them belong to an episode."""
+        if not self.facts.in_order:
+            raise ValueError(
+                f"{self.facts.path}: its rows are in no order, and {what} is about episodes: store the rows of an "
+                "episode one after another, or leave that out"
+            )
 
     def starts(self) -> Array:
         """[E] first row of each episode."""

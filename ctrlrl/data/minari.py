@@ -131,8 +131,9 @@ def _facts(folder: Path, about: dict[str, Any], env_id: str | None, notices: lis
     with cols.named(f"{folder / 'metadata.json'}"):
         versions = {"minari": str(about["minari_version"])} if "minari_version" in about else {}
         for requirement in about.get("requirements") or ():
-            name = re.split(r"[\s<>=!~]", str(requirement), maxsplit=1)[0]
-            versions[name] = str(requirement)[len(name) :].strip().removeprefix("==")
+            name, exactly, version = str(requirement).partition("==")  # a range says nothing of what it was made with
+            if exactly:
+                versions[name.strip()] = version.strip()
         low, high = (about.get(f"ref_{end}_score") for end in ("min", "max"))
         low, high = (None if score is None else float(score) for score in (low, high))
     data_id = about.get("dataset_id")

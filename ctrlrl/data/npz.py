@@ -4,7 +4,8 @@ Roll-outs: D4RL's columns with `episode_ends` [E] (exclusive), and `final_observ
 `has_final_observation` [E] where some are missing) or `next_observations` [N, O]. Every row is used, a time-out too. A
 file with neither (demonstrations) loses the last row of each episode that no terminal ends.
 Transitions: D4RL's columns with `next_observations` and without `timeouts`, in any order. An episode ends where the
-stored next observation is not the following row, and at terminals.
+stored next observation is not the following row, and at terminals; where that is nearly everywhere, `Facts.in_order`
+is false, and what is learned from whole episodes is refused.
 
 Optional in both: `env_id`, one string; `versions`, strings like "mujoco==4.0.0"; `episode_*` and `init_*` [E, ...]; any
 other column of N rows. NPZ and HDF5 alike.
@@ -12,13 +13,15 @@ other column of N rows. NPZ and HDF5 alike.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ctrlrl.data import columns as cols
 from ctrlrl.data.columns import Columns, DataError
-from ctrlrl.data.d4rl import REQUIRED, facts
-from ctrlrl.data.d4rl_files import id_of
+from ctrlrl.data.d4rl import REQUIRED, facts, named_id
 from ctrlrl.data.episodes import Array, Episodes
+from ctrlrl.data.following import agrees, breaks, next_observations
 
 _TAKEN = {
     *REQUIRED,
@@ -29,32 +32,30 @@ _TAKEN = {
     "env_id",
     "versions",
 }
-_BREAK = 1e-6  # Euclidean distance above which a stored next observation is not the following row
 
 
 def read(columns: Columns, data_id: str | None = None) -> Episodes:
-    data_id = data_id or id_of(columns.path.name)
+    data_id = data_id or named_id(columns)
     obs, action = cols.observations(columns), cols.actions(columns)
     reward, terminated = cols.scalars(columns, "rewards"), cols.flags(columns, "terminals")
     stored = {"timeouts": cols.flags(columns, "timeouts")} if "timeouts" in columns.names else {}
     given = {"observations": obs, "actions": action, "rewards": reward, "terminals": terminated, **stored}
-    following = cols.observations(columns, "next_observations") if "next_observations" in columns.names else None
-    if following is not None:
-        given["next_observations"] = following
     n = cols.same_length(columns, **given)
-    if following is not None and following.shape != obs.shape:
-        raise DataError(
-            f"{columns.path}: 'next_observations' {following.shape} must be like 'observations' {obs.shape}"
-        )
+    following = next_observations(columns, obs) if "next_observations" in columns.names else None
 
+    in_order = True
     if "episode_ends" in columns.names:
         ends = _ends(columns, n)
-        _agrees(columns, obs, following, ends)
+        if following is not None:
+            agrees(columns, obs, following, ends, "correct 'episode_ends', or leave it out")
     else:
         assert following is not None
         # past the goal, whose rows are terminal
         walks_on = (data_id or "").startswith("antmaze") or "infos/goal" in columns.names
-        ends = np.flatnonzero(_breaks(obs, following) | (terminated & (not walks_on))) + 1
+        broken = breaks(obs, following)
+        ends = np.flatnonzero(broken | (terminated & (not walks_on))) + 1
+        going_on = ~terminated[:-1]
+        in_order = 2 * int(broken[:-1][going_on].sum()) <= int(going_on.sum())
     final_obs, has_final = _final(columns, obs, following, ends)
 
     usable = np.ones(n, bool)
@@ -65,10 +66,10 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
     return Episodes(
         obs, action, reward, terminated, ends, final_obs, has_final, usable,
         extras=stored | cols.further(columns, n, _TAKEN), episode_extras=episode_extras,
-        facts=facts(
+        facts=replace(facts(
             columns, kind, data_id=data_id, env_id=columns.text("env_id"), versions=_versions(columns),
-            notices=_notices(columns, ends, has_final, usable),
-        ),
+            notices=_notices(columns, ends, has_final, usable, in_order=in_order),
+        ), in_order=in_order),
     )  # fmt: skip
 
 
@@ -78,29 +79,6 @@ def _ends(columns: Columns, n: int) -> Array:
     if not whole or ends[0] < 1 or int(ends[-1]) != n or (np.diff(ends.astype(np.int64)) < 1).any():
         raise DataError(f"{columns.path}: 'episode_ends' must rise from at least 1 to the number of rows, {n}")
     return ends.astype(np.int64)
-
-
-def _breaks(obs: Array, following: Array) -> Array:
-    """[N] bool: rows whose stored next observation is not the following row; the last one always."""
-    broken = np.ones(len(obs), bool)
-    for start in range(0, len(obs) - 1, 1 << 16):
-        rows = slice(start, min(start + (1 << 16), len(obs) - 1))
-        step = obs[rows.start + 1 : rows.stop + 1].astype(np.float64) - following[rows]
-        broken[rows] = np.sqrt(np.square(step).reshape(len(step), -1).sum(1)) > _BREAK
-    return broken
-
-
-def _agrees(columns: Columns, obs: Array, following: Array | None, ends: Array) -> None:
-    """Inside an episode of `episode_ends`, the stored next observation must be the following row."""
-    if following is None:
-        return
-    broken = _breaks(obs, following)
-    broken[ends - 1] = False
-    if broken.any():
-        raise DataError(
-            f"{columns.path}: 'next_observations' of row {int(broken.argmax())} is not the following row although no "
-            "episode ends there: correct 'episode_ends', or leave it out"
-        )
 
 
 def _final(columns: Columns, obs: Array, following: Array | None, ends: Array) -> tuple[Array, Array]:
@@ -139,9 +117,11 @@ def _versions(columns: Columns) -> dict[str, str]:
     return {name: version for name, _, version in pairs}
 
 
-def _notices(columns: Columns, ends: Array, has_final: Array, usable: Array) -> list[str]:
+def _notices(columns: Columns, ends: Array, has_final: Array, usable: Array, *, in_order: bool) -> list[str]:
     found = []
-    if "episode_ends" not in columns.names:
+    if not in_order:
+        found.append("its rows are in no order ('next_observations' are not the following rows): each stands alone")
+    elif "episode_ends" not in columns.names:
         found.append(f"{len(ends)} episodes, told by where 'next_observations' is not the following row")
     lost = int((~usable).sum())
     if lost:

@@ -4,7 +4,9 @@ The regular view of `ogbench.load_dataset`, row for row: rows whose stored `term
 trajectory does. Such a file has no rewards. A `...-singletask[-taskK]-v0` id adds that task's: -1 a step, or minus the
 number of unsolved sub-goals, judged on the state that a row starts from. `terminated` (their masks = 0) then marks the
 rows where the task is solved, which end no episode: the collector knew no task and went on.
-A file with `rewards` and `masks` columns of its own, of the same T + 1 rows, is read the same way.
+A file with `rewards` and `masks` columns of its own, of the same T + 1 rows, is read the same way. So are the two views
+that the package makes of such a file, saved: the compact one, whose last states are those with `valids` 0, and the
+regular one, T rows a trajectory with `next_observations`, `terminals` at the last of them.
 Source: arXiv:2410.20092 and the code of ogbench 1.2.
 """
 
@@ -27,8 +29,9 @@ from ctrlrl.data.columns import Columns, DataError
 from ctrlrl.data.d4rl import facts
 from ctrlrl.data.download import not_here, room, unknown_id
 from ctrlrl.data.episodes import Array, Episodes
+from ctrlrl.data.following import agrees, next_observations
 
-_TAKEN = {"observations", "actions", "terminals", "rewards", "masks", "env_id"}
+_TAKEN = {"observations", "actions", "terminals", "rewards", "masks", "env_id", "valids", "next_observations"}
 _NEAR = 0.04  # m, of a cube, drawer or window to its target
 _OBJECTS, _CUBE = 14, 7  # qpos: where objects begin, and numbers a cube
 _BALL = 15
@@ -73,9 +76,9 @@ class Goal(NamedTuple):
 
 
 def recognized(names: tuple[str, ...]) -> bool:
-    """OGBench's columns: `terminals` on last states, so no rewards, or rewards with masks and no next observations."""
+    """OGBench's columns: `terminals` where trajectories end, so no rewards, or rewards with masks."""
     held = set(names)
-    other = held & {"episode_ends", "timeouts", "next_observations"}
+    other = held & {"episode_ends", "timeouts"}
     return "terminals" in held and not other and ("rewards" not in held or "masks" in held)
 
 
@@ -85,18 +88,18 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
     data_id = data_id or (stem if stem in FILES else None)
     if data_id is not None and data_id not in (*FILES, *SINGLE_TASKS):
         raise ValueError(unknown_id(data_id, (*FILES, *SINGLE_TASKS)))
-    obs, action, last = cols.observations(columns), cols.actions(columns), cols.flags(columns, "terminals")
+    obs, action = cols.observations(columns), cols.actions(columns)
+    last = ~cols.flags(columns, "valids") if "valids" in columns.names else cols.flags(columns, "terminals")
     n = cols.same_length(columns, observations=obs, actions=action, terminals=last)
     if not last[-1]:
         raise DataError(
             f"{columns.path}: the last row has terminals = 0, but the last state of a trajectory has 1: cut off? "
             "(Without 'rewards' a file is read as OGBench's.)"
         )
-    bounds = np.flatnonzero(last)
-    lengths = np.diff(bounds, prepend=-1) - 1
-    if not lengths.any():
-        raise DataError(f"{columns.path}: every row is the last state of a trajectory; none is a step")
-    keep, walked = ~last, lengths > 0
+    if "next_observations" in columns.names:
+        keep, ends, final_obs = _steps(columns, obs, last)
+    else:
+        keep, ends, final_obs = _states(columns, obs, last)
 
     extras = {name: column[keep] for name, column in cols.further(columns, n, _TAKEN).items()}
     reward, terminated, notices = _task(columns, data_id, keep, extras)
@@ -108,11 +111,30 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
     )  # fmt: skip
     rewarded = "rewards" in columns.names or "singletask" in (data_id or "")
     return Episodes(
-        obs[keep], action[keep], reward, terminated, np.cumsum(lengths[walked]).astype(np.int64),
-        final_obs=obs[bounds[walked]], has_final=np.ones(int(walked.sum()), bool), usable=np.ones(len(reward), bool),
+        obs[keep], action[keep], reward, terminated, ends,
+        final_obs=final_obs, has_final=np.ones(len(ends), bool), usable=np.ones(len(reward), bool),
         extras=extras, episode_extras={},
         facts=replace(known, has_rewards=rewarded),
     )  # fmt: skip
+
+
+def _states(columns: Columns, obs: Array, last: Array) -> tuple[Array, Array, Array]:
+    """T + 1 rows a trajectory: [N] bool rows that are steps, [E] ends among them, [E, O] last observations."""
+    bounds = np.flatnonzero(last)
+    lengths = np.diff(bounds, prepend=-1) - 1
+    if not lengths.any():
+        raise DataError(f"{columns.path}: every row is the last state of a trajectory; none is a step")
+    walked = lengths > 0
+    return ~last, np.cumsum(lengths[walked]).astype(np.int64), obs[bounds[walked]]
+
+
+def _steps(columns: Columns, obs: Array, last: Array) -> tuple[Array, Array, Array]:
+    """T rows a trajectory, the regular view: the same, and no row is lost."""
+    following, bounds = next_observations(columns, obs), np.flatnonzero(last)
+    agrees(
+        columns, obs, following, bounds + 1, "give rows in order; in no order, leave 'masks' out: terminals = 1 - masks"
+    )
+    return np.ones(len(obs), bool), bounds + 1, following[bounds]
 
 
 def _task(

@@ -69,6 +69,9 @@ def _rollouts(episodes: Episodes, path: Path, name: str) -> list[str]:
 
 def _d4rl(episodes: Episodes, path: Path, name: str) -> list[str]:
     arrays = _columns(episodes)
+    arrays["timeouts"] = unusable = time_outs(episodes).copy()
+    last = episodes.ends[:-1] - 1  # the file's last row ends an episode whatever it says
+    unusable[last] |= ~episodes.terminated[last]
     if episodes.has_final.all():
         arrays["next_observations"] = episodes.next_obs()
     if path.suffix == ".npz":
@@ -78,9 +81,7 @@ def _d4rl(episodes: Episodes, path: Path, name: str) -> list[str]:
             for key, array in arrays.items():
                 file.create_dataset(key, data=str(array) if array.dtype.kind == "U" else array)
     lost = []
-    unusable = time_outs(episodes).copy()
-    unusable[-1] = True
-    n_unusable = int((unusable & episodes.usable).sum())
+    n_unusable = int((unusable[:-1] & episodes.usable[:-1]).sum() + episodes.usable[-1])
     if n_unusable:
         lost.append(
             f"{n_unusable:,} rows for learning: its loader leaves out the last of each time-out and of the file"

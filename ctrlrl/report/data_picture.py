@@ -15,7 +15,13 @@ _BINS = 40
 
 
 def data_png(title: str, returns: Array, lengths: Array, actions: Array, marks: dict[str, float]) -> bytes:
-    """returns, lengths [E]; actions [N, A] or [N] discrete; marks: returns to draw a line at, by name. PNG bytes."""
+    """returns, lengths [E]; actions [N, A] or [N] discrete; marks: returns to draw a line at, by name. PNG bytes.
+
+    What is nan or inf is left out.
+    """
+    returns = returns[np.isfinite(returns)]
+    if actions.ndim > 1:
+        actions = actions[np.isfinite(actions).all(1)]
 
     def draw(figure: Any) -> None:
         left, middle, right = figure.subplots(1, 3)
@@ -29,7 +35,7 @@ def data_png(title: str, returns: Array, lengths: Array, actions: Array, marks: 
 
 
 def _episodes(ax: Any, label: str, values: Array, color: str) -> None:
-    low, high = float(values.min()), float(values.max())
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     if low == high:
         low, high = low - max(1.0, 0.1 * abs(low)), high + max(1.0, 0.1 * abs(high))
     ax.hist(values, bins=_BINS, range=(low, high), color=color, alpha=0.85)
@@ -61,15 +67,15 @@ def _actions(ax: Any, actions: Array) -> None:
         ax.locator_params(axis="x", nbins=6, integer=True)
         ax.set_xlabel("action")
         return
-    edges = np.linspace(min(-1.0, float(actions.min())), max(1.0, float(actions.max())), _BINS + 1)
+    edges = np.linspace(actions.min(initial=-1.0), actions.max(initial=1.0), _BINS + 1)
     n = actions.shape[1]
     if n > _MAX_LINES:
-        counts = np.histogram(actions, edges)[0] / actions.size
+        counts = np.histogram(actions, edges)[0] / max(1, actions.size)
         ax.stairs(counts, edges, color=LIGHT.series[3], fill=True, alpha=0.85)
         ax.set_xlabel(f"action, all {n} dimensions together")
         return
     for d in range(n):
-        counts = np.histogram(actions[:, d], edges)[0] / len(actions)
+        counts = np.histogram(actions[:, d], edges)[0] / max(1, len(actions))
         ax.stairs(counts, edges, color=LIGHT.series[d % len(LIGHT.series)], lw=1.3, label=f"{d}")
     ax.legend(ncols=2, title="dimension", title_fontsize=7.5, fontsize=7.5, handlelength=1.0)
     ax.set_xlabel("action")

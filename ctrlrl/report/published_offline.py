@@ -54,7 +54,7 @@ def published_score(algo: str, data: str | None, stage: str) -> list[OfflineScor
 
 
 def d4rl_id(result: Mapping[str, Any]) -> str | None:
-    """The D4RL id of the data that a run learned from, None for other data: a file's name alone proves nothing."""
+    """The D4RL id of the data that a run learned from, None for other data. A file may be called by its id."""
     for key in ("data_id", "data"):
         name = str(result.get(key) or "").rpartition("/")[2].removesuffix(".hdf5").replace("_", "-")
         if name in {p.task for p in offline_scores()} or re.fullmatch(

@@ -172,10 +172,11 @@ class RayLauncher:
         self.task = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_retries=0)(run_cell)
 
     def submit(self, words: Sequence[str], folder: Path, log: Path) -> Job:
-        return RayJob(self.ray, self.task.remote(tuple(words), str(folder), str(log)))
+        return RayJob(self.ray, self.task.remote(tuple(words), str(folder), str(log), os.getcwd()))
 
 
-def run_cell(words: tuple[str, ...], folder: str, log: str) -> int:
+def run_cell(words: tuple[str, ...], folder: str, log: str, here: str) -> int:
+    os.chdir(here)  # paths are as they were typed, and a worker stands in a folder of its own
     return CellRun(words, folder, log)()
 
 

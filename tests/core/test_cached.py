@@ -26,6 +26,14 @@ def test_arrays_are_computed_once_and_read_ever_after(tmp_path):
     assert [p.suffix for p in folder.iterdir()] == [".npz"]
 
 
+def test_the_file_has_the_rights_of_any_new_one(tmp_path):
+    cached(tmp_path, "lists", KEY, lambda: ARRAYS)
+    (path,) = tmp_path.iterdir()
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 def test_another_key_is_another_file(tmp_path):
     cached(tmp_path, "lists", KEY, lambda: ARRAYS)
     other = {"index": ARRAYS["index"] + 1}

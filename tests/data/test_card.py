@@ -156,7 +156,16 @@ def test_a_few_distinct_rewards_are_named_and_many_are_not():
     assert "only the values -1, 1" in card_text(data_card(sparse))
 
 
-@pytest.mark.parametrize("kind", ["few", "many", "discrete", "one value"])
+def test_coverage_of_what_is_not_finite_is_not_told():
+    broken = made()
+    broken.obs[3, 1] = np.nan
+    for first, second in ((broken, made()), (made(), broken)):
+        card = data_card(first, reference=second)
+        assert card["saco"] is None
+        assert "none, nan or inf in the data" in card_text(card)
+
+
+@pytest.mark.parametrize("kind", ["few", "many", "discrete", "one value", "broken"])
 def test_the_picture_is_a_png_for_every_kind_of_action(kind):
     from ctrlrl.report.data_picture import data_png
 
@@ -165,6 +174,7 @@ def test_the_picture_is_a_png_for_every_kind_of_action(kind):
         "many": np.random.default_rng(0).uniform(-2, 2, (50, 30)),
         "discrete": np.arange(50) % 4,
         "one value": np.zeros((50, 1)),
+        "broken": np.full((50, 2), np.inf),
     }[kind]
-    returns = np.full(5, 3.0) if kind == "one value" else np.arange(5.0)
+    returns = {"one value": np.full(5, 3.0), "broken": np.full(5, np.nan)}.get(kind, np.arange(5.0))
     assert data_png("hopper", returns, np.arange(5), actions, {"score 100": 3.0}).startswith(b"\x89PNG")

@@ -104,11 +104,37 @@ def test_columns_are_squeezed_flattened_and_read_as_float32(tmp_path, kind):
 
 
 def test_stored_next_observations_are_left_unread_and_it_is_said(tmp_path):
-    columns = flagged(6, timeouts=(2, 5))
-    e = load(write_hdf5(tmp_path / "set.hdf5", columns | {"next_observations": columns["observations"] + 100}))
-    np.testing.assert_array_equal(e.next_obs()[e.usable], columns["observations"][[1, 2, 4, 5]])
+    columns = flagged(50, timeouts=(2, 49))
+    following = np.roll(columns["observations"], -1, axis=0)
+    following[[2, 49]] += 100
+    e = load(write_hdf5(tmp_path / "set.hdf5", columns | {"next_observations": following}))
     assert "next_observations" not in e.extras
-    assert any("next_observations" in notice for notice in e.facts.notices)
+    assert [n for n in e.facts.notices if "next_observations" in n] == [
+        "'next_observations' is left in the file: as in D4RL's loader, row i + 1 follows row i"
+    ]
+    following[7] += 100
+    e = load(write_hdf5(tmp_path / "set.hdf5", columns | {"next_observations": following}))
+    np.testing.assert_array_equal(e.next_obs()[7], columns["observations"][8])
+    assert any("in 1 rows it is another" in notice for notice in e.facts.notices)
+
+
+def test_rows_of_two_environments_by_turns_are_refused_but_in_a_file_of_d4rls(tmp_path):
+    columns = flagged(40, timeouts=(38, 39))
+    interleaved = columns | {"next_observations": np.roll(columns["observations"], -2, axis=0)}
+    with pytest.raises(ValueError, match=r"in 38 of 38 rows inside.*in no order: leave 'timeouts' out"):
+        load(write_hdf5(tmp_path / "set.hdf5", interleaved))
+    assert load(tmp_path / "set.hdf5", data_id="hopper-medium-v2").n_rows == 40
+    without = {name: column for name, column in interleaved.items() if name != "timeouts"}
+    e = load(write_hdf5(tmp_path / "bag.hdf5", without))
+    np.testing.assert_array_equal(e.next_obs(), interleaved["next_observations"])
+
+
+@pytest.mark.parametrize(("env_id", "data_id"), [(None, True), ("Hopper-v2", True), ("Hopper-v5", False)])
+def test_a_file_called_as_d4rls_is_d4rls_unless_it_says_another_simulator(tmp_path, env_id, data_id):
+    columns = flagged(6, timeouts=(2, 5)) | ({} if env_id is None else {"env_id": np.array(env_id)})
+    e = load(write_hdf5(tmp_path / "hopper-medium-v2.hdf5", columns))
+    assert (e.facts.data_id == "hopper-medium-v2") == data_id
+    assert e.facts.env_id == (env_id or "Hopper-v2")
 
 
 @pytest.mark.parametrize("how", ["name", "column", "id"])

@@ -197,6 +197,10 @@ def test_stored_next_observations_of_another_length_are_named_first():
     assert names(made(), made().obs[:-1]) == ["mismatched_lengths"]
 
 
+def test_stored_next_observations_of_another_width_are_named_first():
+    assert names(made(), made().obs[:, :-1]) == ["mismatched_widths"]
+
+
 def test_a_constant_column_is_a_fact_and_no_defect():
     e = changed(changed(made(), "obs", (slice(None), 2), 0.5), "final_obs", (slice(None), 2), 0.5)
     (found,) = check(e)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loader_files import WRITERS, flagged, rollouts, steps, write_npz
 
+from ctrlrl.data.dataset import Dataset, return_range
 from ctrlrl.data.load import load
 
 
@@ -91,6 +92,23 @@ def test_shuffled_transitions_keep_each_its_own_next_observation(tmp_path):
     e = load(write_npz(tmp_path / "set.npz", bag))
     assert e.usable.all()
     np.testing.assert_array_equal(e.next_obs(), bag["next_observations"])
+    assert any("in no order" in notice for notice in e.facts.notices)
+    data = Dataset.of_episodes(e)
+    assert (data.size, data.ends) == (17, None)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"needs": ["next_action"]}, {"needs": ["return_to_go"]}, {"best_fraction": 0.5}, {"n_steps": 3}]
+)
+def test_what_is_about_episodes_is_refused_where_rows_are_in_no_order(tmp_path, asked):
+    columns, _ = cs285((9, 8))
+    order = np.random.default_rng(1).permutation(17)
+    bag = {k: columns[k][order] for k in ("observations", "actions", "rewards", "terminals", "next_observations")}
+    e = load(write_npz(tmp_path / "set.npz", bag))
+    with pytest.raises(ValueError, match=r"set.npz: its rows are in no order, and .* is about episodes"):
+        Dataset.of_episodes(e, **asked)
+    with pytest.raises(ValueError, match=r"data\.return_range is about episodes"):
+        return_range(e)
 
 
 def test_saved_qlearning_data_is_cut_where_time_outs_were_dropped_and_at_terminals(tmp_path):

@@ -54,6 +54,29 @@ def test_rewards_and_masks_of_the_file_are_kept_and_masks_end_no_episode(tmp_pat
     assert e.ends.tolist() == [4, 8]
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_the_packages_own_views_are_read_as_the_file_that_they_are_of(tmp_path, compact):
+    columns = trajectories((5, 3))
+    file = write_npz(tmp_path / "set.npz", columns)
+    view = ogbench.load_dataset(str(file), compact_dataset=compact)
+    saved = write_npz(tmp_path / "view.npz", view)
+    rewarded = {"rewards": -np.ones(len(view["actions"])), "masks": np.arange(len(view["actions"])) % 4 != 2}
+    for e in (load(saved), load(write_npz(tmp_path / "rewarded.npz", view | rewarded))):
+        np.testing.assert_array_equal(e.obs, load(file).obs)
+        np.testing.assert_array_equal(e.next_obs(), load(file).next_obs())
+        assert e.ends.tolist() == [5, 8]
+    over = np.flatnonzero(rewarded["masks"][view["valids"] == 1 if compact else slice(None)] == 0)
+    assert np.flatnonzero(e.terminated).tolist() == over.tolist()  # by the masks: the goal ends no episode
+    assert len(over) == 2
+
+
+def test_a_bag_of_transitions_with_masks_is_refused_with_the_way_out(tmp_path):
+    view = ogbench.load_dataset(str(write_npz(tmp_path / "set.npz", trajectories((5, 3)))))
+    view |= {"next_observations": view["next_observations"][::-1], "rewards": np.ones(8), "masks": np.ones(8)}
+    with pytest.raises(ValueError, match=r"row 0 is not the following row.*leave 'masks' out"):
+        load(write_npz(tmp_path / "bag.npz", view))
+
+
 def test_images_stay_bytes_and_the_validation_part_is_called_so(tmp_path):
     columns = trajectories() | {"observations": np.full((10, 8, 8, 3), 7, np.uint8)}
     e = load(write_npz(tmp_path / "visual-cube-single-play-v0-val.npz", columns))

@@ -68,6 +68,16 @@ def test_roll_outs_hold_everything(tmp_path):
     assert (found.facts.env_id, found.facts.versions, found.facts.format) == ("Hopper-v4", VERSIONS, "rollouts")
 
 
+def test_d4rl_marks_the_end_of_an_episode_that_the_files_own_time_outs_miss(tmp_path):
+    e = made(facts=FACTS, extras={"timeouts": np.zeros(47, dtype=bool)})
+    path, lost = written(e, tmp_path, "d4rl")
+    found = load(path)
+    assert found.ends.tolist() == e.ends.tolist()
+    left_out = np.flatnonzero(~found.usable)
+    assert set(e.ends[~e.terminated[e.ends - 1]] - 1) <= set(left_out)
+    assert any(line.startswith(f"{len(left_out)} rows for learning") for line in lost)
+
+
 @pytest.mark.parametrize("layout", ["rollouts", "ogbench", "minari"])
 @pytest.mark.parametrize("kind", ["continuous", "discrete", "goal"])
 def test_layouts_with_last_observations_give_every_row_back(tmp_path, layout, kind):

@@ -1,10 +1,12 @@
 """Launchers. submitit and Ray are stand-ins here: the calls that are used of them, recorded; nothing of a cluster."""
 
 import builtins
+import os
 import pickle
 import signal
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -135,7 +137,7 @@ def test_ray_gets_a_task_a_cell(monkeypatch, tmp_path):
     launcher = make_launcher("ray", None, ["launcher.num_gpus=0.25", "launcher.address=auto"], tmp_path)
     assert (seen.init["address"], seen.options) == ("auto", {"num_cpus": 1.0, "num_gpus": 0.25, "max_retries": 0})
     job = launcher.submit(["seed=0"], tmp_path / "a", tmp_path / "a.log")
-    assert job.ref == (run_cell, (("seed=0",), str(tmp_path / "a"), str(tmp_path / "a.log")))
+    assert job.ref == (run_cell, (("seed=0",), str(tmp_path / "a"), str(tmp_path / "a.log"), os.getcwd()))
     assert job.poll() is None
     seen.ready, seen.value = True, 2
     assert job.poll() == 2
@@ -169,7 +171,9 @@ def test_a_cancelled_cell_of_a_cluster_stops_cleanly(monkeypatch, tmp_path):
     answers = [None, Process()]  # the first time another process still writes to the log
     monkeypatch.setattr(process, "start", lambda *_: answers.pop(0))
     monkeypatch.setattr(process.time, "sleep", lambda _: None)
-    assert run_cell(("seed=0",), str(tmp_path / "a"), str(tmp_path / "a.log")) == 130
+    monkeypatch.chdir("/")
+    assert run_cell(("seed=0",), str(tmp_path / "a"), str(tmp_path / "a.log"), str(tmp_path)) == 130
+    assert Path.cwd() == tmp_path
     assert told == [signal.SIGINT]
 
 

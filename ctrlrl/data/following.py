@@ -1,0 +1,41 @@
+"""Stored next observations beside the rows that follow: where they differ an episode ends, or rows are in no order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ctrlrl.data import columns as cols
+from ctrlrl.data.columns import Columns, DataError
+from ctrlrl.data.episodes import Array
+
+_BREAK = 1e-6  # Euclidean distance above which a stored next observation is not the following row
+
+
+def next_observations(columns: Columns, obs: Array) -> Array:
+    """[N, O] the file's `next_observations`, of the shape of `observations`."""
+    found = cols.observations(columns, "next_observations")
+    cols.same_length(columns, observations=obs, next_observations=found)
+    if found.shape != obs.shape:
+        raise DataError(f"{columns.path}: 'next_observations' {found.shape} must be like 'observations' {obs.shape}")
+    return found
+
+
+def breaks(obs: Array, following: Array) -> Array:
+    """[N] bool: rows whose stored next observation is not the following row; the last one always."""
+    broken = np.ones(len(obs), bool)
+    for start in range(0, len(obs) - 1, 1 << 16):
+        rows = slice(start, min(start + (1 << 16), len(obs) - 1))
+        step = obs[rows.start + 1 : rows.stop + 1].astype(np.float64) - following[rows]
+        broken[rows] = np.sqrt(np.square(step).reshape(len(step), -1).sum(1)) > _BREAK
+    return broken
+
+
+def agrees(columns: Columns, obs: Array, following: Array, ends: Array, mend: str) -> None:
+    """DataError where, inside an episode, a stored next observation is not the following row. ends: [E], exclusive."""
+    broken = breaks(obs, following)
+    broken[ends - 1] = False
+    if broken.any():
+        raise DataError(
+            f"{columns.path}: 'next_observations' of row {int(broken.argmax())} is not the following row although no "
+            f"episode ends there: {mend}"
+        )
