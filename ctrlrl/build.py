@@ -26,7 +26,7 @@ from ctrlrl.shares import share
 from ctrlrl.sources import load_data, notices, read_data, same_box, same_robot, same_task, score_range
 from ctrlrl.tasks import device_of, dynamics, env_spec, eval_env
 from ctrlrl.train.buffer_files import load_buffer, save_buffer
-from ctrlrl.train.checkpoint import Checkpoint, random_state, read_zip, write_zip
+from ctrlrl.train.checkpoint import Checkpoint, exists, random_state, read_zip, write_zip
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import OthersFolder, RunFolder
 from ctrlrl.train.stacked import StackedTrainer
@@ -60,7 +60,8 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
     whole, cfg = cfg, share(cfg, ranks, cuda=device_of(cfg).type == "cuda")
     device = device_of(cfg)
     set_threads(cfg.threads, widest_layer(cfg.algo, cfg.env), device)
-    loop = training_loop(cfg, ranks, resume=resume)
+    begun = resume and exists(folder / "checkpoints" / "last")  # else it starts from the beginning, its base's too
+    loop = training_loop(cfg, ranks, resume=begun)
     often = 0 if getattr(loop, "judges_itself", False) else loop.total_steps // 10
     every = often if cfg.eval.every is None else cfg.eval.every
     data = getattr(loop, "facts", None)

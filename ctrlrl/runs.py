@@ -20,7 +20,7 @@ from ctrlrl.disk import write_atomic, write_named
 from ctrlrl.judging import Gaps, evaluator, front_evaluation, gaps, judged, preferred_returns, scorer, trials
 from ctrlrl.loops import make_learner
 from ctrlrl.provenance import settings_by_name, versions
-from ctrlrl.registry import GYMNASIUM_IDS
+from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, lookup
 from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env, same_spaces
 from ctrlrl.texts import answers_prompts, load_reference, text_env, token_learner
@@ -70,12 +70,32 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
         raise ValueError(f"{kept}: a resumed run keeps its algorithm, environment and data; begin a new run.dir")
     raw = load_config(folder / "config.yaml", words)
     cfg = typed(raw)
+    _same_rows(typed(load_config(folder / "config.yaml")), cfg)
     ranks = _together(cfg)
     trainer = build(cfg, folder, resume=True, ranks=ranks)
     if words and ranks.index == 0:
         typed_before = (folder / "overrides.txt").read_bytes() if (folder / "overrides.txt").exists() else b""
         _write_config(folder, raw, typed_before + ("\n".join(words) + "\n").encode())
     return trainer
+
+
+def _same_rows(before: TrainConfig, now: TrainConfig) -> None:
+    """ValueError where the rows of a replay buffer are of other rewards, or other sums of them, than those to come."""
+    if not hasattr(now.algo, "buffer_size") or not now.env_steps(lookup(ALGORITHMS, now.algo.name, "algorithm")):
+        return
+    fixed = [f"data.{name}" for name in ("reward_scale", "reward_shift", "return_range")]
+    fixed += ["algo.n_steps", *["algo.gamma"] * (getattr(now.algo, "n_steps", 1) > 1)]
+    for key in fixed:
+        part, _, name = key.partition(".")
+        was, is_now = (getattr(getattr(cfg, part), name, None) for cfg in (before, now))
+        if was != is_now:
+            raise ValueError(f"{key}={is_now}: the run's replay buffer holds rows made with {was}; begin a new run.dir")
+    shares = [getattr(cfg.algo, "offline_share", None) for cfg in (before, now)]
+    if shares[0] != shares[1] and None in shares:
+        raise ValueError(
+            f"algo.offline_share={shares[1]}: the run began with {shares[0]}, and null puts the data set into the "
+            "replay buffer at its beginning; begin a new run.dir"
+        )
 
 
 def _write_config(folder: Path, raw: DictConfig, words: bytes) -> None:

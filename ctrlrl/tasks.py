@@ -215,8 +215,11 @@ def device_of(cfg: TrainConfig) -> torch.device:
     return resolve_device(cfg.device)
 
 
-def as_vec_env(env: Any, *, seed: int | None = None) -> VecEnv:
-    """A ctrlrl VecEnv as it is; SB3's, another simulator's or Gymnasium's environment behind its adapter."""
+def as_vec_env(env: Any, *, seed: int | None = None, n_envs: int = 1) -> VecEnv:
+    """A ctrlrl VecEnv as it is; SB3's, another simulator's or Gymnasium's environment behind its adapter.
+
+    n_envs: how many a function makes.
+    """
     if isinstance(env, VecEnv):
         return env
     from ctrlrl.envs.adapters import adapt
@@ -225,7 +228,7 @@ def as_vec_env(env: Any, *, seed: int | None = None) -> VecEnv:
 
     if is_sb3(env):
         return SB3Env(env, seed=seed)
-    return adapt(env, seed=seed) or GymnasiumEnv(env, seed=seed)
+    return adapt(env, seed=seed) or GymnasiumEnv(env, n_envs=n_envs if callable(env) else 1, seed=seed)
 
 
 def spaces(cfg: EnvConfig, spec: EnvSpec) -> Spaces:

@@ -148,7 +148,129 @@ def test_a_saved_model_acts_the_same_and_goes_on_with_its_buffer(kind, tmp_path)
 def test_another_environment_keeps_the_buffer():
     model = SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(30)
     model.set_env(gym.make("Pendulum-v1"))
+    model.set_env(gym.make("Pendulum-v1"))
+    assert len(model.replay_buffer) == 30
     assert len(model.learn(30, reset_num_timesteps=False).replay_buffer) == 60
+
+
+def test_evaluating_in_the_training_environment_keeps_the_buffer(tmp_path):
+    model = SAC("MlpPolicy", gym.make("Pendulum-v1"), **SMALL).learn(30)
+    ctrlrl.evaluate_policy(model, model.get_env(), n_eval_episodes=1)
+    model.save_replay_buffer(tmp_path / "buffer")
+    assert len(model.learn(10, reset_num_timesteps=False).replay_buffer) == 40
+
+
+def test_another_data_set_keeps_the_buffer():
+    model = RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", **SMALL).learn(30)
+    for _ in range(2):
+        model.set_dataset("hopper-medium.npz")
+    assert len(model.learn(5, reset_num_timesteps=False).replay_buffer) == 35
+
+
+@pytest.mark.parametrize("kind", [SAC, ctrlrl.PPO])
+def test_evaluating_where_it_learns_is_refused_while_it_learns(kind):
+    class Evaluate(BaseCallback):
+        def _on_step(self):
+            ctrlrl.evaluate_policy(self.model, self.model.get_env(), n_eval_episodes=1)
+            return True
+
+    model = kind("MlpPolicy", gym.make("Pendulum-v1"), batch_size=16)
+    with pytest.raises(ValueError, match="the model is learning in"):
+        model.learn(30, callback=Evaluate())
+    ctrlrl.evaluate_policy(model, model.get_env(), n_eval_episodes=1)
+
+
+def test_a_fixed_temperature_is_that_of_the_settings_whatever_a_file_holds(tmp_path):
+    model = SAC("MlpPolicy", "Pendulum-v1", ent_coef=0.2, **SMALL).learn(25)
+    model.save(tmp_path / "fixed")
+    SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(25).save(tmp_path / "learned")
+    for name in ("fixed", "learned"):
+        loaded = SAC.load(tmp_path / name, ent_coef=0.01)
+        assert float(loaded.learner.nets.log_temperature().detach().exp()) == pytest.approx(0.01)
+    assert float(SAC.load(tmp_path / "learned").learner.nets.log_temperature().detach().exp()) != 1.0
+    model.ent_coef = 0.5
+    assert float(model.learner.nets.log_temperature().detach().exp()) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="stays learned or fixed"):
+        model.ent_coef = "auto"
+
+
+def test_a_model_is_loaded_with_its_data_set(tmp_path):
+    RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", **SMALL).learn(25).save(tmp_path / "model")
+    model = RLPD.load(tmp_path / "model", env="Hopper-v4", dataset="hopper-medium.npz")
+    assert len(model.learn(25).replay_buffer) == 25
+
+
+def test_other_networks_than_the_saved_ones_are_refused(tmp_path):
+    SAC("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"policy_kwargs differ.*hidden=\[16\]"):
+        SAC.load(tmp_path / "model", policy_kwargs={"net_arch": [64, 64]})
+    assert SAC.load(tmp_path / "model", policy_kwargs={"net_arch": [16]}).cfg.hidden == [16]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (ctrlrl.PPO, {"batch_size": 64.0, "n_steps": np.int64(64), "n_epochs": 2.0, "n_envs": np.int64(2)}),
+        (
+            ctrlrl.PPO,
+            {"learning_rate": np.float32(1e-3), "gamma": np.float32(0.9), "seed": np.int64(3), "n_steps": 64.0},
+        ),
+        (SAC, {"batch_size": np.int64(16), "buffer_size": 1e3, "gradient_steps": np.int64(1), "n_steps": 2.0}),
+        (
+            SAC,
+            {"ent_coef": np.float32(0.1), "tau": np.float32(0.01), "train_freq": np.int64(2), "learning_starts": 5.0},
+        ),
+        (SAC, {"target_entropy": np.float32(-1), "action_noise": np.float32(0.1), "learning_rate": np.float64(1e-3)}),
+        (ctrlrl.IQL, {"expectile": np.float32(0.7), "batch_size": 16.0, "reward_scale": np.float32(2.0)}),
+    ],
+)
+def test_numbers_of_numpy_and_whole_floats_are_numbers_and_survive_in_a_file(kind, given, tmp_path):
+    if kind is ctrlrl.IQL:
+        model = kind("MlpPolicy", "Hopper-v4", "hopper-medium.npz", hidden=[8], **given).learn(2)
+    else:
+        model = kind("MlpPolicy", "Pendulum-v1", **given).learn(130)
+    model.save(tmp_path / "model")
+    loaded = kind.load(tmp_path / "model")
+    for name in ("batch_size", "n_steps", "buffer_size", "n_epochs", "gamma", "learning_rate", "ent_coef", "expectile"):
+        value = getattr(model.cfg, name, None)
+        assert type(value) in (int, float, str, type(None))
+        assert getattr(loaded.cfg, name, None) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "match"),
+    [
+        (SAC, {"batch_size": 16.5}, "SAC: batch_size must be a whole number, got 16.5"),
+        (SAC, {"gradient_steps": 0.5}, "SAC: gradient_steps must be a whole number, got 0.5"),
+        (ctrlrl.PPO, {"n_steps": 10.5}, "PPO: n_steps must be a whole number"),
+        (ctrlrl.PPO, {"seed": "3"}, "PPO: seed must be a whole number, got '3'"),
+        (SAC, {"target_entropy": float("nan")}, "target_entropy must be auto or a finite number"),
+    ],
+)
+def test_what_is_no_whole_number_is_refused_by_its_name(kind, given, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        kind("MlpPolicy", "Pendulum-v1", **given)
+
+
+def test_a_setting_that_an_algorithm_has_not_is_refused_by_its_name():
+    with pytest.raises(AttributeError, match="SAC has no max_grad_norm"):
+        SAC("MlpPolicy", "Pendulum-v1", **SMALL).max_grad_norm = 0.1
+
+
+def test_as_many_environments_as_a_function_is_asked_for_and_no_other_number_of_an_object():
+    model = SAC("MlpPolicy", lambda: gym.make("Pendulum-v1"), n_envs=2, **SMALL).learn(30)
+    assert (model.n_envs, len(model.replay_buffer)) == (2, 30)
+    for kind in (SAC, ctrlrl.PPO, ctrlrl.IQL):
+        with pytest.raises(ValueError, match="n_envs=4: env is an object of 1 environment;"):
+            kind("MlpPolicy", gym.make("Pendulum-v1"), n_envs=4)
+
+
+def test_predict_names_what_is_wrong_with_an_observation():
+    model = SAC("MlpPolicy", "Pendulum-v1", **SMALL)
+    with pytest.raises(ValueError, match="predict: nan or inf in observation 1"):
+        model.predict(np.array([[0.0, 0.0, 0.0], [np.nan, 0.0, 0.0]], np.float32))
+    with pytest.raises(ValueError, match=r"predict: got \(observation, info\)"):
+        model.predict(gym.make("Pendulum-v1").reset())
 
 
 def test_a_schedule_of_the_learning_rate_reaches_every_optimiser():

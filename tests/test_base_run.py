@@ -75,6 +75,15 @@ def test_the_run_begins_with_the_bases_weights_and_normalisers(base):
     assert torch.equal(loop.learner.act(obs, deterministic=True).action, clone.act(obs, deterministic=True).action)
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_begins_with_the_base_again(base, tmp_path):
+    words = [*EXPO_WORDS, f"algo.base={base}", f"run.dir={tmp_path / 'x'}"]
+    first, folder = start(train_config(words), words)
+    again = resume(folder, [])
+    assert again.loop.skilled
+    for name, value in first.learner.nets.base.state_dict().items():
+        assert torch.equal(value, again.learner.nets.base.state_dict()[name]), name
+
+
 def test_the_form_is_the_bases_in_the_folder_too_and_the_sampler_may_be_another(base, tmp_path):
     words = [*EXPO_WORDS, f"algo.base={base}", "algo.base_sampling_steps=3", "algo.hidden=[16]"]
     folder = run([*words, f"run.dir={tmp_path / 'x'}"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +51,9 @@ class SACConfig(OnlineConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
         initial_temperature(self.ent_coef, where)
-        if self.target_entropy != "auto" and not isinstance(self.target_entropy, (int, float)):
-            raise ValueError(f"{where}.target_entropy must be auto or a number, got {self.target_entropy!r}")
+        aim = self.target_entropy
+        if aim != "auto" and (isinstance(aim, str) or not math.isfinite(aim)):
+            raise ValueError(f"{where}.target_entropy must be auto or a finite number, got {aim!r}")
 
 
 class SACLearner(OffPolicyLearner):
@@ -75,6 +77,24 @@ class SACLearner(OffPolicyLearner):
         )
         self.target_entropy = -float(spec.action_dim) if cfg.target_entropy == "auto" else float(cfg.target_entropy)
         super().__init__(cfg, nets.to(spec.device))
+
+    def load_model_state(self, state: dict[str, Tensor]) -> None:
+        super().load_model_state(state)
+        self._fix_temperature()
+
+    def set_hyper(self, name: str, value: Any) -> None:
+        """`ent_coef` may go from one number to another."""
+        if name == "ent_coef" and (self.learned or initial_temperature(value, type(self.cfg).__name__)[1]):
+            raise ValueError(f"{type(self.cfg).__name__}.ent_coef={self.cfg.ent_coef}: it stays learned or fixed")
+        super().set_hyper(name, value)
+        self._fix_temperature()
+
+    @torch.no_grad()
+    def _fix_temperature(self) -> None:
+        """One that is not learned is the configuration's, whatever a file holds."""
+        initial, learned = initial_temperature(self.cfg.ent_coef, type(self.cfg).__name__)
+        if not learned:
+            self.nets.log_temperature.value.fill_(math.log(initial) if initial else -math.inf)
 
     def optimizers(self) -> dict[str, GradStep]:
         names = ("log_temperature", "critic", "policy") if self.learned else ("critic", "policy")

@@ -56,11 +56,25 @@ def change_model(model: Any, changes: Dynamics, robot: str) -> None:
     if changes.gravity_scale != 1.0:
         if not model.opt.gravity.any():
             raise ValueError(f"env.gravity_scale={changes.gravity_scale:g}: env={robot} has no gravity")
+        if not _weighs(model):
+            raise ValueError(
+                f"env.gravity_scale={changes.gravity_scale:g}: env={robot} lies flat, gravity moves none of its joints"
+            )
         model.opt.gravity *= changes.gravity_scale
     if changes.friction_scale != 1.0:
         if not (model.geom_contype.any() and (model.geom_condim > 1).any()):
             raise ValueError(f"env.friction_scale={changes.friction_scale:g}: env={robot} touches nothing that rubs")
         model.geom_friction *= changes.friction_scale
+
+
+def _weighs(model: Any) -> bool:
+    """Whether gravity pulls at a joint, at rest and away from upright, where a pendulum would stand still."""
+    import mujoco
+
+    data = mujoco.MjData(model)
+    mujoco.mj_integratePos(model, data.qpos, [0.3] * model.nv, 1.0)  # m, rad
+    mujoco.mj_forward(model, data)
+    return bool(abs(data.qfrc_bias).max() > 1e-9)  # N, N m
 
 
 class JointNoise:

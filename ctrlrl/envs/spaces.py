@@ -87,6 +87,8 @@ class Spaces(_Pair):
         quick: acts in the place of `act` on a single row [O], where it can: not where it returns None.
         """
         codec, given = self.obs_codec, observation
+        if not self.structured and isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict):
+            raise ValueError("predict: got (observation, info), as Gymnasium's reset returns it; give the observation")
         single = codec.is_single(observation)
         if single:
             observation = codec.lanes([observation]) if self.structured else np.asarray(observation)[None]
@@ -96,7 +98,14 @@ class Spaces(_Pair):
             self._refuse(given)
             raise
         found = quick(rows[0]) if quick is not None and single else None
-        action = self.action_codec.decode(act(torch.from_numpy(rows).to(device)) if found is None else found[None])
+        try:
+            action = self.action_codec.decode(act(torch.from_numpy(rows).to(device)) if found is None else found[None])
+        except ValueError:
+            if not np.isfinite(rows).all():
+                raise ValueError(
+                    f"predict: nan or inf in observation {int(np.isfinite(rows).all(1).argmin())}"
+                ) from None
+            raise
         return action[0] if single else action
 
     def _refuse(self, observation: Any) -> None:

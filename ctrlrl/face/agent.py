@@ -11,6 +11,7 @@ from ctrlrl.face.arguments import as_schedule
 from ctrlrl.face.environments import tells_episodes
 from ctrlrl.face.model import Model
 from ctrlrl.face.records import progress_row, record_progress, record_update
+from ctrlrl.face.reporting import while_learning
 from ctrlrl.face.watch import EpisodeLog, RolloutView, Watch
 from ctrlrl.train.log import Progress
 from ctrlrl.types import Rollout
@@ -21,6 +22,7 @@ class Agent(Model):
 
     _rollout: Rollout | None = None
 
+    @while_learning
     def learn(
         self,
         total_timesteps: int,

@@ -92,7 +92,7 @@ class Connection:
 
 
 def connect(env: Any, n_envs: int, *, seed: int | None, device: torch.device) -> Connection:
-    """What a model takes as `env`, ready to be stepped. n_envs: lanes of an id; an object has its own."""
+    """What a model takes as `env`, ready to be stepped. n_envs: lanes of an id or a function; an object has its own."""
     if isinstance(env, str):
         cfg = env_config(env)
         backend = tasks.backend_of(cfg)
@@ -103,10 +103,22 @@ def connect(env: Any, n_envs: int, *, seed: int | None, device: torch.device) ->
     if type(env).__module__ == "ctrlrl.envs.sb3_face" and env._writer is None:
         # one of ours in SB3's clothes: stepped without them
         return Connection(env.env, build.Spaces(env.observation_space, env.action_space), face=env)
-    vec_env = tasks.as_vec_env(env, seed=seed)
+    vec_env = tasks.as_vec_env(env, seed=seed, n_envs=n_envs)
     gym_id = getattr(getattr(env, "spec", None), "id", None)
     task = env_config(gym_id) if isinstance(gym_id, str) else None
     return Connection(vec_env, tasks.spaces_of(env, vec_env.spec), face=env if is_sb3(env) else None, task=task)
+
+
+def asked_for(env: Any, n_envs: int, *, seed: int | None, device: torch.device) -> Connection:
+    """The same; ValueError where an object has not the number of lanes that was asked for."""
+    connection = connect(env, n_envs, seed=seed, device=device)
+    lanes = connection.env.spec.n_envs
+    if n_envs not in (1, lanes):
+        raise ValueError(
+            f"n_envs={n_envs}: env is an object of {lanes} environment{'s' * (lanes > 1)}; give its id, or a function "
+            "that makes one"
+        )
+    return connection
 
 
 def check_data(episodes: build.Episodes, spaces: build.Spaces, connection: Connection | None) -> list[str]:

@@ -59,6 +59,11 @@ def evaluate_policy(
     training = getattr(model, "_connection", None)
     begun = getattr(model, "_online", None) or getattr(model, "_loop", None)
     before = vec_env.state_dict() if training is not None and training.env is vec_env and begun else None
+    if before == {} and getattr(model, "is_learning", False):
+        raise ValueError(
+            "evaluate_policy: env is the one that the model is learning in, whose episodes this would end; give "
+            "another of the same task"
+        )
     stagger = getattr(vec_env, "stagger", False)
     if stagger:
         vec_env.stagger = False

@@ -13,6 +13,7 @@ from ctrlrl.config import TrainConfig
 from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.environments import env_config
+from ctrlrl.face.numbers import of_fields, whole
 from ctrlrl.provenance import versions
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.log import Progress
@@ -48,8 +49,8 @@ class FrontAgent:
         for name in settings:
             if name not in known:
                 raise TypeError(f"{where}: {unknown('argument', name, known)}")
-        self.cfg = kind(**settings)
-        self.n_envs, self.seed, self.verbose = n_envs, seed, verbose
+        self.cfg = kind(**of_fields(kind, settings, where))
+        self.n_envs, self.seed, self.verbose = whole(where, "n_envs", n_envs), whole(where, "seed", seed), verbose
         self.device = tasks.resolve_device(str(device))
         self.num_timesteps = 0
         self._env: Any = None

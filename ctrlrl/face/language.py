@@ -14,6 +14,7 @@ from torch import nn
 
 from ctrlrl import tasks, texts
 from ctrlrl.core.process import keep_memory
+from ctrlrl.face.numbers import of_fields, whole
 from ctrlrl.llm.environment import TextEnv, context_of, longest_prompt, special_tokens
 from ctrlrl.llm.generate import Engine
 from ctrlrl.llm.learner import TokenLearner
@@ -70,7 +71,8 @@ class LanguageAgent:
                 raise TypeError(f"{where}: {unknown('argument', name, known)}")
         if dataset is None:
             raise ValueError(f"{where} needs dataset, the prompts to learn from")
-        self.cfg = kind.config(**settings)
+        self.cfg = kind.config(**of_fields(kind.config, settings, where))
+        n_envs, seed = whole(where, "n_envs", n_envs), whole(where, "seed", seed)
         for line in self.cfg.notices():
             warnings.warn(line, stacklevel=2)
         keep_memory()

@@ -18,7 +18,8 @@ from ctrlrl.config import DIVISION, TrainConfig
 from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.arguments import Schedule, advantage_kind, as_schedule, network, policy_name, refuse, start_value
-from ctrlrl.face.environments import Connection, connect, env_config
+from ctrlrl.face.environments import Connection, asked_for, connect, env_config
+from ctrlrl.face.numbers import item, of_fields, whole
 from ctrlrl.face.policy_view import PolicyView
 from ctrlrl.face.reporting import Reporting
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
@@ -37,6 +38,9 @@ class Setting:
         return self if model is None else getattr(model.cfg, self.name)
 
     def __set__(self, model: Any, value: Any) -> None:
+        if not hasattr(model.cfg, self.name):
+            raise AttributeError(f"{type(model).__name__} has no {self.name}")
+        (_, value), *_ = of_fields(type(model.cfg), {self.name: value}, type(model).__name__).items()
         model.learner.set_hyper(self.name, value)
 
 
@@ -96,6 +100,7 @@ class Model(Reporting):
         **hyper_parameters: Any,
     ):
         where = type(self).__name__
+        learning_rate = item(learning_rate)
         buffer = {"rollout_buffer_class": rollout_buffer_class, "rollout_buffer_kwargs": rollout_buffer_kwargs}
         refuse(where, use_sde=use_sde, **buffer)
         self.policy_kwargs = dict(policy_kwargs or {})
@@ -120,17 +125,18 @@ class Model(Reporting):
         for name in ("clip_range", "clip_range_vf"):
             value = getattr(self.cfg, name, None) if self._given[name] is None else self._given[name]
             setattr(self, name, None if value is None else as_schedule(value))
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed = whole(where, "batch_size", batch_size), whole(where, "seed", seed)
+        n_envs, stats_window_size = whole(where, "n_envs", n_envs), whole(where, "stats_window_size", stats_window_size)
         self.device = tasks.resolve_device(str(device))
         self._setup_reporting(verbose, tensorboard_log, stats_window_size)
         self._total_timesteps = self._n_updates = 0
         self._current_progress_remaining = 1.0
         self._connection: Connection | None = None
         self._loop: Any = None
-        self._env_seed = seed  # of the next reset
+        self._env_seed = self.seed  # of the next reset
         self._n_envs = 0
         self._check_numbers()
-        seed_generators(seed)
+        seed_generators(self.seed)
         if env is not None:
             self._meet(env, n_envs)
             if _init_setup_model:
@@ -145,7 +151,7 @@ class Model(Reporting):
                 raise TypeError(f"{cls.__name__}: {unknown('argument', name, sorted(known))}")
         if values.get("clip_range_vf") is not None and "value_clip_max" in known:
             values.setdefault("value_clip_max", False)  # SB3's rule
-        return kind(**values)
+        return kind(**of_fields(kind, values, cls.__name__))
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = as_schedule(self.learning_rate)
@@ -164,7 +170,7 @@ class Model(Reporting):
         """Take the environment of a constructor or of `load`; one that does not fit is refused before it is made."""
         if isinstance(env, str) and n_envs > 1:
             loops.refuse_unfit(TrainConfig(algo=self.cfg, env=env_config(env), device=str(self.device)))
-        self._use(connect(env, n_envs, seed=self.seed, device=self.device))
+        self._use(asked_for(env, n_envs, seed=self.seed, device=self.device))
 
     def _use(self, connection: Connection) -> None:
         """Take an environment; the next `learn` resets it."""

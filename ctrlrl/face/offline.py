@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from ctrlrl import build, judging, loops, tasks
-from ctrlrl.config import TrainConfig
+from ctrlrl.config import DataConfig, TrainConfig
 from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.data import DATA, data_settings, episodes_of, known_data, refuse_without_data
-from ctrlrl.face.environments import Connection, check_data, connect
+from ctrlrl.face.environments import Connection, asked_for, check_data
+from ctrlrl.face.numbers import of_fields, whole
 from ctrlrl.face.records import record_offline
-from ctrlrl.face.reporting import Reporting
+from ctrlrl.face.reporting import Reporting, while_learning
 from ctrlrl.face.watch import ReplayWatch, UpdateWatch
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.log import Progress
@@ -65,20 +66,20 @@ class OfflineAgent(Reporting):
                 raise TypeError(f"{where}: {unknown('argument', name, sorted((*known, *DATA)))}")
             if callable(value):
                 raise TypeError(f"{where}: {name} is one value for all updates, got the function {value!r}")
-        self._data, own = data_settings(settings)
-        self.cfg = kind(**own)
-        self.seed = seed
+        self._data, own = data_settings(of_fields(DataConfig, settings, where))
+        self.cfg = kind(**of_fields(kind, own, where))
+        self.seed = whole(where, "seed", seed)
         self.device = tasks.resolve_device(str(device))
         self._setup_reporting(verbose, tensorboard_log)
         self.offline_steps = self._updates_before = self._episode_num = 0
         self._means = Means()
-        self.n_envs = n_envs
+        self.n_envs = whole(where, "n_envs", n_envs)
         self._loop: Any = None
         self._online: Any = None
         self._episodes: Any = None
         self._connection: Connection | None = None
         if env is not None:
-            self._connection = connect(env, n_envs, seed=seed, device=torch.device("cpu"))
+            self._connection = asked_for(env, self.n_envs, seed=self.seed, device=torch.device("cpu"))
             self._spaces = self._connection.spaces
             self._setup()
         if dataset is not None:
@@ -98,9 +99,12 @@ class OfflineAgent(Reporting):
             raise ValueError(f"{type(self).__name__}: env is needed besides the data set, e.g. env='Hopper-v4'")
         for line in check_data(episodes, self._spaces, self._connection):
             warnings.warn(line, stacklevel=3)
+        if self._online is not None and len(self._online.buffer):
+            warnings.warn(f"set_dataset: {len(self._online.buffer):,} rows of the replay buffer are left", stacklevel=2)
         self._updates_before = self.gradient_steps - self.offline_steps
         self._episodes, self._loop, self._online = episodes, None, None
 
+    @while_learning
     def learn(
         self,
         gradient_steps: int,
@@ -138,6 +142,7 @@ class OfflineAgent(Reporting):
             self._loop.gradient_steps = self.gradient_steps  # of a loaded model, whose schedules go on
         return self._loop
 
+    @while_learning
     def learn_online(
         self,
         total_timesteps: int,
@@ -285,7 +290,7 @@ class OfflineAgent(Reporting):
         model = cls(device=device, **{**kept, **config, **known_data(facts), **changes})
         model._spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:
-            model._connection = connect(env, model.n_envs, seed=None, device=torch.device("cpu"))
+            model._connection = asked_for(env, model.n_envs, seed=None, device=torch.device("cpu"))
             model._spaces.same(model._connection.spaces, where)
         saved.check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
         model._setup()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctrlrl.face.numbers import item
 from ctrlrl.registry import unknown
 
 POLICIES = {  # SB3's alias or class name -> the alias
@@ -73,6 +74,7 @@ def network(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def noise_of(action_noise: Any, where: str) -> float:
     """Standard deviation, in the units of actions in [-1, 1], of SB3's NormalActionNoise or of a number; None is 0."""
+    action_noise = item(action_noise)
     if action_noise is None or isinstance(action_noise, (int, float)):
         return float(action_noise or 0.0)
     kind = type(action_noise).__name__
@@ -87,7 +89,7 @@ def noise_of(action_noise: Any, where: str) -> float:
 def frequency(train_freq: Any, where: str) -> tuple[int, str]:
     """(count, "step" or "episode")."""
     count, unit = train_freq if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
-    unit = getattr(unit, "value", unit)
+    count, unit = item(count), getattr(unit, "value", unit)
     if unit not in ("step", "episode") or isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(
             f"{where}: train_freq must be a count, or (count, 'step' or 'episode'), got {train_freq!r:.60}"

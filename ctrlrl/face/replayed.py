@@ -18,9 +18,11 @@ from ctrlrl.face.arguments import is_schedule, start_value
 from ctrlrl.face.data import data_settings, episodes_of, refuse_without_data
 from ctrlrl.face.environments import Connection, check_data
 from ctrlrl.face.model import Setting
+from ctrlrl.face.numbers import item, whole
 from ctrlrl.face.policy_view import ReplayedPolicyView
 from ctrlrl.face.records import progress_row, record_replay
 from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse
+from ctrlrl.face.reporting import while_learning
 from ctrlrl.face.sb3_import import replayed_from_sb3
 from ctrlrl.face.watch import ReplayWatch
 from ctrlrl.train.log import Progress
@@ -65,6 +67,11 @@ class ReplayAgent(Agent):
         **settings: Any,
     ):
         where = type(self).__name__
+        learning_rate, n_envs, self.seed = (
+            item(learning_rate),
+            whole(where, "n_envs", n_envs),
+            whole(where, "seed", seed),
+        )
         asked = ("replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage", "use_sde", "use_sde_at_warmup")
         refuse(where, **{name: settings.pop(name, None) for name in asked})
         settings.pop("sde_sample_freq", None)
@@ -78,18 +85,21 @@ class ReplayAgent(Agent):
             raise ValueError(f"{where}: utd={self.cfg.utd:g} is a word of the command line; give gradient_steps here")
         self.learning_rate = self.cfg.learning_rate if learning_rate is None else learning_rate
         self._setup_lr_schedule()
-        self.train_freq, self.gradient_steps = frequency(train_freq, where), gradient_steps
-        if gradient_steps < -1:
+        self.train_freq, self.gradient_steps = (
+            frequency(train_freq, where),
+            whole(where, "gradient_steps", gradient_steps),
+        )
+        if self.gradient_steps < -1:
             raise ValueError(f"{where}: gradient_steps must be -1 or at least 0, got {gradient_steps}")
-        self.batch_size, self.seed = self.cfg.batch_size, seed
+        self.batch_size = self.cfg.batch_size
         self.device = tasks.resolve_device(str(device))
-        self._setup_reporting(verbose, tensorboard_log, stats_window_size)
+        self._setup_reporting(verbose, tensorboard_log, whole(where, "stats_window_size", stats_window_size))
         self._total_timesteps = self._n_updates = self._episode_num = 0
         self._current_progress_remaining = 1.0
         self._connection = self._loop = None
         self._means = Means()
-        self._env_seed, self._n_envs = seed, 0
-        seed_generators(seed)
+        self._env_seed, self._n_envs = self.seed, 0
+        seed_generators(self.seed)
         if env is not None:
             self._meet(env, n_envs)
             if _init_setup_model:
@@ -110,6 +120,9 @@ class ReplayAgent(Agent):
             raise ValueError(f"{type(self).__name__}: images are not taken; use PPO, or an environment of vectors")
 
     def _use(self, connection: Connection) -> None:
+        if connection is self._connection and self._loop is not None:
+            self._loop.reset(None)  # somebody else stepped it
+            return
         before = self.replay_buffer
         super()._use(connection)
         self._kept = before
@@ -143,6 +156,7 @@ class ReplayAgent(Agent):
 
     # learning --------------------------------------------------------------------------------------------------------
 
+    @while_learning
     def learn(
         self,
         total_timesteps: int,
@@ -231,13 +245,13 @@ class ReplayAgent(Agent):
     @property
     def replay_buffer(self) -> Any:
         """The kept transitions; None before the first `learn`."""
-        return None if self._loop is None else self._loop.buffer
+        return self._kept if self._loop is None else self._loop.buffer
 
     def save_replay_buffer(self, path: str | PathLike[str]) -> None:
         """Write the replay buffer as a folder of safetensors chunks; no pickle."""
-        if self._loop is None:
+        if self.replay_buffer is None:
             raise ValueError(f"{type(self).__name__}.save_replay_buffer: there is none before learn")
-        build.save_buffer(self._loop.buffer, Path(path))
+        build.save_buffer(self.replay_buffer, Path(path))
 
     def load_replay_buffer(self, path: str | PathLike[str], truncate_last_traj: bool = True) -> None:
         """Take over a saved buffer of the same capacity and columns; the next `learn` goes on with it.

@@ -5,10 +5,28 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 from ctrlrl.train.callbacks import BaseCallback, as_callback
 from ctrlrl.train.logger import Logger, training_logger
+
+Learn = TypeVar("Learn", bound=Callable[..., Any])
+
+
+def while_learning(learn: Learn) -> Learn:
+    """A `learn` during which nobody else may step the model's environment."""
+
+    @wraps(learn)
+    def learns(model: Any, *args: Any, **kwargs: Any) -> Any:
+        model.is_learning = True
+        try:
+            return learn(model, *args, **kwargs)
+        finally:
+            model.is_learning = False
+
+    return learns  # type: ignore[return-value]
 
 
 class Reporting:
@@ -17,6 +35,7 @@ class Reporting:
     verbose: int
     tensorboard_log: str | None
     _connection: Any
+    is_learning = False  # within `learn`
 
     def _setup_reporting(self, verbose: int, tensorboard_log: str | None, stats_window_size: int = 100) -> None:
         self.verbose, self.tensorboard_log, self._stats_window_size = verbose, tensorboard_log, stats_window_size

@@ -16,6 +16,7 @@ from ctrlrl import build
 from ctrlrl.config import DIVISION
 from ctrlrl.face.arguments import is_schedule, network, start_value
 from ctrlrl.face.data import data_facts, known_data
+from ctrlrl.face.replay_arguments import network as replay_network
 from ctrlrl.provenance import versions
 
 File = str | os.PathLike[str] | BinaryIO
@@ -86,6 +87,14 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
             f"{config['learning_rate']} from now on. Give it again: load(path, learning_rate=...).",
             stacklevel=3,
         )
+    changes, dataset = dict(changes), changes.get("dataset")
+    changes.pop("dataset", None)
+    given = replay_network(changes.get("policy_kwargs") or {})
+    if wrong := [name for name, value in given.items() if config.get(name, value) != value]:
+        raise ValueError(
+            f"{where}: policy_kwargs differ from the saved ones, the model has {wrong[0]}={config[wrong[0]]}; leave "
+            "them away"
+        )
     model = kind(found.get("policy", "MlpPolicy"), None, device=device, **{**config, **own, **changes})
     spaces = build.Spaces.from_json(found["spaces"], where)
     if env is not None:
@@ -98,6 +107,8 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
     model._setup_model()
     build.restore_agent(model.learner, checkpoint, where)
     model.num_timesteps, model._n_updates = found["num_timesteps"], found.get("n_updates", 0)
+    if dataset is not None:
+        model.set_dataset(dataset)
     return model
 
 

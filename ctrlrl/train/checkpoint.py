@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -48,15 +49,19 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
     model, training = packed(checkpoint.model), packed(checkpoint.training)
     state = {"format": FORMAT, **checkpoint.state}
     state["checksum"] = _checksum(model, training, state)
-    return dict(zip(FILES, (model, training, json.dumps(state).encode()), strict=True))
+    return dict(zip(FILES, (model, training, _text(state)), strict=True))
 
 
 def _checksum(model: bytes, training: bytes, state: dict[str, Any]) -> str:
     """Of all three files: a flipped byte in a weight would otherwise load without a word."""
     digest = hashlib.sha256(model)
     digest.update(training)
-    digest.update(json.dumps(state).encode())
+    digest.update(_text(state))
     return digest.hexdigest()
+
+
+def _text(state: dict[str, Any]) -> bytes:
+    return json.dumps(state, default=np.generic.item).encode()  # a user's NumPy number is no reason to lose a model
 
 
 def _decode(files: dict[str, bytes], where: str) -> Checkpoint:
@@ -195,6 +200,8 @@ def read_zip(source: str | os.PathLike[str] | BinaryIO) -> Checkpoint:
 def _check_members(archive: zipfile.ZipFile) -> None:
     """Exactly the three files, plain and stored as they are: then no more is read than the archive is long."""
     members = archive.infolist()
+    if "_stable_baselines3_version" in archive.namelist():
+        raise ValueError("it is a model of Stable-Baselines3, which from_sb3(path) reads")
     if sorted(m.filename for m in members) != sorted(FILES):
         raise ValueError(f"wanted the members {', '.join(FILES)}, got {sorted(m.filename for m in members)[:4]}")
     end = archive.start_dir or 0  # where the list of members begins

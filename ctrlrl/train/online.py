@@ -101,9 +101,11 @@ class OnlineLoop:
     def notices(self) -> tuple[str, ...]:
         """What a user should know of the run's settings, a line each; a run prints them when it starts."""
         n, cfg = self.env.spec.n_envs, self.cfg
-        n_steps = -(-self.online_steps // n) - cfg.learning_starts // n  # of all environments that earn updates
+        unknown = getattr(self.arrivals, "length", 1) - 1  # steps before the first row is known
+        n_steps = -(-self.online_steps // n) - max(cfg.learning_starts // n, unknown)  # that earn updates
         if self.online_steps and int(cfg.utd * n * (n_steps - n_steps % cfg.train_freq)) < 1:
             late = f"algo.learning_starts={cfg.learning_starts}, algo.train_freq={cfg.train_freq}, algo.utd={cfg.utd:g}"
+            late += f", algo.n_steps={cfg.n_steps}" if unknown else ""
             return (f"no update comes from {self.online_steps} environment steps with {late}; raise total_steps",)
         each, limit = -(-self.online_steps // n), self.env.spec.episode_length
         if isinstance(self.arrivals, WholeEpisodes) and 0 < each < limit and not len(self.buffer):

@@ -165,6 +165,8 @@ def test_what_a_robot_or_a_backend_cannot_do_is_refused_by_name():
         ("hopper", {"joint_noise": 1.0, "backend": "gymnasium"}, r"env\.joint_noise=1: env\.backend=gymnasium"),
         ("halfcheetah", {"density_scale": 2.0}, r"env\.density_scale=2: env=halfcheetah always weighs 14 kg"),
         ("pusher", {"gravity_scale": 2.0}, r"env\.gravity_scale=2: env=pusher has no gravity"),
+        ("swimmer", {"gravity_scale": 2.0}, r"env\.gravity_scale=2: env=swimmer lies flat"),
+        ("reacher", {"gravity_scale": 2.0}, r"env\.gravity_scale=2: env=reacher lies flat"),
         ("swimmer", {"friction_scale": 2.0}, r"env\.friction_scale=2: env=swimmer touches nothing"),
         ("hopper", {"gravity_scale": float("nan")}, r"env\.gravity_scale must lie in \[0, 1000\], got nan"),
         ("hopper", {"density_scale": 0.0}, r"env\.density_scale must lie in \(0, 1000\], got 0"),
@@ -173,6 +175,12 @@ def test_what_a_robot_or_a_backend_cannot_do_is_refused_by_name():
             made(name, **options)
     with pytest.raises(ValueError, match=r"unknown key env\.gravity_scale"):
         train_config(["env=pendulum", "env.gravity_scale=2"])
+
+
+@pytest.mark.parametrize("name", ["inverted_pendulum", "inverted_double_pendulum", "hopper", "humanoid_standup"])
+def test_gravity_is_taken_where_it_pulls_at_a_joint_though_the_robot_stands_upright(name):
+    model = make_env(env_config_with(env_settings(name))(name=name, gravity_scale=2.0), 1).model
+    assert model.opt.gravity[2] == pytest.approx(-19.62)
 
 
 def test_a_run_is_judged_in_an_environment_of_its_own_and_remembers_it(tmp_path):

@@ -145,6 +145,8 @@ def test_updates_follow_the_ratio_from_the_first_step_after_the_start(utd, freq,
         ({"learning_starts": 0, "utd": 0.0167}, 1, 1),
         ({"learning_starts": 53, "train_freq": 5, "utd": 0.15}, 1, 0),  # 1.05 after seven steps, but due after five
         ({"learning_starts": 0}, 64, 64),
+        ({"learning_starts": 0, "n_steps": 21}, 3, 0),
+        ({"learning_starts": 0, "n_steps": 20}, 3, 3),
     ],
 )
 def test_a_run_too_short_for_an_update_says_so_before_it_starts(settings, n_envs, updates):
