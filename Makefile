@@ -23,7 +23,7 @@ clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "ctrlrl needs Python >= 3.11; set PYTHON=python3.11"'
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "ctrlrl needs Python 3.11 to 3.13; set PYTHON=python3.12"'
 	$(PYTHON) -m venv $(VENV)
 
 # torch first: asked for alone and pinned, pip takes the build that the constraints name and nothing newer

@@ -15,6 +15,10 @@ from typing import Any
 # Spinning OpenMP threads cost up to 100x as soon as another process runs; torch reads this once, when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# SDL, which draws Gymnasium's classic tasks, complains of a missing screen, and needs none.
+if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
 USAGE = """ctrlrl <verb> [key=value ...]
 
   train    algo=ppo env=halfcheetah total_steps=1_000_000 seed=0 run.dir=runs/x    train; run.resume=runs/x goes on
@@ -112,6 +116,8 @@ def sweep(words: list[str]) -> int:
     if "--help" in words or "-h" in words:
         print(f"{USAGE}\n\n{usage()}")
         return 0
+    if not words:
+        raise ValueError("sweep needs sweep=NAME or several values of a key, e.g. seed=0,1,2; see ctrlrl sweep --help")
     code, said = run_sweep(words)
     print(said)
     return code

@@ -25,6 +25,7 @@ Command = TypeVar("Command")
 _PACKED = Path(__file__).parent / "configs"  # in an installed wheel
 CONFIG_DIR = _PACKED if _PACKED.is_dir() else Path(__file__).parent.parent / "configs"
 _CONFIG_LIMIT = 2**16  # bytes
+_ID = re.compile(r"-v\d+$")
 GROUPS = {"algo": tuple(ALGORITHMS), "env": ENVIRONMENTS, "data": DATA}
 
 
@@ -59,7 +60,9 @@ def train_config(words: Sequence[str]) -> DictConfig:
         words, chosen = [*words, f"env={RECORDED}"], {**chosen, "env": RECORDED}
     for group, options in GROUPS.items():
         if group in chosen and chosen[group] not in options:
-            raise ValueError(unknown(group, chosen[group], options))
+            said, name = unknown(group, chosen[group], options), chosen[group]
+            as_id = f" A Gymnasium id goes as env=gym env.id={name}" if group == "env" and _ID.search(name) else ""
+            raise ValueError(said + as_id)
     if experiment not in ("auto", "none") and experiment not in presets():
         raise ValueError(unknown("experiment", experiment, presets()))
     if experiment == "auto":
@@ -75,6 +78,9 @@ def train_config(words: Sequence[str]) -> DictConfig:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
             cfg = compose("train", overrides)
     except (HydraException, OmegaConfBaseException) as error:
+        if "/" in experiment and f"experiment/{experiment}'" in str(error):
+            typed_words = " ".join(f"{group}={chosen[group]}" for group in GROUPS if group in chosen)
+            raise ValueError(f"experiment={experiment} is for other words than {typed_words}; leave it out") from None
         raise ValueError(_explain(error, words)) from None
     cfg.experiment = experiment
     if cfg.iterations is not None:
@@ -239,11 +245,19 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
     parent = getattr(cause, "parent_node", None)
     text = str(cause).splitlines()[0]
     word = next((w for w in words if full_key and w.lstrip("+~").startswith(f"{full_key}=")), None)
+    if "Ambiguous value" in text:
+        word = getattr(cause, "override", None) or text.partition("'")[2].partition("'")[0]
+        return f"{word}: several values are a sweep, ctrlrl sweep ... {word}; a list is written [...]"
+    if "is not a ListConfig" in text:
+        key, _, value = (word or f"{full_key}=...").partition("=")
+        return f"{word or full_key}: a list is written in brackets, {key}=[{value}]"
     if "not in" in text or "does not exist" in text:
         keys = [k for k in parent if k != "hydra"] if parent is not None and hasattr(parent, "keys") else []
         key = str(getattr(cause, "key", full_key))
         prefix = full_key.rpartition(".")[0] if full_key else ""
-        near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys
+        nodes = {k: parent._get_node(k) for k in keys} if isinstance(parent, DictConfig) else {}
+        inner = [f"{k}.{key}" for k, node in nodes.items() if isinstance(node, DictConfig) and key in node]
+        near = inner or difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys
         mend = ", ".join(f"{prefix}.{k}" if prefix else str(k) for k in near)
         return f"unknown key {full_key or key}; did you mean {mend}?"
     word = word or getattr(cause, "override", None)  # what Hydra's parser could not read

@@ -351,6 +351,13 @@ def test_the_other_clock_is_refused(words, wanted):
         (["eval", "run=x", "episodes=few"], ["episodes", "few"]),
         (["eval", "x"], ["key=value", "run"]),
         (["report"], ["run folders"]),
+        (["train", "algo=sac", "env=pendulum", "experiment=ppo/pendulum"], ["experiment=ppo/pendulum", "algo=sac"]),
+        (["train", "seed=0,1"], ["seed=0,1", "ctrlrl sweep"]),
+        (["train", "resume=runs/x"], ["run.resume"]),
+        (["train", "env=LunarLander-v3"], ["env=gym env.id=LunarLander-v3"]),
+        (["eval", "run=x", "preference=0.3,0.7"], ["preference=[0.3,0.7]"]),
+        (["eval", "compose=runs/a,runs/b"], ["=[runs/a,runs/b]"]),
+        (["sweep"], ["sweep=NAME"]),
     ],
     ids=" ".join,
 )

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,21 @@ def test_the_words_of_every_training_command_are_known(page):
 def test_a_mistyped_word_of_a_command_is_found(word):
     with pytest.raises(Exception, match=re.escape(word.split("=")[0].split(".")[-1])):
         composed([word])
+
+
+def test_the_code_on_extending_runs_as_it_stands(tmp_path, monkeypatch):
+    from ctrlrl.registry import ALGORITHMS
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        for number, block in enumerate(blocks):
+            (tmp_path / f"extending_{number}.py").write_text(block)
+            made = import_module(f"extending_{number}")
+            assert made.model.num_timesteps >= 1_024
+        loaded = made.SquarePPO.load("square_ppo")
+        assert loaded.cfg.ratio_penalty == 2.0
+    finally:
+        ALGORITHMS.pop("square_ppo", None)

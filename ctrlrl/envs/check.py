@@ -131,7 +131,8 @@ def _outcome(check: Check, subject: Subject) -> Outcome:
         return check.run(subject)
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0]
-        return failed(f"{type(error).__name__}: {said}", mend="an environment may not raise here")
+        mend = "return what Gymnasium asks for" if "to unpack" in said else "an environment may not raise here"
+        return failed(f"{type(error).__name__}: {said}", mend=mend)
 
 
 def _title(env: Any, rows: dict[str, Outcome]) -> str:

@@ -14,6 +14,10 @@ from torch import Tensor
 from ctrlrl.envs.spec import Array, action_codec, env_spec, obs_codec
 from ctrlrl.types import TimeStep
 
+FORMS = {
+    "reset": "reset returns (observation, info)",
+    "step": "step returns (observation, reward, terminated, truncated, info)",
+}
 SUCCESS_KEYS = ("is_success", "success")
 
 
@@ -60,6 +64,8 @@ class Gate:
         said = (str(error).strip().splitlines() or [""])[0]
         if isinstance(error, EOFError | ConnectionError):
             said = "a worker process ended; what it said stands above"
+        if isinstance(error, ValueError) and "to unpack" in said and method in FORMS:
+            said += f"; of a Gymnasium environment {FORMS[method]}. One of the older Gym needs shimmy's wrapper"
         return RuntimeError(
             f"{self.name}: environment raised {type(error).__name__}: {said} (in {method}, step {self.n_steps})"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ctrlrl.envs import metaworld
 from ctrlrl.envs.gate import SUCCESS_KEYS, Gate
+from ctrlrl.envs.sim import Sim
 from ctrlrl.envs.spec import Array
 from ctrlrl.envs.sync_lanes import SyncLanes
 from ctrlrl.types import TimeStep
@@ -206,9 +207,13 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
                 "Give its id, a function that makes one, or a gymnasium.vector.SyncVectorEnv."
             )
         return SyncLanes([lambda: env], **own)
+    if isinstance(env, type) and issubclass(env, Sim):
+        raise TypeError(f"env: {env.__name__} is a simulator; wrap it: BatchedSim({env.__name__}(), n_envs)")
     if callable(env):
         return SyncLanes([env] * n_envs, **own)
-    raise TypeError(f"env must be an id, gym.Env, gym.vector.VectorEnv or a function, got {type(env).__name__}")
+    wrapped = f"; wrap it: BatchedSim({type(env).__name__}(), n_envs)" if isinstance(env, Sim) else ""
+    known = "an id, a gymnasium.Env, a gymnasium.vector.VectorEnv or a function"
+    raise TypeError(f"env must be {known}, got {type(env).__name__}{wrapped}")
 
 
 def register(gym_id: str) -> None:

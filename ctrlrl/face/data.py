@@ -48,5 +48,6 @@ def episodes_of(dataset: Any, where: str) -> build.Episodes:
     """A path's episodes, or those given."""
     episodes = build.load_data(dataset) if isinstance(dataset, (str, PathLike)) else dataset
     if not isinstance(episodes, build.Episodes):
-        raise TypeError(f"{where}: dataset must be a path or Episodes, got {type(dataset).__name__}")
+        mend = ". Arrays go into a file: np.savez(path, **columns), docs/data.md" if isinstance(dataset, dict) else ""
+        raise TypeError(f"{where}: dataset must be a path or Episodes, got {type(dataset).__name__}{mend}")
     return episodes

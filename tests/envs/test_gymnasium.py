@@ -7,6 +7,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from ctrlrl.envs.classic import Pendulum
 from ctrlrl.envs.gymnasium import GymnasiumEnv
 from ctrlrl.envs.spec import action_codec, obs_codec
 from ctrlrl.types import VecEnv
@@ -255,6 +256,27 @@ def test_faults_of_the_environment_name_it_the_lane_and_the_step(mode):
         run_until_fault("raise", mode)
     assert str(raised.value) == ("Counter: environment raised FloatingPointError: the arm fell off (in step, step 3)")
     assert isinstance(raised.value.__cause__, FloatingPointError)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"), [("step", (np.zeros(1), 0.0, False, {})), ("reset", (np.zeros(1), {}, 1))]
+)
+def test_what_an_older_gym_returns_is_told_with_what_gymnasium_returns(method, answer, monkeypatch):
+    monkeypatch.setattr(Counter, method, lambda self, *args, **kwargs: answer)
+    env = GymnasiumEnv(Counter())
+
+    def walk():
+        env.reset(0)
+        env.step(torch.zeros(1, dtype=torch.int64))
+
+    with pytest.raises(RuntimeError, match=rf"to unpack.*{method} returns \(observation, .*info\)"):
+        walk()
+
+
+@pytest.mark.parametrize("env", [Pendulum(), Pendulum])
+def test_a_simulator_is_to_be_wrapped(env):
+    with pytest.raises(TypeError, match=r"wrap it: BatchedSim\(Pendulum\(\), n_envs\)"):
+        GymnasiumEnv(env)
 
 
 def test_lanes_are_seeded_seed_plus_i_once():
