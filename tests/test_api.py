@@ -275,7 +275,7 @@ def test_a_ctrlrl_environment_keeps_its_number_of_lanes():
         (lambda: small(gamma=2.0), ValueError, "gamma"),
         (lambda: small(device="tpu0"), ValueError, "device"),
         (lambda: small(env="Pendulm-v1"), ValueError, "Pendulm-v1"),
-        (lambda: small(env=3), TypeError, "gym.Env"),
+        (lambda: small(env=3), TypeError, "gymnasium.Env"),
     ],
 )
 def test_mistakes_are_named_with_the_mend(make, error, words):
