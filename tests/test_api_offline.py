@@ -136,6 +136,8 @@ def test_learn_online_goes_on_from_a_replay_buffer_that_can_be_saved(tmp_path):
     np.testing.assert_array_equal(again.replay_buffer.table.rows[:40], model.replay_buffer.table.rows[:40])
     assert again.learn_online(20).env_steps == 60
     assert len(again.replay_buffer) == 60
+    with pytest.warns(UserWarning, match="set_dataset: 60 rows of the replay buffer are left"):
+        again.set_dataset("hopper-medium.npz")
 
 
 def test_online_the_policys_learning_rate_is_constant_as_it_is_on_the_command_line():
