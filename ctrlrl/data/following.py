@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ctrlrl.data import columns as cols
 from ctrlrl.data.columns import Columns, DataError
 from ctrlrl.data.episodes import Array
 
+_AT_ONCE = 2**21  # numbers, of images too
 _BREAK = 1e-6  # Euclidean distance above which a stored next observation is not the following row
 
 
@@ -23,8 +26,9 @@ def next_observations(columns: Columns, obs: Array) -> Array:
 def breaks(obs: Array, following: Array) -> Array:
     """[N] bool: rows whose stored next observation is not the following row; the last one always."""
     broken = np.ones(len(obs), bool)
-    for start in range(0, len(obs) - 1, 1 << 16):
-        rows = slice(start, min(start + (1 << 16), len(obs) - 1))
+    at_once = max(1, _AT_ONCE // math.prod(obs.shape[1:]))
+    for start in range(0, len(obs) - 1, at_once):
+        rows = slice(start, min(start + at_once, len(obs) - 1))
         step = obs[rows.start + 1 : rows.stop + 1].astype(np.float64) - following[rows]
         broken[rows] = np.sqrt(np.square(step).reshape(len(step), -1).sum(1)) > _BREAK
     return broken

@@ -40,8 +40,8 @@ class Setting:
     def __set__(self, model: Any, value: Any) -> None:
         if not hasattr(model.cfg, self.name):
             raise AttributeError(f"{type(model).__name__} has no {self.name}")
-        (_, value), *_ = of_fields(type(model.cfg), {self.name: value}, type(model).__name__).items()
-        model.learner.set_hyper(self.name, value)
+        given = of_fields(type(model.cfg), {self.name: value}, type(model).__name__)
+        model.learner.set_hyper(self.name, given[self.name])
 
 
 class Model(Reporting):

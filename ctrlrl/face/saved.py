@@ -87,8 +87,8 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
             f"{config['learning_rate']} from now on. Give it again: load(path, learning_rate=...).",
             stacklevel=3,
         )
-    changes, dataset = dict(changes), changes.get("dataset")
-    changes.pop("dataset", None)
+    changes = dict(changes)
+    dataset = changes.pop("dataset", None)  # once the model has its spaces
     given = replay_network(changes.get("policy_kwargs") or {})
     if wrong := [name for name, value in given.items() if config.get(name, value) != value]:
         raise ValueError(
