@@ -47,7 +47,9 @@ def text_env(cfg: TrainConfig, device: torch.device) -> TextEnv | Recording:
     task, data = kind(own_settings(cfg.env, kind.Settings)), cfg.data
     if learns_recorded(cfg.env.name):
         return task.recording(data.path, n_envs=cfg.n_envs, device=device, holdout=data.holdout)
-    return task.env(n_envs=cfg.n_envs, device=device, max_tokens=cfg.algo.max_tokens, path=data.path)
+    algo = cfg.algo
+    own = {"ends": algo.overlong != "none", "buffer": algo.overlong_buffer} if hasattr(task, "questions") else {}
+    return task.env(n_envs=cfg.n_envs, device=device, max_tokens=algo.max_tokens, path=data.path, **own)
 
 
 def token_learner(cfg: TrainConfig, env: TextEnv | Recording) -> TokenLearner:

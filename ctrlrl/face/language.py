@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -80,7 +80,9 @@ class LanguageAgent:
         if seed is not None:
             torch.manual_seed(seed)
         self.model, self.tokenizer = _opened(model, tokenizer)
+        _refuse_half(self.model)
         self.model.to(self.device)
+        dataset, eval_dataset = (list(x) if isinstance(x, Iterator) else x for x in (dataset, eval_dataset))
         n = (64 if self.cfg.group_size == 1 else 8 * self.cfg.group_size) if n_envs is None else n_envs
         self.cfg.check_envs(n)
         self.env = (
@@ -96,7 +98,7 @@ class LanguageAgent:
             eos=self.env.eos,
             pad=self.env.pad,
             engine=engine,
-            reference=ref_model,
+            reference=None if ref_model is None else ref_model.to(self.device),
             recorded=recorded,
         )
         self.learner.set_dtype(dtype)
@@ -179,15 +181,19 @@ class LanguageAgent:
         steps = total_timesteps if total_timesteps is not None else (iterations or 0) * each
         if steps < 1:
             raise ValueError("learn: total_timesteps or iterations must be at least 1")
-        before = self.num_timesteps
+        before, made = self.num_timesteps, 0
         loop.total_steps = before + steps
+        counted = iterations is not None and loop.clock == "env_steps"  # an update may take more responses, or fewer
         unit = "responses" if loop.clock == "env_steps" else "updates"
         with Progress(f"{self.algo} {steps:,} {unit}", steps, unit=loop.clock, enabled=progress_bar) as progress:
-            while not loop.done:
+            while made < (iterations or 0) if counted else not loop.done:
                 metrics = {name: float(value) for name, value in loop.iterate().items()}
+                made += 1
+                if counted and self.num_timesteps > before:
+                    loop.total_steps = before + round((self.num_timesteps - before) / made * (iterations or 0))
                 row = {"env_steps": loop.env_steps, "gradient_steps": loop.gradient_steps}
                 self.log_history.append(row | loop.episode_metrics() | metrics)
-                progress.update(self.num_timesteps - before, self.log_history[-1])
+                progress.update(made * each if counted else self.num_timesteps - before, self.log_history[-1])
                 if callback is not None and callback(self.log_history[-1]) is False:
                     break
         return self
@@ -214,6 +220,18 @@ class LanguageAgent:
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Model, or adapters, and tokenizer as transformers reads them."""
         texts.save_pretrained(self.model, self.tokenizer, Path(folder))
+
+
+def _refuse_half(model: nn.Module) -> None:
+    """ValueError for weights to be trained that a small step leaves as they were."""
+    half = next(
+        (p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)), None
+    )
+    if half is not None:
+        raise ValueError(
+            f"model: its weights are {str(half).removeprefix('torch.')}, in which small steps round away: load it with "
+            "dtype=torch.float32; dtype='bfloat16' here gives products in bfloat16"
+        )
 
 
 def _opened(model: Any, tokenizer: Any) -> tuple[nn.Module, Any]:

@@ -146,6 +146,8 @@ def _check_rows(
         raise ValueError(f"advantages: group must hold numbers in 0 ... {n - 1}, one a prompt")
     if bool(rewards.isinf().any()) or bool(rewards.isnan().all(1).any()):
         raise ValueError("advantages: some response has no finite reward; NaN may stand for some rewards, not for all")
+    if config.advantage == "beta_norm" and bool(((rewards < 0.0) | (rewards > 1.0)).any()):
+        raise ValueError("advantages: advantage=beta_norm takes rewards in [0, 1]")
     if config.needs_groups and config.single == "refuse" and bool((groups.group_size(group) < 2).any()):
         raise ValueError(
             f"advantages: some prompt has one response, but advantage={config.advantage} compares several. "

@@ -84,7 +84,6 @@ class TokenConfig:
     off_policy_limit: float | None = None  # bad responses that became less likely by this mean, nats, are left out
     generator_limit: float = 2.0  # bound on the weight of tokens of another engine
     # critic
-    vf_coef: float = 0.5
     clip_range_vf: float | None = None
     median_coef: float = 0.5  # value_median: the second head's loss
     median_temperature: float = 1.0

@@ -38,12 +38,12 @@ def _numbers(cfg: Any, where: str) -> None:
     in_range(where, low=0.0, high=1.0, gamma=cfg.gamma, gae_lambda=cfg.gae_lambda)
     in_range(where, low=0.0, high=1.0, entropy_share=cfg.entropy_share, covariance_share=cfg.covariance_share)
     in_range(where, low=0.0, high=1.0, positive_share=cfg.positive_share)
-    for name in ("clip_range", "clip_range_high", "clip_range_vf", "ent_target", "off_policy_limit"):
+    for name in ("clip_range", "clip_range_high", "clip_range_vf", "ent_target", "off_policy_limit", "bounds_step"):
         if (value := getattr(cfg, name)) is not None and not value > 0.0:
             raise ValueError(f"{where}.{name} must be above 0, got {value}")
     for name in ("advantage_eps", "target_temperature", "variance_coef", "variance_bound", "variance_rate"):
         in_range(where, low=0.0, high=INF, **{name: getattr(cfg, name)})
-    for name in ("kl_coef", "ent_coef", "ent_delta", "vf_coef", "median_coef", "covariance_coef"):
+    for name in ("kl_coef", "ent_coef", "ent_delta", "median_coef", "covariance_coef"):
         in_range(where, low=0.0, high=INF, **{name: getattr(cfg, name)})
     for name in ("group_size", "n_virtual", "max_tokens", "n_epochs", "n_minibatches", "max_rounds"):
         if getattr(cfg, name) < 1:
@@ -74,10 +74,11 @@ def _pairs(cfg: Any, where: str) -> None:
         raise ValueError(f"{where}: single=raw takes advantage=group_z, group_center or rloo, got {cfg.advantage}")
     if cfg.advantage == "median_mad" and cfg.group_size % 2 == 0:
         raise ValueError(f"{where}.group_size must be odd for advantage=median_mad, got {cfg.group_size}")
-    if cfg.ratio in OF_RESPONSES and cfg.advantage in OF_TOKENS:
+    if cfg.ratio in OF_RESPONSES and (cfg.advantage in OF_TOKENS or cfg.whiten == "tokens"):
+        what = f"advantage={cfg.advantage}" if cfg.advantage in OF_TOKENS else "whiten=tokens makes advantages that are"
         raise ValueError(
-            f"{where}: ratio={cfg.ratio} is one a response, advantage={cfg.advantage} one a token. "
-            "Use ratio=token or ratio=sequence_token."
+            f"{where}: ratio={cfg.ratio} is one a response, {what} one a token. Use ratio=token or "
+            "ratio=sequence_token."
         )
     makers = WITH_TARGET.get(cfg.surrogate)
     if makers is not None and cfg.advantage not in makers:
@@ -90,6 +91,10 @@ def _pairs(cfg: Any, where: str) -> None:
         raise ValueError(f"{where}: surrogate=dpo compares pairs: group_size=2, and no micro_batch_size=1")
     if cfg.window is not None and (cfg.advantage != "egae" or cfg.group_size != 1):
         raise ValueError(f"{where}.window={cfg.window} takes advantage=egae and group_size=1")
+    if cfg.window is not None and cfg.overlong != "none":
+        raise ValueError(
+            f"{where}.window={cfg.window}: what is unfinished goes on, so overlong={cfg.overlong} has no place"
+        )
     if cfg.advantage == "gdpo" and (cfg.overlong == "soft" or cfg.kl == "reward"):
         raise ValueError(
             f"{where}: advantage=gdpo normalizes each reward alone, so overlong=soft and kl=reward have no place. "
@@ -103,6 +108,10 @@ def _pairs(cfg: Any, where: str) -> None:
         raise ValueError(f"{where}.kl_coef={cfg.kl_coef} does nothing with kl=none. Use kl=reward or kl=loss.")
     if cfg.positive_share > 0.0 and (cfg.advantage in OF_TOKENS or cfg.whiten == "tokens" or cfg.kl == "reward"):
         raise ValueError(f"{where}.positive_share={cfg.positive_share} takes one advantage a response and no kl=reward")
+    if cfg.positive_share > 0.0 and cfg.surrogate in WITH_TARGET:
+        raise ValueError(
+            f"{where}.positive_share={cfg.positive_share}: surrogate={cfg.surrogate} needs targets of its own"
+        )
     if cfg.positive_share > 0.0 and cfg.ent_target is None:
         raise ValueError(f"{where}.positive_share={cfg.positive_share} holds an entropy: give ent_target, nats")
     if cfg.overlong_buffer is not None and not 0 < cfg.overlong_buffer <= cfg.max_tokens:

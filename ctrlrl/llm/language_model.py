@@ -34,6 +34,8 @@ class LanguageModel:
         self.split = self.cached and plain and not prompted
         self.trunk: Any = whole.get_decoder() if self.split else module
         taken = inspect.signature(whole.forward).parameters
+        context = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+        self.last_position = None if context is None else context - 1
         self.masked = self.cached or {"attention_mask", "position_ids"} <= set(taken)
         self._checkpointed: list[nn.Module] = self._checkpointing(whole) if checkpoint else []
 
@@ -96,7 +98,8 @@ class LanguageModel:
                 "the model takes neither attention_mask nor position_ids, and its prompts have different lengths: "
                 "give it both, or prompts of one length"
             )
-        positions = (attended.cumsum(1) - 1).clamp(min=0)[:, begin:]
+        # a row that has its tokens already is written on beside those that have not, and thrown away there
+        positions = (attended.cumsum(1) - 1).clamp(min=0, max=self.last_position)[:, begin:]
         return {"attention_mask": attended.long(), "position_ids": positions}
 
     def _states(self, ids: Tensor, **told: Any) -> tuple[Tensor, Any]:

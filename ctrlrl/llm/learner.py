@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ctrlrl.core.learner import Learner
 from ctrlrl.core.ranks import Ranks
 from ctrlrl.core.update import GradStep, run_epochs
+from ctrlrl.functional.masked import masked_std
 from ctrlrl.functional.ratio import truncated_importance
 from ctrlrl.llm.advantages import advantages_over_ranks
 from ctrlrl.llm.batches import Rollout, Rows, trimmed
@@ -206,7 +207,7 @@ class TokenLearner(Learner):
             log_prob_ref=ref if cfg.kl == "loss" else None,
             weight=weight,
         )
-        return rows, {"groups/equal_share": (~x.telling()).float().mean(), "advantage/std": out.advantage.std()}
+        return rows, {"groups/equal_share": (~x.telling()).float().mean(), "advantage/std": masked_std(out.advantage)}
 
     @torch.no_grad()
     def ask_again(self, batch: Rollout) -> tuple[Tensor, float] | None:

@@ -52,15 +52,26 @@ def labelled(dataset: Any) -> Labelled:
     for name, column in zip(wanted, own, strict=True):
         if len(column) != len(asked):
             raise ValueError(f"dataset: column {name} has {len(column)} values for {len(asked)} prompts")
+    for name in ("prompt", *(name for name in wanted if name != "reward")):
+        wrong = (i for i, text in enumerate(columns[name]) if text is None or isinstance(text, int | float))
+        if (row := next(wrong, None)) is not None:
+            raise ValueError(f"dataset: the {name} of row {row} is {columns[name][row]!r}, wanted a text or a chat")
     if paired:
         asked, own = 2 * asked, [own[0] + own[1], [1.0] * len(asked) + [0.0] * len(asked)]
-    reward = torch.tensor([float(r) for r in own[1]])
+    reward = torch.tensor([_number(r, i) for i, r in enumerate(own[1])])
     if not bool(torch.isfinite(reward).all()):
         raise ValueError(f"dataset: the reward of row {int((~torch.isfinite(reward)).nonzero()[0])} is not finite")
     places: dict[str, int] = {}
     number = torch.tensor([places.setdefault(repr(text), len(places)) for text in asked], dtype=torch.int64)
     first = {int(i): text for i, text in zip(number.flip(0), reversed(asked), strict=True)}
     return Labelled([first[i] for i in range(len(places))], own[0], number, reward)
+
+
+def _number(value: Any, row: int) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"dataset: the reward of row {row} is {value!r:.40}, wanted a number") from None
 
 
 def is_recorded(dataset: Any) -> bool:
@@ -77,6 +88,10 @@ def columns_of(dataset: Any) -> dict[str, Any]:
         return dict(dataset)
     rows = list(dataset)
     if rows and isinstance(rows[0], Mapping):
+        for i, row in enumerate(rows):
+            if not isinstance(row, Mapping) or (missing := rows[0].keys() - row.keys()):
+                what = f"lacks {', '.join(sorted(missing))}" if isinstance(row, Mapping) else "is no dict"
+                raise ValueError(f"dataset: row {i} {what}, which the first row has")
         return {name: [row[name] for row in rows] for name in rows[0]}
     return {"prompt": rows}
 
@@ -102,7 +117,9 @@ def encode_labelled(
     ]
     fit = [row for row in rows if row[0] and len(row[0]) + len(row[1]) <= longest]
     if not fit:
-        raise ValueError(f"no prompt with its response fits in {longest} tokens; raise longest")
+        if not any(prompts):
+            raise ValueError("dataset: every prompt is empty")
+        raise ValueError(f"dataset: no prompt with its response fits in {longest} tokens; raise env.context")
     index = torch.tensor([i for _, _, i in fit])
     before, after = max(len(p) for p, _, _ in fit), max(len(r) for _, r, _ in fit)
     prompt_ids = torch.tensor([[pad] * (before - len(p)) + p for p, _, _ in fit])

@@ -97,6 +97,10 @@ class Batches:
         before, after = int(data.prompt_mask[first].sum(1).max()), int(data.mask[flat].sum(1).max())
         seen = data.prompt_mask[first, -before:]
         here = self.device
+        advantage, target = (
+            None if x is None else (x[flat][:, :after] if x.ndim == 2 else x[flat]).to(here)
+            for x in (self.advantage, self.target)
+        )
         return Rollout(
             prompt=data.group[flat].to(here),
             prompt_ids=data.prompt_ids[first, -before:].to(here),
@@ -109,8 +113,8 @@ class Batches:
             reward=data.reward[flat].to(here),
             greedy_reward=None,
             group=torch.arange(len(rows), device=here).repeat_interleave(rows.shape[1]),
-            advantage=self.advantage[flat].to(here),
-            target=None if self.target is None else self.target[flat].to(here),
+            advantage=advantage,
+            target=target,
         )
 
     def state_dict(self) -> dict[str, Tensor]:

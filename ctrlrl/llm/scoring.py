@@ -39,7 +39,8 @@ class Scorer:
 
     def bunched(self, rows: Rows) -> Rows:
         n = rows.ids.shape[0]
-        return bunched(rows, min(self.cfg.micro_batch_size or n, max(n // self.cfg.n_minibatches, 1)))
+        least = 2 if self.cfg.surrogate == "dpo" else 1  # a pair stays together
+        return bunched(rows, min(self.cfg.micro_batch_size or n, max(n // self.cfg.n_minibatches, least)))
 
     def micro(self, rows: Rows) -> Iterator[Rows]:
         """Bunched rows, micro_batch_size of them at a time."""

@@ -57,11 +57,27 @@ class CharacterTask:
     def questions(self) -> list[Question]:
         raise NotImplementedError
 
-    def env(self, *, n_envs: int, device: torch.device, max_tokens: int = 32, path: str | None = None) -> TextEnv:
-        """max_tokens: of a response; answers of these tasks are shorter by default."""
+    def env(
+        self,
+        *,
+        n_envs: int,
+        device: torch.device,
+        max_tokens: int = 32,
+        path: str | None = None,
+        ends: bool = False,
+        buffer: int | None = None,
+    ) -> TextEnv:
+        """max_tokens: of a response; by default as many as the answer has.
+
+        ends: with room for the end of sequence before the last `buffer` tokens, null = a fifth of all, where a method
+        takes a response of full length for one that was cut off.
+        """
         settings, tokenizer = self.settings, symbol_tokenizer()
         asked = self.questions()
-        longest = min(len(asked[0].answer), max_tokens)
+        whole = len(asked[0].answer)
+        if ends:
+            whole = (5 * (whole + 1) + 3) // 4 if buffer is None else whole + 1 + buffer
+        longest = min(whole, max_tokens)
         if settings.model is not None:
             raise ValueError(f"env.model={settings.model}: this task has characters for tokens; leave env.model out")
 

@@ -52,7 +52,9 @@ def _opened(path: str | Path) -> Any:
 
 def _lines(path: str | Path) -> list[dict[str, Any]]:
     rows = []
-    for i, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for i, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):  # a text may hold U+2028
+        if not line.strip():
+            continue
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

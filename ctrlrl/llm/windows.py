@@ -36,7 +36,7 @@ class Unfinished:
         state, places = self.state, torch.arange(self.state["ids"].shape[1], device=env.spec.device)
         prompt_ids, prompt_mask = env.prompts.tokens(state["prompt"])
         before = state["length"].unsqueeze(1)
-        size = min(learner.cfg.window, len(places))
+        size = min(learner.cfg.window, len(places) - int(before.min()))
         context = _packed(prompt_ids, prompt_mask, state["ids"], places < before)
         found = learner.respond(*context, n=1, max_new_tokens=size)
         own = found.mask & (torch.arange(size, device=places.device) < len(places) - before)

@@ -56,6 +56,16 @@ def test_presets_make_a_hydra_schema(name):
         ({"positive_share": 0.25}, r"positive_share=0.25 holds an entropy: give ent_target"),
         ({"overlong_buffer": 257}, r"overlong_buffer must lie in 1 \.\.\. max_tokens=256 or be null"),
         ({"bounds_low": [0.9, 0.6]}, r"bounds_low must be two numbers"),
+        ({"whiten": "tokens", "ratio": "sequence"}, r"ratio=sequence is one a response, whiten=tokens makes"),
+        (
+            {"positive_share": 0.5, "ent_target": 0.5, "surrogate": "bounded", "advantage": "gbpo"},
+            r"positive_share=0.5: surrogate=bounded needs targets of its own",
+        ),
+        ({"bounds_step": 0.0}, r"bounds_step must be above 0"),
+        (
+            {"window": 4, "advantage": "egae", "group_size": 1, "overlong": "mask"},
+            r"window=4: what is unfinished goes on, so overlong=mask has no place",
+        ),
         ({"advantage": "gdpo", "overlong": "soft"}, r"Give the penalty as a reward function"),
     ],
 )
@@ -97,6 +107,7 @@ def ask(config=None, reward=REWARD, group=GROUP, mask=MASK, **more):
         ({"reward": torch.full((4,), torch.nan)}, r"some response has no finite reward"),
         ({"reward": REWARD / 0.0}, r"some response has no finite reward"),
         ({"config": plain("ppo_tokens")}, r"advantage=gae needs value"),
+        ({"config": plain("bnpo"), "reward": 2.0 * REWARD - 1.0}, r"advantage=beta_norm takes rewards in \[0, 1\]"),
         ({"config": plain("remax")}, r"advantage=remax needs greedy_reward"),
         ({"config": plain("spo")}, r"advantage=tracker needs state"),
         ({"config": plain("rloo", kl="reward", kl_coef=0.1)}, r"kl=reward needs log_prob_old and log_prob_ref"),
