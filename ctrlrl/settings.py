@@ -46,6 +46,16 @@ def presets() -> list[str]:
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
+def preset_groups(name: str) -> dict[str, str]:
+    """Which algorithm, environment and data a preset is of; nothing for a name that is none."""
+    path = CONFIG_DIR / "experiment" / f"{name}.yaml"
+    if not path.is_file():
+        return {}
+    found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
+    overrides = {key: value for part in found if isinstance(part, dict) for key, value in part.items()}
+    return {key.removeprefix("override /"): str(value) for key, value in overrides.items() if "override /" in key}
+
+
 def train_config(words: Sequence[str]) -> DictConfig:
     """The composed `ctrlrl train` configuration; ValueError for what does not fit.
 

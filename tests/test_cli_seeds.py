@@ -110,7 +110,11 @@ def test_a_seed_is_evaluated_by_its_folder_and_the_whole_run_says_so(run, capsys
 
 
 def test_a_sweep_writes_a_row_a_seed(run):
-    cell = Cell("iql-swing-s5", "iql", "swing", "5", "", ("algo=iql", "seed=5", "seeds=3"))
+    words = ("algo=iql", "data.path=/mydata/x.npz", "out=data/y", "seed=5", "seeds=3")
+    cell = Cell("iql-swing-s5", "iql", "swing", "5", "", words)
+    assert {row["command"] for row in rows_of(cell, run, "mine", "data")} == {
+        "ctrlrl train algo=iql data.path=/mydata/x.npz out={data_dir}/y seed=5 seeds=3"
+    }
     found = rows_of(cell, run, "mine", "data")
     assert [row["seed"] for row in found] == [5, 6, 7]
     for row, entry in zip(found, result(run)["seeds"], strict=True):

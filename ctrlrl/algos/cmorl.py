@@ -71,7 +71,7 @@ class ScalarizedPPOConfig(ActorCriticConfig):
         in_range(where, low=0.0, high=float("inf"), temperature=self.temperature)
         if not 0.0 < self.weight_step <= 1.0:
             raise ValueError(f"{where}.weight_step must lie in (0, 1], got {self.weight_step}")
-        if self.clip_range_vf is not None and self.clip_range_vf <= 0.0:
+        if self.clip_range_vf is not None and not self.clip_range_vf > 0.0:
             raise ValueError(f"{where}.clip_range_vf must be above 0 or null, got {self.clip_range_vf}")
         if self.surrogate not in ("ppo", "bpo"):
             raise ValueError(f"{where}.surrogate must be ppo or bpo, got {self.surrogate!r}")

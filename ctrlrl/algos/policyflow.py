@@ -67,7 +67,7 @@ class PolicyFlowConfig(ActorCriticConfig):
         in_range("PolicyFlowConfig", low=0.0, high=1.0, open_ends=True, clip_range=self.clip_range)
         in_range("PolicyFlowConfig", low=0.0, high=float("inf"), brownian_coef=self.brownian_coef)
         in_range("PolicyFlowConfig", low=0.0, high=float("inf"), output_gain=self.output_gain)
-        if self.clip_range_vf is not None and self.clip_range_vf <= 0.0:
+        if self.clip_range_vf is not None and not self.clip_range_vf > 0.0:
             raise ValueError(f"PolicyFlowConfig.clip_range_vf must be above 0 or null, got {self.clip_range_vf}")
         for name, allowed in (("path", PATHS), ("times", ("grid", "uniform"))):
             if getattr(self, name) not in allowed:

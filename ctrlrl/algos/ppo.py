@@ -30,7 +30,7 @@ class PPOConfig(ActorCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range("PPOConfig", low=0.0, high=1.0, open_ends=True, clip_range=self.clip_range)
-        if self.clip_range_vf is not None and self.clip_range_vf <= 0.0:
+        if self.clip_range_vf is not None and not self.clip_range_vf > 0.0:
             raise ValueError(f"PPOConfig.clip_range_vf must be above 0 or null, got {self.clip_range_vf}")
         if self.clip_range_high is not None:
             in_range("PPOConfig", low=0.0, high=float("inf"), open_ends=True, clip_range_high=self.clip_range_high)

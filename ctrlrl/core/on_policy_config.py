@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -56,6 +57,9 @@ class ActorCriticConfig:
         in_range(where, low=0.0, high=float("inf"), max_grad_norm=norm, adam_eps=self.adam_eps)
         in_range(where, low=0.0, high=float("inf"), weight_decay=self.weight_decay)
         in_range(where, low=-1.0, high=1.0, lr_exponent=self.lr_exponent)
+        for name in ("learning_rate", "adam_eps", "ent_coef", "log_std_init"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{where}.{name} must be a finite number, got {getattr(self, name)}")
         for name in ("hidden", "vf_hidden"):
             if any(width < 1 for width in getattr(self, name) or ()):
                 raise ValueError(f"{where}.{name} must hold layer widths of at least 1, got {getattr(self, name)}")

@@ -47,7 +47,8 @@ def velocity_log_ratio(noise: Tensor, change: Tensor, log_std: Tensor, old_log_s
     noise: what was added to the old flow's sample to make the action [..., A]. change: how much the velocity at one
     point of the path has grown since [..., A]; its mean over t stands for the shift of the flow's end, to first
     order where the field does not depend on the point, else up to the flow's Jacobian (for v = x, a change c shifts
-    the end by (e - 1) c). The log standard deviations broadcast against them. Exactly 0 where nothing has changed.
+    the end by (e - 1) c), and on a path of length 1: the end of the trigonometric one, of pi/2, shifts pi/2 times as
+    far. The log standard deviations broadcast against them. Exactly 0 where nothing has changed.
     Source: PolicyFlow, arXiv:2602.01156, eq. 8-13.
     """
     same_shape("velocity_log_ratio", noise=noise, change=change)

@@ -102,6 +102,8 @@ def benchmark(results: Iterable[Result]) -> Benchmark:
     tasks: dict[str, None] = {}
     left_out = []
     for r in expand(results):
+        if "front" in r:
+            continue  # worth what its whole front is, which no return tells
         algo, task, seed = algo_of(r), task_of(r), str(r["seed"])
         if r.get("status", "finished") != "finished" or not measured(r.get("final_return_mean")):
             left_out.append(f"{algo}, {task}, seed {seed}: {r.get('status', 'finished')}, left out")

@@ -38,6 +38,11 @@ def seeks_front(run: Run) -> bool:
     return HYPERVOLUME in run.progress or JUDGED in run.progress
 
 
+def metric_of(runs: Sequence[Run]) -> str:
+    """The result that stands for a run where seeds are taken together."""
+    return "hypervolume" if runs and all(map(seeks_front, runs)) else "final_return_mean"
+
+
 def _measured(run: Run, column: str) -> tuple[Array, Array]:
     return run.curve(JUDGED if column == HYPERVOLUME and column not in run.progress else column)
 

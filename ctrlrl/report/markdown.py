@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ctrlrl.disk import write_named
 from ctrlrl.report.benchmark import benchmark
+from ctrlrl.report.curves import metric_of
 from ctrlrl.report.fine_tuning import FINE_TUNING_NOTE, FINE_TUNING_TITLE, fine_tuning
 from ctrlrl.report.page import write_page
 from ctrlrl.report.scoreboard import (
@@ -51,7 +52,8 @@ def report_markdown(paths: Sequence[Path]) -> str:
     missing = unfinished(paths)
     if len(bench.algos) * len(bench.tasks) < 2:
         lines = [f"\n{line}\n" for line in missing]
-        return "\n".join([markdown(results_table(results)), markdown(pooled_table(results)), *switch, *lines])
+        pooled = pooled_table(results, metric=metric_of(runs))
+        return "\n".join([markdown(results_table(results)), markdown(pooled), *switch, *lines])
     parts = []
     for stage in bench.stages:
         parts.append(f"**{TITLES[stage].format(bench.metric.name)}**\n\n{markdown(matrix(bench, stage))}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ctrlrl.disk import write_named
 from ctrlrl.report.benchmark import benchmark
-from ctrlrl.report.curves import HYPERVOLUME, curve_png, seeks_front, steps, write_curve
+from ctrlrl.report.curves import HYPERVOLUME, curve_png, metric_of, seeks_front, steps, write_curve
 from ctrlrl.report.fine_tuning import FINE_TUNING_NOTE, FINE_TUNING_TITLE, fine_tuning
 from ctrlrl.report.front_picture import front_png, front_tasks
 from ctrlrl.report.html import MANY, data_uri, folded, page_html, picture_html, table_html
@@ -128,7 +128,7 @@ def _seeds(runs: Sequence[Run], *, pooled: bool) -> str:
         "Best: the best evaluation of the run.</p>"
     )
     if pooled:
-        metric = "hypervolume" if all(map(seeks_front, runs)) else "final_return_mean"
+        metric = metric_of(runs)
         text += (
             f"\n<h2>Over seeds</h2>\n{table_html(pooled_table(results, metric=metric), fit=True)}\n"
             '<p class="muted">Finished runs only. Intervals: 95 % percentile bootstrap over seeds, '

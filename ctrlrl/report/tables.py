@@ -64,7 +64,8 @@ def pooled_table(results: Iterable[Result], *, metric: str = "final_return_mean"
     """
     rows = []
     for (algo, env), group in grouped(results).items():
-        finished = [r for r in group if r.get("status", "finished") == "finished"]  # half a run is no sample of a whole
+        whole = [r for r in group if r.get("status", "finished") == "finished"]  # half a run is no sample
+        finished = {(str(r.get("seed")), r.get("config_hash", i)): r for i, r in enumerate(whole)}.values()  # no copies
         values = [float(r[metric]) for r in finished if measured(r.get(metric))]
         if len(values) < MIN_SEEDS:
             listed = ", ".join(number(v) for v in values) or NONE

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from ctrlrl.registry import unknown
+from ctrlrl.settings import preset_groups
 from ctrlrl.sweep.plan import Plan
 
 # One core a cell: two cells side by side then train twice as much. What is typed or planned comes after and wins.
@@ -61,13 +62,17 @@ def choices(word: str) -> list[str]:
         raise ValueError(f"expected key=value, got {word!r}")
     try:
         override = OverridesParser.create().parse_override(word)
-    except HydraException as error:
+        if not override.is_sweep_override():
+            return [word]
+        if override.is_discrete_sweep():
+            found = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise ValueError("a sweep needs a list of values, not an interval")
+    except (HydraException, ValueError) as error:
         raise ValueError(f"{word}: {str(error).splitlines()[0]}") from None
-    if not override.is_sweep_override():
-        return [word]
-    if not override.is_discrete_sweep():
-        raise ValueError(f"{word}: a sweep needs a list of values, not an interval")
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    if not found:
+        raise ValueError(f"{word}: no value to take")
+    return found
 
 
 def cells_of(plan: Plan, words: Sequence[str], patterns: str = "*") -> list[Cell]:
@@ -110,7 +115,8 @@ def _tasks(plan: Plan, axes: dict[str, list[str]], patterns: str) -> dict[str, t
 
 
 def _cell(plan: Plan, task: str, own: tuple[str, ...], chosen: Sequence[str], axes: Sequence[str]) -> Cell:
-    value = {key_of(word): word.partition("=")[2] for word in chosen}
+    value = {key_of(word): word.partition("=")[2] for word in merged(plan.words, chosen)}
+    value = preset_groups(value.get("experiment", "auto")) | value
     algo, seed = value.get("algo", "ppo"), value.get("seed", "0")
     task = task or _task_name(value)
     ruled = [rule.words for rule in plan.rules if rule.fits(algo, task)]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ctrlrl.disk import write_atomic
 from ctrlrl.report.runs import SCORE, Run
 from ctrlrl.report.sources import read_sources
-from ctrlrl.sweep.cells import Cell
+from ctrlrl.sweep.cells import NOT_SETTINGS, Cell, key_of
 
 TAIL = 2**16  # bytes of progress.csv that hold its last row
 
@@ -141,20 +141,28 @@ def _row(run: Run, cell: Cell, sweep: str, data_dir: str) -> dict[str, Any]:
         "cell": cell.name,
         "task": cell.task,
         "variant": cell.variant or None,
-        "command": f"ctrlrl train {' '.join(cell.words)}",
+        "command": f"ctrlrl train {' '.join(_placed(word, data_dir) for word in cell.words)}",
         **run.result,
         "clock": run.x_name,
         "evaluations": [[x, y, scores.get(x)] for x, y in zip(steps.tolist(), returns.tolist(), strict=True)],
     }
-    text = json.dumps(row, default=str).replace(f"{data_dir.rstrip('/')}/", "{data_dir}/")
-    return json.loads(text)
+    row = json.loads(json.dumps(row, default=str))
+    return {k: _placed(v, data_dir) if isinstance(v, str) and k != "command" else v for k, v in row.items()}
+
+
+def _placed(text: str, data_dir: str) -> str:
+    """A path, or a word key=path, with {data_dir} where that folder stood."""
+    key, sign, value = text.rpartition("=")
+    for folder in (data_dir.rstrip("/"), str(Path(data_dir).absolute())):
+        if value.startswith(f"{folder}/"):
+            return f"{key}{sign}{{data_dir}}{value.removeprefix(folder)}"
+    return text
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> bool:
-    """Append one JSON line; False where the file has this cell with the same command and seed already."""
+    """Append one JSON line; False where the file has this cell with the same settings and seed already."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    names = ("sweep", "cell", "command", "seed")
-    key = [row[name] for name in names]
+    key = _same(row)
     with open(file, "a+b") as f:
         _wait_for(f)
         f.seek(0)
@@ -167,12 +175,19 @@ def append_row(file: Path, row: Mapping[str, Any]) -> bool:
                 old = json.loads(line)
             except ValueError:
                 raise ValueError(f"{file}: line {number} is not JSON; mend it or name another file") from None
-            if isinstance(old, dict) and [old.get(name) for name in names] == key:
+            if isinstance(old, dict) and _same(old) == key:
                 return False
         f.write(json.dumps(row, default=str).encode() + b"\n")
         f.flush()
         os.fsync(f.fileno())
     return True
+
+
+def _same(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two rows of one result share: their words in any order, without those that leave its numbers as they are."""
+    words = str(row.get("command")).split()
+    kept = sorted(word for word in words if not key_of(word).startswith(NOT_SETTINGS))
+    return row.get("sweep"), row.get("cell"), row.get("seed"), kept
 
 
 def _wait_for(file: Any) -> None:

@@ -171,12 +171,15 @@ class PopulationLoop:
         if self.round is None:
             return {}
         steps = torch.tensor([self.n_evaluations, self.returns.env_steps])
-        return self.round.state_dict() | {"evaluations": steps}
+        told = {name.replace("/", "_told/", 1): x for name, x in self._members.items()}
+        return self.round.state_dict() | told | {"evaluations": steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if "evaluations" not in state:
             return
         self.n_evaluations, self.returns.env_steps = state["evaluations"].tolist()
         self.round = self._round(self.learner.team.size)
-        self.round.load_state_dict({k: x for k, x in state.items() if k != "evaluations"})
+        told = {name: x for name, x in state.items() if name.startswith("members_told/")}
+        self._members = {name.replace("_told/", "/", 1): x for name, x in told.items()}
+        self.round.load_state_dict({k: x for k, x in state.items() if k != "evaluations" and k not in told})
         self.recent = self.round.recent

@@ -101,6 +101,7 @@ class Trainer:
         self.best: Any = None  # the best evaluation's merit, its mean return where there is an environment
         self.evaluation: Evaluation | None = None
         self.next_eval = eval_every
+        self.scored_at = 0  # steps at the last of them
         self.shortfall, self.n_scored = 0.0, 0  # sum of 1 - score / 100 over evaluations after environment steps
         self._started = time.perf_counter()
 
@@ -206,7 +207,8 @@ class Trainer:
         if exceeds(merit(row), self.best):
             self.best = merit(row)
             self.save("best")
-        if self.loop.env_steps and "eval/normalized_score" in row:
+        if self.loop.env_steps and "eval/normalized_score" in row and self.steps > self.scored_at:
+            self.scored_at = self.steps  # a finished run that is resumed is evaluated again
             self.shortfall, self.n_scored = (
                 self.shortfall + 1.0 - row["eval/normalized_score"] / 100.0,
                 self.n_scored + 1,
@@ -275,6 +277,7 @@ class Trainer:
             "next_eval": self.next_eval,
             "shortfall": self.shortfall,
             "n_scored": self.n_scored,
+            "scored_at": self.scored_at,
             "metrics": _plain(self.metrics),
             "clock": loop.clock,
             "spec": spec_values(self.spec),
@@ -361,11 +364,12 @@ class Trainer:
         self.next_eval = number(state, "next_eval", integer=True)
         self.train_seconds, self.wall_before = number(state, "train_seconds"), number(state, "wall_seconds")
         self.checkpoint_seconds = number({"checkpoint_seconds": 0.0} | state, "checkpoint_seconds")
-        older = {"shortfall": 0.0, "n_scored": 0}  # written before checkpoints held it
+        older = {"shortfall": 0.0, "n_scored": 0, "scored_at": 0}  # written before checkpoints held it
         self.shortfall, self.n_scored = (
             number(older | state, "shortfall"),
             number(older | state, "n_scored", integer=True),
         )
+        self.scored_at = number(older | state, "scored_at", integer=True)
         self.best = self._read_best(state)
         self.metrics = {k: torch.tensor(v, dtype=torch.float64) for k, v in table(state, "metrics").items()}
         if parts["eval"]:
@@ -373,6 +377,8 @@ class Trainer:
         self.learner.load_model_state(model)
         self.learner.resume(parts["learner"])
         loop.load_state_dict(parts["loop"])
+        if self.eval_every:  # which may be finer than before
+            self.next_eval = min(self.next_eval, (self.steps // self.eval_every + 1) * self.eval_every)
         restore_random_state({f"rng/{k}": v for k, v in parts["rng"].items()}, self.device)
         was, now = table(state, "versions"), self.facts["versions"]
         changed = [f"{n} {was[n]} is now {now.get(n, 'missing')}" for n in EXACT if n in was and was[n] != now.get(n)]

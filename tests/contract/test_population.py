@@ -1,5 +1,6 @@
 """What every learner of a population promises. A new line in registry.ALGORITHMS is tested here without a change."""
 
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,7 @@ def config(algo: str, task: str, **changes: Any) -> TrainConfig:
         total_steps=TOTAL,
         device="cpu",
         eval=EvalConfig(episodes=1),
-        log=LogConfig(progress=False),
-        **changes,
+        **{"log": LogConfig(progress=False), **changes},
     )
 
 
@@ -96,12 +96,19 @@ def test_a_run_ends_with_a_front_that_is_told_twice(algo, task, tmp_path):
 @pytest.mark.parametrize("stop", [96, 330])  # within the first round, and within the last one
 def test_resumed_equals_uninterrupted(algo, stop, tmp_path: Path):
     often = CheckpointConfig(every=0.0)
-    run(algo, tmp_path / "whole")
-    run(algo, tmp_path / "parts", stop=stop, checkpoint=often)
-    run(algo, tmp_path / "parts", resume=True)
+    log = LogConfig(progress=False, every_steps=1)
+    run(algo, tmp_path / "whole", log=log)
+    run(algo, tmp_path / "parts", stop=stop, checkpoint=often, log=log)
+    run(algo, tmp_path / "parts", resume=True, log=log)
     whole, parts = (read_folder(tmp_path / name / "checkpoints" / "last") for name in ("whole", "parts"))
     assert_equal(whole.model, parts.model)
     assert_equal(whole.training, parts.training)
+    clock = ("wall_seconds", "time/steps_per_s")
+    rows = []
+    for name in ("whole", "parts"):
+        with open(tmp_path / name / "progress.csv", newline="") as file:
+            rows.append([{k: v for k, v in row.items() if k not in clock} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
 
 
 @on_every_algo

@@ -48,6 +48,11 @@ def test_fewer_than_five_seeds_are_not_pooled():
     assert table.rows == (("ppo", "halfcheetah", "4", "0.000, 100.0, 200.0, 300.0", "n<5: no interval"),)
 
 
+def test_copies_of_one_result_are_no_seeds():
+    rows = [result(i % 3, last=float(i % 3), config_hash=f"h{i % 3}") for i in range(9)]
+    assert pooled_table(rows).rows == (("ppo", "halfcheetah", "3", "0.000, 1.00, 2.00", "n<5: no interval"),)
+
+
 def test_five_seeds_give_mean_and_iqm_with_intervals():
     table = pooled_table([result(i, last=v) for i, v in enumerate([1000.0, 2000.0, 3000.0, 4000.0, 9000.0])])
     _, _, n, mean, middle = table.rows[0]

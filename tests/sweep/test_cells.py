@@ -1,5 +1,7 @@
 """Words to cells: axes, tasks and rules of a sweep file, names, and what is refused."""
 
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -39,6 +41,31 @@ def test_hydras_words_for_lists_are_understood():
         choices("seed")
     with pytest.raises(ValueError, match=r"seed=\[1"):
         choices("seed=[1")
+    for word in ("algo=glob(*)", "seed=range(0,5,0)", "seed=range(0,0)"):
+        with pytest.raises(ValueError, match=re.escape(f"{word}: ")):
+            choices(word)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words", "said"),
+    [
+        (Plan(""), ["experiment=bpo/halfcheetah"], ("bpo", "halfcheetah", "0")),
+        (Plan(""), ["experiment=bpo/halfcheetah", "env=hopper"], ("bpo", "hopper", "0")),
+        (Plan("own", words=("algo=iql", "env=hopper-v4")), ["algo.tau=0.1"], ("iql", "hopper-v4", "0")),
+        (Plan("own", words=("seed=3",)), ["env=cartpole"], ("ppo", "cartpole", "3")),
+        (Plan("own", words=("algo=iql",)), ["algo=bc", "env=hopper-v4"], ("bc", "hopper-v4", "0")),
+    ],
+)
+def test_a_cell_is_of_the_algorithm_task_and_seed_that_its_preset_and_file_say(plan, words, said):
+    (cell,) = cells_of(plan, words)
+    assert (cell.algo, cell.task, cell.seed) == said
+
+
+def test_rules_fit_the_algorithm_that_the_sweeps_own_words_name():
+    (cell,) = cells_of(
+        Plan("own", words=("algo=iql",), rules=(Rule("iql", "*", ("algo.tau=0.5",)),)), ["env=hopper-v4"]
+    )
+    assert value(cell, "algo.tau") == "0.5"
 
 
 def test_tasks_and_defaults_come_from_the_file_and_typed_words_win():

@@ -216,6 +216,14 @@ def test_a_row_that_a_crash_cut_short_is_replaced_and_damage_is_named(tmp_path):
         append_row(file, row)
 
 
+def test_a_result_stands_once_in_what_order_its_words_were_typed_and_however_it_was_logged(tmp_path):
+    row = {"sweep": None, "cell": "a", "command": "ctrlrl train threads=1 algo=ppo env=pendulum", "seed": 0}
+    assert append_row(tmp_path / "r.jsonl", row)
+    for words in ("env=pendulum algo=ppo", "algo=ppo env=pendulum log.tensorboard=true threads=2"):
+        assert not append_row(tmp_path / "r.jsonl", {**row, "command": f"ctrlrl train {words}"})
+    assert append_row(tmp_path / "r.jsonl", {**row, "command": "ctrlrl train algo=ppo env=pendulum algo.gamma=0.9"})
+
+
 def test_a_cell_that_another_process_works_on_is_left_alone_and_taken_up_when_it_ends(sweep, tmp_path):
     log = tmp_path / "logs" / "x.log"
     log.parent.mkdir()

@@ -576,5 +576,18 @@ def test_regret_is_what_evaluations_after_the_first_environment_step_fall_short_
     assert first.result("x")["regret"] == pytest.approx((0.2 + 0.4) / 2)
     scores = iter([10.0])
     assert scored(resume=True).train()["regret"] == pytest.approx((0.2 + 0.4 + 0.9) / 3)
+    scores = iter([100.0])
+    assert scored(resume=True).train()["regret"] == pytest.approx((0.2 + 0.4 + 0.9) / 3), "a finished run, seen again"
     trainer = build(config(iterations=1), tmp_path / "none")
     assert trainer.train()["regret"] is None
+
+
+def test_a_resumed_run_is_judged_as_often_as_is_asked_for_now(tmp_path):
+    first = build(config(iterations=5, eval_every=100 * ITERATION), tmp_path)
+    stop_after(first, 1)
+    first.train()
+    again = build(config(iterations=5, eval_every=ITERATION), tmp_path, resume=True)
+    judged, inner = [], again.evaluate
+    again.evaluate = lambda: judged.append(again.steps // ITERATION) or inner()
+    again.train()
+    assert judged == [2, 3, 4, 5]
