@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from ctrlrl import DAPO, DPO, GRPO, SFT, TPPO, ReinforcePPBaseline
+from ctrlrl.functional.selection import soft_overlong
 from ctrlrl.llm.recorded import columns_of, labelled
 from ctrlrl.llm.text_files import load_labelled
+from ctrlrl.settings import train_config, typed
+from ctrlrl.texts import text_env, token_learner
 from tests.llm.small_models import TOKENIZER, WORDS, gpt2, letters, llama
 
 PROMPTS = [{"prompt": f"^{word}>", "answer": word} for word in WORDS]
@@ -86,3 +89,14 @@ def test_rows_with_other_columns_are_named():
         columns_of([{"prompt": "a", "answer": "b"}, {"prompt": "a"}])
     with pytest.raises(ValueError, match="dataset: every prompt is empty"):
         SFT(llama(), TOKENIZER, dataset=[{"prompt": "", "response": "a", "reward": 1.0}])
+
+
+@pytest.mark.parametrize("more", [[], ["algo.overlong_buffer=2"], ["algo.overlong=mask"]])
+def test_a_whole_answer_and_its_end_come_before_the_penalty_of_long_ones(more):
+    cfg = typed(train_config(["algo=dapo", "env=tokens/copy", *more]))
+    env = text_env(cfg, torch.device("cpu"))
+    longest, buffer = env.max_new_tokens, cfg.algo.overlong_buffer or max(1, env.max_new_tokens // 5)
+    answer = len(env.prompts.columns["answer"][0]) + 1  # with its end of sequence
+    assert answer <= longest - buffer
+    assert soft_overlong(torch.tensor([answer]), max_length=longest, buffer=buffer).item() == 0.0
+    assert token_learner(cfg, env).cfg.max_tokens == longest
