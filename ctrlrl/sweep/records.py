@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,22 +142,15 @@ def _row(run: Run, cell: Cell, sweep: str, data_dir: str) -> dict[str, Any]:
         "cell": cell.name,
         "task": cell.task,
         "variant": cell.variant or None,
-        "command": f"ctrlrl train {' '.join(_placed(word, data_dir) for word in cell.words)}",
+        "command": f"ctrlrl train {' '.join(cell.words)}",
         **run.result,
         "clock": run.x_name,
         "evaluations": [[x, y, scores.get(x)] for x, y in zip(steps.tolist(), returns.tolist(), strict=True)],
     }
-    row = json.loads(json.dumps(row, default=str))
-    return {k: _placed(v, data_dir) if isinstance(v, str) and k != "command" else v for k, v in row.items()}
-
-
-def _placed(text: str, data_dir: str) -> str:
-    """A path, or a word key=path, with {data_dir} where that folder stood."""
-    key, sign, value = text.rpartition("=")
-    for folder in (data_dir.rstrip("/"), str(Path(data_dir).absolute())):
-        if value.startswith(f"{folder}/"):
-            return f"{key}{sign}{{data_dir}}{value.removeprefix(folder)}"
-    return text
+    text = json.dumps(row, default=str)
+    for folder in (str(Path(data_dir).absolute()), data_dir.rstrip("/")):
+        text = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "{data_dir}/", text)  # at the beginning of a path alone
+    return json.loads(text)
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> bool:
