@@ -19,6 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ctrlrl.report.tables import front_size
 from ctrlrl.settings import train_config, typed
 
 RESULTS = Path(__file__).parent / "results" / "fronts.jsonl"
@@ -69,7 +70,7 @@ def run(words: list[str]) -> None:
             print(f"{' '.join(words)}: exit {done.returncode}\n{done.stderr}", file=sys.stderr)
             return
         result = json.loads(Path(folder, "run", "result.json").read_text())
-    size = len(result["front"])
+    size = front_size(result)
     own = {k: v for k, v in result.items() if k not in ("front", "front_stored")}
     row = {"kind": "front", "command": "ctrlrl train " + " ".join(words), "front_size": size, **own}
     with open(RESULTS, "a") as file:

@@ -31,6 +31,18 @@ def pendulum(n):
     return Episodes(obs, action, reward, no, np.array([n]), obs[-1:], one, ~no, {}, {}, Facts("rollouts", "noise"))
 
 
+class CallOn(BaseCallback):
+    """Calls the function at every step."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def _on_step(self):
+        self.function()
+        return True
+
+
 def table(folder):
     with (folder / "progress.csv").open() as file:
         return list(csv.DictReader(file))
@@ -150,6 +162,17 @@ def test_online_the_policys_learning_rate_is_constant_as_it_is_on_the_command_li
     assert float(model.learner.opt["policy"].learning_rate) < 1e-5
     model.learn_online(60)
     assert float(model.learner.opt["policy"].learning_rate) == pytest.approx(3e-4), "after updates on the data again"
+
+
+def test_a_model_loaded_after_steps_online_goes_on_with_the_schedule_of_its_offline_updates(tmp_path):
+    words = {"learning_starts": 0, "n_envs": 1, **SMALL}
+    model = IQL("MlpPolicy", "Hopper-v4", "hopper-medium.npz", seed=0, **words).learn(10).learn_online(30)
+    model.save(tmp_path / "m")
+    copy = IQL.load(tmp_path / "m", env="Hopper-v4", dataset="hopper-medium.npz")
+    rates = []
+    for one in (model, copy):
+        one.learn(5, CallOn(lambda one=one: rates.append(float(one.learner.opt["policy"].learning_rate))))
+    assert rates[:5] == rates[5:]
 
 
 def test_what_cannot_go_on_online_is_refused(tmp_path):

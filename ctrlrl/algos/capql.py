@@ -167,14 +167,14 @@ class CAPQLLearner(OffPolicyLearner):
 
     @torch.no_grad()
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
-        """For the preference told last; where none was, for equal shares, or a fresh one a row if not deterministic."""
-        if self._preferred is not None:
-            weight = self._preferred.expand(len(obs), -1)
-        elif deterministic:
-            weight = torch.full((len(obs), self.n_objectives), 1.0 / self.n_objectives, device=obs.device)
-        else:
-            weight = self.drawn(len(obs))
+        """For the preference told last; where none was, for equal shares."""
+        shares = torch.full((self.n_objectives,), 1.0 / self.n_objectives, device=obs.device)
+        weight = (shares if self._preferred is None else self._preferred).expand(len(obs), -1)
         return self.act_for(obs, weight, deterministic=deterministic)
+
+    def explore(self, obs: Tensor) -> PolicyOutput:
+        """For a fresh preference a row, whatever was told."""
+        return self.act_for(obs, self.drawn(len(obs)))
 
     @torch.no_grad()
     def act_for(self, obs: Tensor, weight: Tensor, *, deterministic: bool = False) -> PolicyOutput:

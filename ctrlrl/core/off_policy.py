@@ -84,7 +84,7 @@ class OffPolicyLearner(Learner):
         self.n_updates = 0
         self._mode: Mode = "eager"
         self._bf16 = False
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[tuple[int, frozenset[str]], Graph] = {}  # of a phase and the extras that its batches have
         self.prepare()
 
     def optimizers(self) -> dict[str, GradStep]:
@@ -138,6 +138,10 @@ class OffPolicyLearner(Learner):
         with self.precision():
             return policy.act(self.nets.normalizer(obs), deterministic=deterministic)
 
+    def explore(self, obs: Tensor) -> PolicyOutput:
+        """What to try in the environment while learning."""
+        return self.act(obs)
+
     @torch.no_grad()
     def held_out(self, batch: Transition, *, deterministic: bool) -> Metrics:
         """Of rows that were not learned from: "action_error" [N], of the action that the policy takes there, its
@@ -151,9 +155,10 @@ class OffPolicyLearner(Learner):
         if self._mode != "graph":
             with flushed():
                 return self._step(batch, phase)
-        if phase not in self._graphs:
-            self._graphs[phase] = self._captured(batch, phase)
-        return tree_map(torch.clone, self._graphs[phase](batch))
+        form = phase, frozenset(() if isinstance(batch, HybridBatch) else batch.extras)
+        if form not in self._graphs:
+            self._graphs[form] = self._captured(batch, phase)
+        return tree_map(torch.clone, self._graphs[form](batch))
 
     def _captured(self, batch: Transition | HybridBatch, phase: int) -> Graph:
         changed = list(self.nets.state_dict().values())  # the flat vectors lie under them

@@ -139,7 +139,7 @@ class OfflineAgent(Reporting):
         if self._loop is None:
             cfg = TrainConfig(algo=self.cfg, data=self._data, seed=0 if self.seed is None else self.seed)
             self._loop = loops.loop_over(cfg, self._episodes, self.learner)
-            self._loop.gradient_steps = self.gradient_steps  # of a loaded model, whose schedules go on
+            self._loop.gradient_steps = self.offline_steps  # of a loaded model, whose schedules go on
         return self._loop
 
     @while_learning

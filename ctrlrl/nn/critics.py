@@ -1,4 +1,4 @@
-"""State-value and action-value networks."""
+"""State-value and action-value networks. Values are float32, their last product too, also under autocast."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ValueCritic(nn.Module):
     ):
         super().__init__()
         sizes = (obs_dim, *hidden, 1)
-        self.net = mlp(sizes, activation=activation, orthogonal=orthogonal, init=init, norm=norm)
+        self.net = mlp(sizes, activation=activation, orthogonal=orthogonal, init=init, norm=norm, values=True)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.net(obs).float().squeeze(-1)
+        return self.net(obs).squeeze(-1)
 
 
 class ValueHeads(nn.Module):
@@ -46,12 +46,12 @@ class ValueHeads(nn.Module):
         # a trunk's last layer is hidden, so it keeps the hidden gain
         self.trunk = mlp((obs_dim, *hidden), output_gain=math.sqrt(2.0), activate_last=True, **kwargs)
         width = hidden[-1] if hidden else obs_dim
-        self.last = mlp((width, 1), **kwargs)
-        self.others = mlp((width, n - 1), **kwargs)
+        self.last = mlp((width, 1), values=True, **kwargs)
+        self.others = mlp((width, n - 1), values=True, **kwargs)
 
     def forward(self, obs: Tensor) -> Tensor:
         latent = self.trunk(obs)
-        return torch.cat((self.others(latent), self.last(latent)), dim=-1).float()
+        return torch.cat((self.others(latent), self.last(latent)), dim=-1)
 
 
 class VectorCritic(nn.Module):
@@ -59,10 +59,10 @@ class VectorCritic(nn.Module):
 
     def __init__(self, obs_dim: int, hidden: Sequence[int], n: int, *, activation: str, orthogonal: bool = True):
         super().__init__()
-        self.net = mlp((obs_dim, *hidden, n), activation=activation, orthogonal=orthogonal)
+        self.net = mlp((obs_dim, *hidden, n), activation=activation, orthogonal=orthogonal, values=True)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.net(obs).float()
+        return self.net(obs)
 
 
 class ValueMedianCritic(nn.Module):
@@ -92,9 +92,9 @@ class ValueMedianCritic(nn.Module):
             orthogonal=orthogonal,
             activate_last=True,
         )
-        self.value = mlp((hidden[-1], 1), activation=activation, output_gain=1.0, orthogonal=orthogonal)
-        n_in = hidden[-1] if shared else obs_dim
-        self.median = mlp((n_in, *median_hidden, 1), activation=activation, output_gain=1.0, orthogonal=orthogonal)
+        kwargs: dict[str, Any] = {"activation": activation, "orthogonal": orthogonal, "values": True}
+        self.value = mlp((hidden[-1], 1), **kwargs)
+        self.median = mlp((hidden[-1] if shared else obs_dim, *median_hidden, 1), **kwargs)
         if orthogonal and shared:  # the authors' SB3 code initialises every median layer with gain 1
             for layer in self.median:
                 if isinstance(layer, nn.Linear):
@@ -103,7 +103,7 @@ class ValueMedianCritic(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         latent = self.trunk(obs)
         median = self.median(latent if self.shared else obs)
-        return torch.cat((self.value(latent), median), dim=-1).float()
+        return torch.cat((self.value(latent), median), dim=-1)
 
 
 class QCritic(nn.Module):
@@ -128,14 +128,16 @@ class QCritic(nn.Module):
         super().__init__()
         self.width = width
         sizes = (obs_dim + action_dim, *hidden, width)
-        self.heads = nn.ModuleList(mlp(sizes, activation=activation, init=init, norm=norm) for _ in range(n))
+        self.heads = nn.ModuleList(
+            mlp(sizes, activation=activation, init=init, norm=norm, values=True) for _ in range(n)
+        )
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat((obs, action), -1)
         if self.width > 1:
-            return torch.stack([head(x).float() for head in self.heads])
-        return torch.stack([head(x).float().squeeze(-1) for head in self.heads])
+            return torch.stack([head(x) for head in self.heads])
+        return torch.stack([head(x).squeeze(-1) for head in self.heads])
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q_1 alone, [...]: what the policies of the TD3 family climb."""
-        return self.heads[0](torch.cat((obs, action), -1)).float().squeeze(-1)
+        return self.heads[0](torch.cat((obs, action), -1)).squeeze(-1)

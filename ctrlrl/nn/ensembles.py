@@ -28,19 +28,19 @@ class QEnsemble(nn.Module):
     ):
         super().__init__()
         sizes = (obs_dim + action_dim, *hidden, 1)
-        members = [mlp(sizes, activation=activation, init=init, norm=norm) for _ in range(n)]
+        members = [mlp(sizes, activation=activation, init=init, norm=norm, values=True) for _ in range(n)]
         self.n = n
         self.net = stack(members, lambda x, p: torch.ones_like(x))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.net(self._inputs(obs, action, self.n)).float().squeeze(-1)
+        return self.net(self._inputs(obs, action, self.n)).squeeze(-1)
 
     def of(self, members: Tensor, obs: Tensor, action: Tensor) -> Tensor:
         """Those of the members [M] int64 alone, [M, N]; no other is computed."""
         chosen = {name: p.index_select(0, members) for name, p in self.net.named_parameters()}
         x = self._inputs(obs, action, len(members))
         out: Tensor = functional_call(self.net, chosen, (x,))
-        return out.float().squeeze(-1)
+        return out.squeeze(-1)
 
     def _inputs(self, obs: Tensor, action: Tensor, n: int) -> Tensor:
         x = torch.cat((obs, action), -1)

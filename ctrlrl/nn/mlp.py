@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ctrlrl.nn.mish import Mish
 
@@ -32,6 +35,7 @@ def mlp(
     init: Init | None = None,
     norm: str = "none",
     dropout: float = 0.0,
+    values: bool = False,
 ) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them.
 
@@ -40,6 +44,7 @@ def mlp(
     activate_last: also after the last layer, for a trunk that several heads share.
     norm: LayerNorm "before" or "after" every activation.
     dropout: after every activation, in training mode.
+    values: the last layer is a `Float32Linear`.
     """
     if min(sizes[1:], default=1) < 1:
         raise ValueError(f"hidden: a layer is at least 1 wide, got {list(sizes[1:])}")
@@ -48,7 +53,7 @@ def mlp(
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
-        linear = nn.Linear(n_in, n_out)
+        linear = (Float32Linear if last and values else nn.Linear)(n_in, n_out)
         if init is not None:
             init(linear, last)
         elif orthogonal:
@@ -69,6 +74,22 @@ def mlp(
         if dropout:
             layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers)
+
+
+class Float32Linear(nn.Linear):
+    """A layer whose product is taken in the precision of its weights under autocast too.
+
+    The eight bits of bfloat16 lie 2 apart at a return of 400: values that differ by less would be one value.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    on = x.device.type
+    return torch.autocast(on, enabled=False) if torch.is_autocast_enabled(on) else nullcontext()
 
 
 def torch_default(layer: nn.Linear, last: bool) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctrlrl.nn.mlp import Float32Linear, without_autocast
+
 Draw = Callable[[Tensor, float], Tensor]  # (x [S, ...], p) -> 1 with probability p, else 0, from each seed's numbers
 PLAIN = (nn.ReLU, nn.SiLU, nn.ELU, nn.Tanh, nn.GELU, nn.Identity)
 
@@ -28,6 +30,8 @@ def stack(modules: Sequence[nn.Module], draw: Draw) -> Any:
         return first
     if kind is nn.Linear:
         return StackedLinear(modules)  # type: ignore[arg-type]
+    if kind is Float32Linear:
+        return StackedFloat32Linear(modules)  # type: ignore[arg-type]
     if kind is nn.LayerNorm:
         return StackedLayerNorm(modules)  # type: ignore[arg-type]
     if kind is nn.Dropout:
@@ -65,6 +69,12 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.baddbmm(self.bias, x.flatten(1, -2), self.weight.mT)
         return y if x.ndim == 3 else y.view(*x.shape[:-1], -1)  # in place on a view, a ReLU costs a copy going back
+
+
+class StackedFloat32Linear(StackedLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            return super().forward(x.to(self.weight.dtype))
 
 
 class StackedLayerNorm(nn.Module):

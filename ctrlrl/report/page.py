@@ -18,7 +18,7 @@ from ctrlrl.report.results import algo_of
 from ctrlrl.report.runs import Run
 from ctrlrl.report.sources import read_sources, unfinished
 from ctrlrl.report.stats import MIN_SEEDS
-from ctrlrl.report.tables import NONE, Table, duration, number, plus_minus, pooled_table, results_table
+from ctrlrl.report.tables import NONE, Table, duration, front_size, number, plus_minus, pooled_table, results_table
 
 __all__ = ["write_curve", "write_page"]
 
@@ -100,7 +100,7 @@ def _facts(run: Run) -> str:
         ("Hypervolume", number(r.get("hypervolume")), ""),
         ("Expected utility", number(r.get("expected_utility")), ""),
         ("Sparsity", number(r.get("sparsity")), ""),
-        ("Policies on the front", number(len(r["front"])) if r.get("front") else NONE, ""),
+        ("Policies on the front", number(front_size(r)) if r.get("front") else NONE, ""),
         ("Held-out action error", number(r.get("held_out_action_error"), 4), ""),
         ("Gradient steps" if offline else "Environment steps",
          number(r.get("gradient_steps" if offline else "env_steps")), ""),

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
+from ctrlrl.functional.pareto import non_dominated
 from ctrlrl.report.published import published
 from ctrlrl.report.published_offline import d4rl_id, published_score
 from ctrlrl.report.results import Result, algo_of, data_of, expand, is_offline, measured, task_of
@@ -34,6 +37,11 @@ def number(x: Any, digits: int | None = None) -> str:
     if isinstance(x, bool) or not isinstance(x, int | float):
         return str(x)
     return f"{x:,.{_digits(x) if digits is None else digits}f}"
+
+
+def front_size(result: Result) -> int:
+    """How many of the policies in result["front"] no other one dominates."""
+    return int(non_dominated(torch.tensor(result["front"])).sum())
 
 
 def duration(seconds: float | None) -> str:
@@ -128,7 +136,7 @@ def _row(r: Result) -> dict[str, str]:
         "hypervolume": number(r.get("hypervolume")),
         "expected utility": number(r.get("expected_utility")),
         "sparsity": number(r.get("sparsity")),
-        "policies": number(len(r["front"])) if r.get("front") else NONE,
+        "policies": number(front_size(r)) if r.get("front") else NONE,
         "regret": number(r.get("regret"), 3),
         "success": NONE if success is None else f"{100 * success:.0f} %",
         "held-out error": number(r.get("held_out_action_error"), 4),

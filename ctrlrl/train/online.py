@@ -183,7 +183,7 @@ class OnlineLoop:
         spec, kept = self.env.spec, {}
         at_random = self.env_steps < self.cfg.learning_starts and not self.skilled
         if not at_random or self.learner.kept:
-            out = self.learner.act(self.obs.to(self.learner.device))
+            out = self.learner.explore(self.obs.to(self.learner.device))
             kept = {name: out.extras[name] for name in self.learner.kept}
         if at_random:
             action = 2.0 * torch.rand(spec.n_envs, spec.action_dim, device=spec.device) - 1.0

@@ -100,15 +100,17 @@ def test_it_acts_for_the_preference_it_was_told_for_equal_shares_without_and_tri
     learner, obs = made(), torch.randn(6, OBS)
     equal = learner.act_for(obs, torch.full((6, M), 1 / M), deterministic=True).action
     assert torch.equal(learner.act(obs, deterministic=True).action, equal)
-    tried = learner.act(obs).extras["preference"]
+    assert learner.act(obs).extras["preference"].tolist() == [pytest.approx([1 / M] * M)] * 6
+    tried = learner.explore(obs).extras["preference"]
     assert len(tried.unique(dim=0)) == 6
     torch.testing.assert_close(tried.sum(1), torch.ones(6))
     learner.prefer([0.2, 0.8, 0.0])
     told = learner.act(obs, deterministic=True)
     assert told.extras["preference"].tolist() == [pytest.approx([0.2, 0.8, 0.0])] * 6
     assert not torch.equal(told.action, equal)
+    assert len(learner.explore(obs).extras["preference"].unique(dim=0)) == 6, "also where it was told one"
     learner.update(batch())
-    assert len(learner.act(obs).extras["preference"].unique(dim=0)) == 6
+    assert learner.act(obs).extras["preference"].tolist() == [pytest.approx([1 / M] * M)] * 6
 
 
 def test_policies_side_by_side_are_one_preference_a_block_of_lanes():

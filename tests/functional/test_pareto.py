@@ -11,6 +11,7 @@ from ctrlrl.functional.pareto import (
     depth_first_grid,
     dominates,
     expected_utility,
+    front_measures,
     hypervolume,
     hypervolume_estimate,
     inverted_generational_distance,
@@ -97,6 +98,16 @@ def test_of_fewer_than_three_points_all_are_ends(n):
 
 
 # measures
+
+
+def test_dominated_points_change_no_measure():
+    """Between the others they would divide the gaps: of two ends 10 apart in both objectives sparsity is 200."""
+    ends, reference = torch.tensor([[0.0, 10.0], [10.0, 0.0]]), torch.tensor([-1.0, -1.0])
+    alone = front_measures(ends, reference, simplex_grid(2, 4))
+    among = front_measures(torch.cat((ends, torch.tensor([[5.0, 0.0], [0.0, 5.0]]))), reference, simplex_grid(2, 4))
+    assert alone == among
+    assert alone["sparsity"] == 200.0
+    assert alone["size"] == 2.0
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.nn.critics import ValueCritic, ValueMedianCritic
+from ctrlrl.nn.critics import QCritic, ValueCritic, ValueHeads, ValueMedianCritic, VectorCritic
+from ctrlrl.nn.ensembles import QEnsemble
 from ctrlrl.nn.mlp import mlp
+from ctrlrl.nn.stacked import stack
 from ctrlrl.policies.discrete import CategoricalPolicy
 from ctrlrl.policies.gaussian import GaussianPolicy
 
@@ -63,6 +65,37 @@ def test_the_median_trains_the_trunk_only_where_it_is_shared(shared):
     moved = trunk.weight.grad is not None and bool(trunk.weight.grad.any())
     assert moved == shared
     assert critic.value[0].weight.grad is None or float(critic.value[0].weight.grad.abs().sum()) == 0.0
+
+
+CRITICS = {
+    "value": lambda: ValueCritic(3, [16], activation="relu"),
+    "heads": lambda: ValueHeads(3, [16], 3, activation="relu"),
+    "vector": lambda: VectorCritic(3, [16], 2, activation="relu"),
+    "median": lambda: ValueMedianCritic(3, [16], [16], activation="relu"),
+    "median apart": lambda: ValueMedianCritic(3, [16], [16], activation="relu", shared=False),
+    "q": lambda: QCritic(2, 1, [16]),
+    "q of objectives": lambda: QCritic(2, 1, [16], width=2),
+    "ensemble": lambda: QEnsemble(2, 1, [16], n=3),
+    "stacked": lambda: stack([ValueCritic(3, [16], activation="relu") for _ in range(2)], lambda x, p: x),
+}
+
+
+@pytest.mark.parametrize("make", CRITICS.values(), ids=CRITICS)
+def test_values_of_hundreds_stay_apart_under_autocast(make):
+    """The numbers of bfloat16 lie 2 apart there."""
+    critic = make()
+    for name, p in critic.named_parameters():
+        if p.shape[-1] < 16 and name.endswith("bias"):  # of the last layers alone
+            nn.init.constant_(p, 400.0)
+    x = torch.randn(500, 3).expand(2, 500, 3) if make is CRITICS["stacked"] else torch.randn(500, 3)
+    inputs = (x[..., :2], x[..., 2:]) if isinstance(critic, QCritic | QEnsemble) else (x,)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = critic(*inputs).detach()
+    exact = critic(*inputs).detach()
+    assert rough.dtype == torch.float32
+    assert exact.mean() == pytest.approx(400.0, abs=5.0)
+    torch.testing.assert_close(rough, exact, rtol=0, atol=0.03 * float((exact - 400.0).abs().max()))
+    assert not torch.equal(rough, exact), "products of hidden layers are bfloat16's"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from ctrlrl.settings import train_config, typed
 from ctrlrl.train.checkpoint import read_folder
 from ctrlrl.train.off_policy import OfflineLoop
 from ctrlrl.train.online import CHUNK
-from ctrlrl.types import Metrics, PolicyOutput, Transition
+from ctrlrl.types import Metrics, PolicyOutput, Transition, tree_map
 
 ONLINE = [name for name in ALGORITHMS if getattr(lookup(ALGORITHMS, name, "algorithm"), "online", False)]
 
@@ -65,6 +65,9 @@ class Constant:
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
         return PolicyOutput(torch.full((len(obs), 1), 3.0), None, {})
+
+    def explore(self, obs: Tensor) -> PolicyOutput:
+        return self.act(obs)
 
     def begin_online(self) -> None:
         self.began += 1
@@ -274,6 +277,35 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, n_steps, tmp_path, m
                 assert torch.equal(a[key], b[key]), (stop, key)
         for file in ("buffer.json", "rows_00000.safetensors"):
             assert (whole / file).read_bytes() == (resumed / file).read_bytes(), (stop, file)
+
+
+class Replayed:
+    """A graph's rule without a GPU: a call copies its arguments over the first ones and runs on those."""
+
+    def __init__(self, fn: Any, example: Any, **_: Any):
+        self.fn, self.inputs = fn, tree_map(torch.clone, example)
+
+    def __call__(self, *args: Any) -> Any:
+        tree_map(lambda static, new: static.copy_(new), self.inputs, args)
+        return self.fn(*self.inputs)
+
+
+@pytest.mark.parametrize("share", ["null", "0.5"])
+def test_graphs_follow_the_columns_of_a_batch_from_the_data_set_to_the_environment(share, tmp_path, monkeypatch):
+    """A data set's batches hold the numbers of their rows, and those of the environment do not."""
+    monkeypatch.setattr("ctrlrl.core.off_policy.Graph", Replayed)
+    monkeypatch.setattr("ctrlrl.sources.load", lambda path, data_id=None: episodes())
+    words = ["algo=iql", "env=pendulum", "n_envs=3", "total_steps=60", "algo.learning_starts=0", "data=file"]
+    words += ["data.path=x", "gradient_steps=60", "algo.batch_size=8", "algo.hidden=[8,8]", "experiment=none"]
+    words += [f"algo.offline_share={share}", "threads=1"]
+    found = []
+    for mode in ("eager", "graph"):
+        run = build(typed(train_config(words)), tmp_path / mode).loop
+        run.learner.set_compile(mode)
+        while not run.done:
+            run.iterate()
+        found.append(run.learner.model_state())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_a_run_that_keeps_no_buffer_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
