@@ -69,8 +69,12 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
     if kept is not None:
         raise ValueError(f"{kept}: a resumed run keeps its algorithm, environment and data; begin a new run.dir")
     raw = load_config(folder / "config.yaml", words)
-    cfg = typed(raw)
-    _same_rows(typed(load_config(folder / "config.yaml")), cfg)
+    cfg, before = typed(raw), typed(load_config(folder / "config.yaml"))
+    for name in ("seed", "seeds", "dtype"):
+        was, asked = getattr(before, name), getattr(cfg, name)
+        if was != asked:
+            raise ValueError(f"{name}={asked}: the run began with {was}, which its results name; begin a new run.dir")
+    _same_rows(before, cfg)
     ranks = _together(cfg)
     trainer = build(cfg, folder, resume=True, ranks=ranks)
     if words and ranks.index == 0:

@@ -164,6 +164,8 @@ def typed(cfg: DictConfig) -> TrainConfig:
 
 def load_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
     """The configuration that a run folder's config.yaml holds, changed by `words`."""
+    words = [word.lstrip("+") for word in words]
+    _split(words)  # OmegaConf takes a word without "=" for null
     try:
         saved = OmegaConf.create(_plain_yaml(path))
         name = OmegaConf.select(saved, "algo.name", default=None)
@@ -267,8 +269,8 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
         prefix = full_key.rpartition(".")[0] if full_key else ""
         nodes = {k: parent._get_node(k) for k in keys} if isinstance(parent, DictConfig) else {}
         inner = [f"{k}.{key}" for k, node in nodes.items() if isinstance(node, DictConfig) and key in node]
-        near = inner or difflib.get_close_matches(key, keys, n=3, cutoff=0.4) or keys
-        mend = ", ".join(f"{prefix}.{k}" if prefix else str(k) for k in near)
-        return f"unknown key {full_key or key}; did you mean {mend}?"
+        near = inner or difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
+        mend = ", ".join(f"{prefix}.{k}" if prefix else str(k) for k in near or keys)
+        return f"unknown key {full_key or key}; {f'did you mean {mend}?' if near else f'keys: {mend}'}"
     word = word or getattr(cause, "override", None)  # what Hydra's parser could not read
     return f"{word}: {text}" if word else text

@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import ctrlrl
-from ctrlrl import BPO, FPO, MTPPO, PPO, PolicyFlow, evaluate_policy, load, make_env
+from ctrlrl import BPO, FPO, MTPPO, PPO, BaseCallback, PolicyFlow, evaluate_policy, load, make_env
 from ctrlrl.api import Agent
 from ctrlrl.train.checkpoint import read_zip, write_zip
 
@@ -77,6 +77,45 @@ def test_of_a_critic_with_several_heads_the_policys_own_one_is_shown():
     assert model.rollout_buffer.returns == pytest.approx(
         model.rollout_buffer.advantages + model.rollout_buffer.values, abs=1e-4
     )
+
+
+class AtRolloutEnd(BaseCallback):
+    """Calls the function with the model."""
+
+    def __init__(self, function: Any):
+        super().__init__()
+        self.function = function
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.function(self.model)
+
+
+@pytest.mark.parametrize("changes", [{}, {"normalize_reward": True}, {"bootstrap_truncated": False}])
+def test_a_rollouts_advantages_are_those_that_the_update_takes(changes, monkeypatch):
+    model, shown, taken = small(n_envs=2, n_steps=256, n_epochs=1, gamma=0.9, **changes), [], []
+    advantages = model.learner.advantages
+    monkeypatch.setattr(model.learner, "advantages", lambda r: taken.append(advantages(r)[0]) or advantages(r))
+    model.learn(1024, AtRolloutEnd(lambda m: (shown.append(m.rollout_buffer.advantages), taken.clear())))
+    np.testing.assert_allclose(shown[-1], taken[-1].numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_schedule_of_unequal_bounds_may_end_at_nothing():
+    model = small(BPO, clip_range=lambda left: 0.2 * left, clip_range_high=0.28, n_envs=2).learn(128)
+    assert model.cfg.clip_range == 0.0
+    assert all(bool(p.isfinite().all()) for p in model.learner.policy.parameters())
+
+
+def test_a_setting_takes_after_construction_what_the_constructor_takes():
+    model = small(clip_range=lambda left: 0.2 * left, n_envs=2).learn(128)
+    model.gamma = 0.5  # though the clip range has come to 0
+    assert model.gamma == 0.5
+    for name, value in (("gamma", 1.5), ("gae_lambda", -3.0), ("n_epochs", -1), ("max_grad_norm", -1.0)):
+        with pytest.raises(ValueError, match=name):
+            setattr(model, name, value)
+    assert model.gamma == 0.5
 
 
 def test_defaults_are_those_of_stable_baselines3():

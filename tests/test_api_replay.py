@@ -404,3 +404,20 @@ def test_the_policy_gives_actions_in_the_unit_box_as_sb3s_does(kind):
     np.testing.assert_allclose(2.0 * action.numpy(), model.predict(obs, deterministic=True)[0], rtol=1e-5)
     assert not hasattr(model.policy, "evaluate_actions"), "it has no density of a given action"
     assert not hasattr(model.policy, "optimizer"), "as in SB3, which has one a network"
+
+
+def test_sb3s_attributes_are_settings_and_not_forgotten():
+    noises = pytest.importorskip("stable_baselines3.common.noise", reason="pip install 'ctrlrl[sb3]'")
+    model = TD3("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.action_noise = noises.NormalActionNoise(np.zeros(1), 0.5 * np.ones(1))
+    model.policy_delay, model.target_policy_noise, model.target_noise_clip = 3, 0.1, 0.3
+    cfg = model.cfg
+    assert (cfg.action_noise, cfg.policy_delay, cfg.target_policy_noise, cfg.target_noise_clip) == (0.5, 3, 0.1, 0.3)
+    model = SAC("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.target_update_interval = 9
+    assert model.cfg.target_update_interval == 9
+    assert model.target_entropy == -1.0
+    with pytest.raises(AttributeError):
+        model.target_entropy = -3.0
+    with pytest.raises(ValueError, match="target_update_interval must be at least 1"):
+        model.target_update_interval = 0

@@ -144,6 +144,19 @@ def test_resume_takes_a_longer_budget(ctrlrl):
     assert (result["env_steps"], result["status"]) == (512, "finished")
 
 
+def test_a_resumed_run_takes_settings_alone_and_keeps_what_its_results_name(ctrlrl):
+    ctrlrl("train", *TINY, "run.dir=a")
+    before = Path("a/config.yaml").read_bytes()
+    refused(ctrlrl("train", "run.resume=a", "total_steps"), "expected key=value, got 'total_steps'")
+    refused(ctrlrl("eval", "run=a", "eval.every"), "expected key=value, got 'eval.every'")
+    refused(ctrlrl("train", "run.resume=a", "seed=5", "total_steps=512"), "seed=5", "the run began with 0")
+    refused(
+        ctrlrl("train", "run.resume=a", "dtype=bfloat16", "total_steps=512"), "dtype=bfloat16", "began with float32"
+    )
+    assert Path("a/config.yaml").read_bytes() == before
+    assert ctrlrl("train", "run.resume=a", "seed=0", "+total_steps=512").code == 0
+
+
 def test_eval_writes_eval_json_and_a_table(ctrlrl):
     ctrlrl("train", *TINY, "run.dir=a")
     said = ctrlrl("eval", "run=a", "episodes=3", "seed=7")

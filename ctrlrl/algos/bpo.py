@@ -23,15 +23,20 @@ from ctrlrl.nn.normalize import RewardScaler
 from ctrlrl.policies.standard import standard_features, standard_normalizer, standard_policy
 from ctrlrl.types import EnvSpec, Rollout
 
+LEAST = 1e-6  # half-width of the ratio's bounds
+
 
 @dataclass
 class BPOConfig(ActorCriticConfig):
-    """Defaults: the authors' SB3 variant. Theirs of rsl_rl: median_shared=false, logit_clip=10, temperature=0.01."""
+    """Defaults: the authors' SB3 variant, but for its layers of hidden=[256, 256].
+
+    Theirs of rsl_rl: median_shared=false, logit_clip=10, temperature=0.01.
+    """
 
     name: str = "bpo"
     n_steps: int = 2048
     normalize_advantage: str = "none"  # the weight |R - V| keeps its scale, as in the authors' code
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     activation: str = "relu"
     clip_range: float = 0.3  # the ratio's bound: 1 - clip_range .. 1 + clip_range
     clip_range_high: float | None = None  # upper half-width where it differs; mu is then a quantile
@@ -101,6 +106,11 @@ class BPOLearner(ActorCriticLearner):
     def _value(self, features: Tensor) -> Tensor:
         return self._heads(self.critic(features))[0]
 
+    @property
+    def _clip_range(self) -> float:
+        """A schedule may end at 0, where neither the logarithm of a bound nor a quantile is defined."""
+        return max(self.cfg.clip_range, LEAST)
+
     def surrogate(self, log_ratio: Tensor, batch: Batch, value: Tensor) -> Tensor:
         cfg = self.cfg
         mean, median = self._heads(value)
@@ -109,7 +119,7 @@ class BPOLearner(ActorCriticLearner):
             log_ratio,
             weight,
             batch.target - median,
-            clip_range=cfg.clip_range,
+            clip_range=self._clip_range,
             clip_range_high=cfg.clip_range_high,
             temperature=cfg.temperature,
             logit_clip=cfg.logit_clip,
@@ -126,7 +136,7 @@ class BPOLearner(ActorCriticLearner):
         if cfg.clip_range_high is None or cfg.clip_range_high == cfg.clip_range:
             median_loss = soft_median_loss(error, temperature=temperature)
         else:
-            tau = cfg.clip_range / (cfg.clip_range + cfg.clip_range_high)
+            tau = self._clip_range / (self._clip_range + cfg.clip_range_high)
             median_loss = soft_quantile_loss(error, tau=tau, temperature=temperature)
         return loss + cfg.median_coef / cfg.vf_coef * median_loss  # the core multiplies the whole by vf_coef
 

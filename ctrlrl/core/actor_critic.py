@@ -6,6 +6,7 @@ One update: scale rewards, advantages over the whole rollout, then epochs of min
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -220,6 +221,12 @@ class ActorCriticLearner(Learner):
         metrics["train/gradient_steps"] = torch.tensor(float(n_steps))
         return metrics
 
+    def foreseen(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """The advantages and targets that `update` would take from a rollout, [T, B] or [T, B, K]; nothing changes."""
+        twin = copy.copy(self)
+        twin.reward_scaler, twin.discounted_return = copy.deepcopy((self.reward_scaler, self.discounted_return))
+        return twin.advantages(twin._ended(rollout._replace(reward=twin._scaled(rollout))))
+
     def _ended(self, rollout: Rollout) -> Rollout:
         if self.cfg.bootstrap_truncated:
             return rollout
@@ -338,7 +345,7 @@ class ActorCriticLearner(Learner):
             self.opt[name].learning_rate.fill_(learning_rate * share)
 
     def forget_episodes(self) -> None:
-        """The environments were reset: no episode of the last rollout goes on."""
+        """No episode of the last rollout goes on in the next: the environments were reset, or steps were lost."""
         self.discounted_return = None
 
     def set_dtype(self, dtype: str) -> None:

@@ -230,6 +230,8 @@ class Members:
 
 
 def _standardized(x: Tensor, dim: int) -> Tensor:
-    """(x - mean) / (std + 1e-8) along an axis; what other members have does not count."""
+    """(x - mean) / (std + 1e-8) along an axis; what other members have does not count. Of one number: 0."""
+    if x.shape[dim] < 2:
+        return torch.zeros_like(x)
     std, mean = torch.std_mean(x, dim=dim, keepdim=True)
     return (x - mean) / (std + 1e-8)

@@ -106,6 +106,7 @@ class Agent(Model):
         if self._rollout is None:
             assert watch is not None
             watch.hand_back()
+            self.learner.forget_episodes()  # they have gone on without being kept
             return None
         if watch is None:
             assert self.ep_info_buffer is not None

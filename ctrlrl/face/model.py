@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -28,6 +28,9 @@ Array = np.ndarray[Any, Any]
 File = saved.File
 
 
+CLIPS = ("clip_range", "clip_range_vf")
+
+
 class Setting:
     """A number of the config as an attribute of the model; the next update reads it."""
 
@@ -41,6 +44,8 @@ class Setting:
         if not hasattr(model.cfg, self.name):
             raise AttributeError(f"{type(model).__name__} has no {self.name}")
         given = of_fields(type(model.cfg), {self.name: value}, type(model).__name__)
+        starts = {name: as_schedule(s)(1.0) for name in CLIPS if (s := getattr(model, name, None)) is not None}
+        replace(model.cfg, **starts, **given)  # refuses what the constructor would; a schedule may have come to 0
         model.learner.set_hyper(self.name, given[self.name])
 
 
@@ -122,7 +127,7 @@ class Model(Reporting):
         self.cfg = self._config(nets | {k: v for k, v in named.items() if v is not None} | hyper_parameters)
         self.learning_rate = self.cfg.learning_rate if learning_rate is None else learning_rate
         self._setup_lr_schedule()
-        for name in ("clip_range", "clip_range_vf"):
+        for name in CLIPS:
             value = getattr(self.cfg, name, None) if self._given[name] is None else self._given[name]
             setattr(self, name, None if value is None else as_schedule(value))
         self.batch_size, self.seed = whole(where, "batch_size", batch_size), whole(where, "seed", seed)

@@ -48,7 +48,8 @@ def record_update(model: Any, metrics: Metrics) -> None:
     if "policy/entropy" in found:
         entropy = found["policy/entropy"]
         record("train/entropy_loss", -entropy)
-        record("train/loss", found["loss/policy"] + cfg.vf_coef * found["loss/value"] - cfg.ent_coef * entropy)
+        loss = found["loss/policy"] + cfg.vf_coef * found["loss/value"] - cfg.ent_coef * entropy
+        record("train/loss", loss + found.get("loss/penalty", 0.0))
     if hasattr(model.policy, "log_std"):
         record("train/std", model.policy.log_std.detach().exp().mean().item())
     record("train/n_updates", model._n_updates, exclude="tensorboard")

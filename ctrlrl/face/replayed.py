@@ -41,7 +41,8 @@ class ReplayAgent(Agent):
     Other keywords: fields of the config.
     """
 
-    tau, learning_starts = Setting(), Setting()
+    tau, learning_starts, target_update_interval = Setting(), Setting(), Setting()
+    policy_delay, target_policy_noise, target_noise_clip = Setting(), Setting(), Setting()
     _episodes: Any = None
     _kept: Any = None  # the replay buffer of an environment before
     _loop: Any = None
@@ -273,6 +274,20 @@ class ReplayAgent(Agent):
     @property
     def buffer_size(self) -> int:
         return self.cfg.buffer_size
+
+    @property
+    def action_noise(self) -> float:
+        """Standard deviation of what is added to the actions tried; takes what the constructor takes."""
+        return float(self.cfg.action_noise)
+
+    @action_noise.setter
+    def action_noise(self, noise: Any) -> None:
+        self.learner.set_hyper("action_noise", noise_of(noise, type(self).__name__))
+
+    @property
+    def target_entropy(self) -> float:
+        """That a learned temperature aims at, nats; it is given to the constructor."""
+        return float(self.learner.target_entropy)
 
     @property
     def actor(self) -> Any:

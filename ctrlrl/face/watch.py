@@ -257,7 +257,7 @@ class RolloutView:
 
     @property
     def advantages(self) -> Any:
-        found = self._learner.advantages(self._rollout)[0]
+        found = self._learner.foreseen(self._rollout)[0]
         return (found if found.ndim == 2 else self._learner.actor_value(found)).cpu().numpy()
 
     @property

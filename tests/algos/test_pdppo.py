@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrlrl import PDPPO
+from ctrlrl import PDPPO, BaseCallback
 from ctrlrl.algos.pdppo import PDPPOConfig, PDPPOLearner
 from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.envs.inventory import LotSizing
@@ -317,3 +317,15 @@ def test_the_sweep_takes_the_library_s_ppo_at_as_many_steps():
     found = swept("algo=ppo", "experiment=ppo/lotsizing")
     assert len(found) == 10
     assert {(cfg.algo.name, cfg.total_steps, cfg.n_envs) for cfg in found} == {("ppo", 100_000, 4)}
+
+
+def test_a_return_does_not_go_on_over_steps_that_a_callback_let_fall():
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 16
+
+    model = PDPPO("MlpPolicy", "lotsizing", n_envs=1, kept_rollouts=1, policy_kwargs={"net_arch": [8]}, n_steps=10)
+    model.learn(30, Stop())
+    kept = model.learner.kept
+    assert kept is not None
+    assert kept.truncated[-1].all()

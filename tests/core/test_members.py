@@ -8,7 +8,7 @@ from torch import nn
 
 from ctrlrl.algos.ppo import PPOConfig, PPOLearner
 from ctrlrl.core.actor_critic import Batch
-from ctrlrl.core.members import Members, MemberSteps
+from ctrlrl.core.members import Members, MemberSteps, _standardized
 from ctrlrl.core.random import Randomness
 from ctrlrl.functional.surrogate import ppo_clip
 from ctrlrl.nn.critics import VectorCritic
@@ -186,3 +186,8 @@ def test_steps_that_were_only_a_reset_are_refused_by_name():
     whole = rollout(members, "continuous", M)
     with pytest.raises(ValueError, match="reset within a step"):
         members.update(whole._replace(extras={"mask": torch.ones(T, 2 * B, dtype=torch.bool)}))
+
+
+def test_a_minibatch_of_one_row_has_no_spread_to_divide_by():
+    assert torch.equal(_standardized(torch.tensor([[3.0], [4.0]]), 1), torch.zeros(2, 1))
+    assert _standardized(torch.tensor([[3.0, 5.0]]), 1)[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
