@@ -20,6 +20,7 @@ from ctrlrl.tasks import env_device, make_env
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import Progress
 
+SAMPLER = ("algo.sampler", "algo.sampling_steps", "algo.spacing", "algo.warm_start")
 LANES = 64  # environments stepped together at most, of one seed each
 
 
@@ -72,6 +73,12 @@ def composed_run(options: Options, words: Sequence[str] = ()) -> tuple[TrainConf
     compose = options.compose
     if len(compose.runs) < 2:
         raise ValueError(f"compose takes at least 2 run folders, got {len(compose.runs)}: compose=[runs/a,runs/b]")
+    if compose.mode in ("or", "and"):
+        unread = SAMPLER[-1:] if compose.exact else SAMPLER
+        lost = next((word for word in words if word.partition("=")[0] in unread), None)
+        if lost is not None:
+            exact = " compose.exact=true" if compose.exact else ""
+            raise ValueError(f"{lost}: compose.mode={compose.mode}{exact} does not read it; leave it out")
     named = [*compose.runs, *([] if compose.base is None else [compose.base])]
     loaded = [load_run(Path(name), options.checkpoint, words) for name in named]
     first = loaded[0][0]

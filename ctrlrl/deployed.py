@@ -16,6 +16,7 @@ from ctrlrl.core.learner import Learner
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.envs.spec import Array, PartCodec, action_codec, obs_codec
 from ctrlrl.functional.samplers import shifted
+from ctrlrl.policies.diffusion import ChunkPolicy
 from ctrlrl.policies.receding import Memory
 from ctrlrl.policies.rehearsal import rehearsed
 
@@ -27,6 +28,7 @@ class Deployed(nn.Module):
     """Observation arrays [n, *shape], in the order of `names`, to actions [n, *shape] of the action space."""
 
     tolerance = 1e-5  # between the file's actions and the policy's; relative where actions are larger than 1
+    tolerance_sampled = 1e-4  # after many evaluations in a row
 
     def __init__(self, learner: Learner, observation: spaces.Space[Any], action: spaces.Space[Any]):
         super().__init__()
@@ -38,8 +40,12 @@ class Deployed(nn.Module):
         self.learner.set_dtype("float32")
         self.parts = obs_codec(observation).parts
         self.leaves = [_leaf(observation, p) for p in self.parts]
-        self.names = [p.part.name or "obs" for p in self.parts]
-        self.outputs = ["action" if "action" not in self.names else "next_action"]
+        self.names: list[str] = []
+        for p in self.parts:
+            self.names.append(_unused(p.part.name or "obs", "other", self.names))
+        self.outputs = [_unused("action", "next", self.names)]
+        if isinstance(getattr(self.nets.policy, "base", None), ChunkPolicy):
+            self.tolerance = self.tolerance_sampled
         self.facts: dict[str, Any] = {}  # of its own, for the file
         self.starts = [None if p.start is None else torch.from_numpy(p.start.astype(np.int64)) for p in self.parts]
         self.codec = action_codec(action)
@@ -79,12 +85,18 @@ class Deployed(nn.Module):
         return _nest(both.observation, dict(zip((p.path for p in self.parts), arrays, strict=True)))
 
 
+def _unused(name: str, prefix: str, taken: Iterable[str]) -> str:
+    while name in taken:
+        name = f"{prefix}_{name}"
+    return name
+
+
 class DeployedPreferences(Deployed):
     """Observation arrays and `preference` [n, M], a row each, to actions [n, *shape] of the action space."""
 
     def __init__(self, learner: Learner, observation: spaces.Space[Any], action: spaces.Space[Any], objectives: int):
         super().__init__(learner, observation, action)
-        own = "preference" if "preference" not in self.names else "policy_preference"
+        own = _unused("preference", "policy", self.names)
         self.names, self.objectives = [*self.names, own], objectives
         self.facts = {"preference": own, "objectives": objectives}
 
@@ -111,23 +123,22 @@ class DeployedChunks(Deployed):
     the whole plan [n, H, A] in the policy's units. warm: the former plan stands in the place of the noise.
     """
 
-    tolerance = 1e-4  # many evaluations in a row
-
     def __init__(
         self, learner: Learner, observation: spaces.Space[Any], action: spaces.Space[Any], *, warm: bool = False
     ):
         super().__init__(learner, observation, action)
         policy: Any = self.nets.policy
+        self.tolerance = self.tolerance_sampled
         self.window, self.warm, process = policy.window, warm, policy.process
         if not warm:
             process.warm = ()  # of this copy: here every plan begins at noise
         self.solve = process.resume if warm else process.sample
         self.levels, self.n_draws = rehearsed(self.solve)
         own = ["former_plan" if warm else "noise", *(["draws"] if self.n_draws else [])]
-        own = [name if name not in self.names else f"policy_{name}" for name in own]
+        own = [_unused(name, "policy", self.names) for name in own]
         self.n_arrays = len(self.names)
         self.names = self.names + own
-        self.outputs = [*self.outputs, "plan" if "plan" not in self.names else "next_plan"]
+        self.outputs = [*self.outputs, _unused("plan", "next", self.names)]
         self.facts = {"horizon": self.window.horizon, "n_obs_steps": self.window.n_obs, "plan": self.outputs[1]}
         self.facts |= {"n_action_steps": self.window.n_actions, "network_calls": policy.n_asked * len(self.levels)}
 

@@ -122,6 +122,8 @@ def test_three_runs_are_searched_without_a_picture(runs, tmp_path):
         (("compose.weight=search", "seed=50063"), "compose.seed=50000 and seed=50063 begin the same episodes"),
         (("compose.n_action_steps=2",), "compose.n_action_steps=2 is more than the 1 actions of a chunk of"),
         (("compose.mode=product",), "takes compose.base"),
+        (("compose.mode=or", "algo.sampling_steps=5"), "algo.sampling_steps=5: compose.mode=or does not read it"),
+        (("compose.mode=and", "compose.exact=true", "algo.warm_start=[2,1]"), "compose.exact=true does not read it"),
         (("episodes=0",), "episodes must be at least 1, got 0"),
     ],
 )

@@ -15,6 +15,8 @@ import torch
 from gymnasium import spaces
 
 from ctrlrl import PPO, deploy, deployed
+from ctrlrl.algos.expo import EXPOConfig
+from ctrlrl.algos.parl import PARLConfig
 from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.cli import main
 from ctrlrl.envs.spaces import Spaces
@@ -215,3 +217,35 @@ def test_an_agent_exports_itself(tmp_path):
     obs = model.observation_space.sample()
     got = _torchscript(tmp_path / "policy.pt")(torch.from_numpy(obs[None])).numpy()
     np.testing.assert_allclose(got[0], model.predict(obs, deterministic=True)[0], rtol=0, atol=1e-5)
+
+
+def test_facts_are_json_of_every_reader_and_an_output_has_a_name_of_its_own(tmp_path):
+    box = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    model = model_of(spaces.Dict({"action": box, "next_action": box}), BOX)
+    deploy.export(model, tmp_path / "policy.pt")
+
+    def refuse(name):
+        raise ValueError(name)
+
+    facts = json.loads((tmp_path / "policy.json").read_text(), parse_constant=refuse)
+    assert facts["inputs"] == ["action", "next_action"]
+    assert facts["output"] == "next_next_action"
+
+
+def test_half_precision_actions_are_compared_at_their_own_rounding(tmp_path):
+    half = spaces.Box(np.array([-1.0, 0.0], np.float16), np.array([3.0, 0.5], np.float16), dtype=np.float16)
+    assert deploy.export(model_of(spaces.Box(-5.0, 5.0, (3,), np.float32), half), tmp_path / "policy.pt").is_file()
+
+
+def test_a_policy_that_climbs_while_it_acts_is_refused_and_one_that_samples_in_steps_has_room_for_them(tmp_path):
+    both = Spaces(spaces.Box(-5.0, 5.0, (3,), np.float32), BOX)
+    small = {"hidden": [8], "base_hidden": [8], "n_samples": 2}
+    made = [make_learner(PARLConfig(**small, n_kept=1), both.env_spec(CPU))]
+    made.append(make_learner(EXPOConfig(hidden=[8], base_hidden=[8]), both.env_spec(CPU)))
+    parl, expo = (
+        SimpleNamespace(learner=x, observation_space=both.observation, action_space=BOX, algo=x.cfg.name, cfg=x.cfg)
+        for x in made
+    )
+    with pytest.raises(ValueError, match=r"algo=parl climbs its critic's gradient while it acts.*algo.n_climbs=0"):
+        deploy.export(parl, tmp_path / "policy.pt")
+    assert deployed.Deployed(expo.learner, both.observation, BOX).tolerance == 1e-4

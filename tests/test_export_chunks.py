@@ -183,3 +183,11 @@ def test_a_composed_policy_is_not_exported(tmp_path):
     with pytest.raises(ValueError, match="composed policies are not exported"):
         deploy.export(model, tmp_path / "policy.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_exported_anew_does_not_lie_beside_the_warm_one_of_another(tmp_path):
+    deploy.export(model_of("flow", warm_start=[0.5, 0.8], n_action_steps=1), tmp_path / "policy.pt")
+    warm = {"policy.warm.pt", "policy.warm.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {"policy.pt", "policy.json"} | warm
+    deploy.export(model_of("flow"), tmp_path / "policy.pt")
+    assert {file.name for file in tmp_path.iterdir()} == {"policy.pt", "policy.json"}

@@ -35,6 +35,8 @@ class AWACConfig(OnlineConfig):
     max_weight: float = 100.0
     hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
     normalize_obs: bool = True
+    buffer_size: int = 2_000_000  # online, the data set's rows begin the buffer, as in CORL's finetune/awac.py
+    offline_share: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

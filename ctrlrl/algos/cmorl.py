@@ -229,6 +229,8 @@ class ScalarizedPPOLearner(FrontLearner):
     team_state = ("weight", "others", "achieved", "floor", "scale", "horizon", "share", "objective")
 
     def __init__(self, cfg: ScalarizedPPOConfig, spec: EnvSpec):
+        if spec.nvec:
+            raise ValueError(f"algo={cfg.name}: several discrete actions at once are not taken; use one, or a Box")
         super().__init__(cfg, spec)
         self.grid = depth_first_grid(spec.reward_dim, cfg.weight_low, cfg.weight_high, cfg.weight_step)
         if not len(self.grid):

@@ -49,6 +49,8 @@ class CQLConfig(OnlineConfig):
     critic_hidden: list[int] | None = None  # null = hidden
     policy_init: str = "torch"  # of its hidden layers, as CORL; "orthogonal" = the authors'
     normalize_obs: bool = True
+    buffer_size: int = 2_000_000  # online, the data set's rows begin the buffer, as in CORL's finetune/cql.py
+    offline_share: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,6 +184,7 @@ class CalQLConfig(CQLConfig):
     hidden: list[int] = field(default_factory=lambda: [256, 256])
     policy_init: str = "orthogonal"
     normalize_obs: bool = False
+    offline_share: float | None = 0.5
 
 
 class CalQLLearner(CQLLearner):

@@ -39,6 +39,8 @@ class FQLConfig(OnlineConfig):
     hidden: list[int] = field(default_factory=lambda: [512, 512, 512, 512])
     normalize_obs: bool = False
     stochastic_eval: bool = True  # evaluation draws fresh noise for every action, as the authors'; false: z = 0
+    buffer_size: int = 2_000_000  # online, the data set's rows begin the buffer, as in the authors' main.py
+    offline_share: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

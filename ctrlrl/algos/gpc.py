@@ -40,6 +40,8 @@ class GPCConfig:
             raise ValueError(f"compose.n_action_steps must be at least 1, got {self.n_action_steps}")
         if not self.grid or not all(math.isfinite(w) for w in self.grid):
             raise ValueError(f"compose.grid must hold numbers, got {self.grid}")
+        if self.mode != "product" and not all(0.0 <= w <= 1.0 for w in self.grid):
+            raise ValueError(f"compose.grid: weights of compose.mode={self.mode} lie in [0, 1], got {self.grid}")
         if self.searches and self.mode == "and":
             raise ValueError("compose.mode=and finds its own weights in every step; leave compose.weight=search out")
 
@@ -67,8 +69,13 @@ class GPCConfig:
 
         In products, whose weights are free, one value of the grid for all of them; 0 would be the base alone.
         """
-        if self.mode == "product":
-            return [[w] * n for w in self.grid if w != 0.0]
+        found = [[w] * n for w in self.grid if w != 0.0] if self.mode == "product" else self._shares(n)
+        if not found:
+            rule = "0 is the base alone" if self.mode == "product" else f"no {n - 1} of its weights add up to 1 or less"
+            raise ValueError(f"compose.grid={self.grid} leaves a search of {n} policies nothing to try: {rule}")
+        return found
+
+    def _shares(self, n: int) -> list[list[float]]:
         found = []
         for first in itertools.product(self.grid, repeat=n - 1):
             rest = 1.0 - math.fsum(first)

@@ -1,4 +1,7 @@
-"""Three ways to run one function: eager, torch.compile, and a CUDA graph. All three give the same numbers."""
+"""Three ways to run one function: eager, torch.compile, and a CUDA graph.
+
+All three give the same numbers, but for those drawn inside: torch.compile has random numbers of its own.
+"""
 
 from __future__ import annotations
 

@@ -411,3 +411,9 @@ def test_weights_of_another_shape_are_refused_by_name():
     other = learner(hidden=[9])
     with pytest.raises(ValueError, match=r"archive/nets/policy\.mean\.0\.weight is"):
         other.load_model_state(made.model_state())
+
+
+def test_several_discrete_actions_at_once_are_refused_by_name():
+    several = EnvSpec(3, 0, 0, 2, 4, 50, CPU, nvec=(2, 3))
+    with pytest.raises(ValueError, match="algo=cmorl: several discrete actions at once are not taken"):
+        make_learner(CMORLConfig(reference=[0.0, 0.0]), several)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrlrl.algos.fql import FQLConfig, FQLLearner
+from ctrlrl.nn.mlp import Float32Linear
 from ctrlrl.types import EnvSpec, Transition
 
 N, OBS, ACT = 6, 3, 2
@@ -120,7 +121,7 @@ def test_a_normalized_value_weighs_one_whatever_its_scale():
 def test_critics_have_layer_norm_after_the_activation_and_policies_none():
     ours = learner()
     kinds = [type(layer) for layer in ours.nets.critic.heads[0]]
-    assert kinds == [nn.Linear, nn.GELU, nn.LayerNorm, nn.Linear, nn.GELU, nn.LayerNorm, nn.Linear]
+    assert kinds == [nn.Linear, nn.GELU, nn.LayerNorm, nn.Linear, nn.GELU, nn.LayerNorm, Float32Linear]
     for net in (ours.nets.policy.net, ours.nets.flow.net):
         assert [type(layer) for layer in net] == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
 

@@ -80,6 +80,7 @@ def test_success_decides_then_returns_then_the_middle():
         ({"episodes": 0}, "compose.episodes must be at least 1, got 0"),
         ({"n_action_steps": 0}, "compose.n_action_steps must be at least 1, got 0"),
         ({"grid": []}, "compose.grid must hold numbers"),
+        ({"grid": [0.5, -0.5]}, r"weights of compose.mode=convex lie in \[0, 1\]"),
         ({"grid": [float("nan")]}, "compose.grid must hold numbers"),
         ({"mode": "and", "weight": "search"}, "finds its own weights"),
     ],
@@ -171,3 +172,10 @@ def test_the_box_is_the_range_whatever_the_data_and_holds_them():
         parent(data=rows(low=-1.5), action_range="box")
     with pytest.raises(ValueError, match="action_range must be data or box, got 'sphere'"):
         DiffusionConfig(action_range="sphere")
+
+
+def test_a_grid_that_leaves_nothing_to_try_is_refused():
+    with pytest.raises(ValueError, match=r"search of 3 policies nothing to try: no 2 of its weights add up to 1"):
+        GPCConfig(weight="search", grid=[0.6, 0.9]).tried(3)
+    with pytest.raises(ValueError, match="nothing to try: 0 is the base alone"):
+        GPCConfig(mode="product", weight="search", grid=[0.0]).tried(2)

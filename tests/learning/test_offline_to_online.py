@@ -13,7 +13,7 @@ from ctrlrl.envs.sim import BatchedSim, Sim
 BEST, LOW, HIGH = 0.6, -0.4, 0.2  # the best action; the data's are uniform between the other two
 METHODS: dict[str, dict[str, Any]] = {
     "IQL": {},
-    "AWAC": {},
+    "AWAC": {"offline_share": 0.5},  # in one buffer with the data the first steps are few
     "ReBRAC": {},
     "CalQL": {"n_samples": 2, "conservative_coef": 0.1},  # at the default it stays with the data
     "FQL": {"flow_steps": 2, "alpha": 1.0},  # so does this one
