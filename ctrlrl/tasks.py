@@ -220,7 +220,7 @@ def as_vec_env(env: Any, *, seed: int | None = None, n_envs: int = 1) -> VecEnv:
 
     n_envs: how many a function makes.
     """
-    if isinstance(env, VecEnv):
+    if isinstance(env, VecEnv) and isinstance(env.spec, EnvSpec):
         return env
     from ctrlrl.envs.adapters import adapt
     from ctrlrl.envs.gymnasium import GymnasiumEnv

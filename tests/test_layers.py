@@ -42,7 +42,7 @@ MAY_IMPORT = {  # folder or file -> what it may import from ctrlrl besides its o
     "shares": {"config", "core"},
     "deployed": {"core", "envs", "functional", "policies"},
     "deploy": {"core", "envs", "policies", "deployed", "build", "tasks", "judging", "loops", "provenance", "runs"}
-    | {"quiet", "texts"},
+    | {"disk", "quiet", "texts"},
     "sweep": {"disk", "settings", "registry", "report", "train"},
     "bench": GROUND
     | {"core", "envs", "train", "build", "tasks", "judging", "loops", "settings", "provenance", "runs", "api"}

@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
+
 from ctrlrl.envs.brax import BraxEnv
 from ctrlrl.envs.envpool import EnvPoolEnv
 from ctrlrl.envs.isaac import IsaacGymEnv, IsaacLabEnv
@@ -71,7 +73,9 @@ def _is_maniskill(env: Any) -> bool:
 def _is_brax(env: Any) -> bool:
     """observation_size and action_size, looked up without calling them: Brax resets to find out."""
     names = ("observation_size", "action_size", "reset", "step")
-    return all(inspect.getattr_static(env, name, None) is not None for name in names)
+    return not isinstance(env, gym.Env | gym.vector.VectorEnv) and all(
+        inspect.getattr_static(env, name, None) is not None for name in names
+    )
 
 
 def _has(env: Any, *names: str) -> bool:

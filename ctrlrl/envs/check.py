@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import gymnasium as gym
+
 from ctrlrl.envs import check_episode, check_form, check_replay
 from ctrlrl.envs.adapters import adapt
 from ctrlrl.envs.check_report import Outcome, Report, failed, skipped
@@ -73,7 +75,7 @@ def check_env(env: Any, *, make: Callable[..., Any] | None = None, steps: int = 
     """
     if steps < 10:
         raise ValueError(f"check_env: steps must be at least 10, got {steps}")
-    own = isinstance(env, str) or (callable(env) and not hasattr(env, "step"))
+    own = isinstance(env, str | type) or (callable(env) and not hasattr(env, "step"))
     if own:
         if make is not None:
             raise ValueError("check_env: an id or a function is its own make; give an environment, or leave out make")
@@ -93,7 +95,7 @@ def check_env(env: Any, *, make: Callable[..., Any] | None = None, steps: int = 
 
 
 def _vec_env(env: Any) -> VecEnv:
-    if isinstance(getattr(env, "spec", None), EnvSpec) or isinstance(env, VecEnv):
+    if isinstance(getattr(env, "spec", None), EnvSpec) or (isinstance(env, VecEnv) and not isinstance(env, gym.Env)):
         return env
     return SB3Env(env) if is_sb3(env) else adapt(env) or GymnasiumEnv(env)
 

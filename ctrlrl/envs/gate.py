@@ -83,7 +83,10 @@ class Gate:
             reward = raw.copy()
         else:
             with np.errstate(over="ignore"):  # beyond float32 becomes inf, which is refused by name
-                reward = np.array(raw, dtype=np.float32)
+                try:
+                    reward = np.array(raw, dtype=np.float32)
+                except (TypeError, ValueError):
+                    raise ValueError(f"{self.name}: rewards must be numbers, got {str(raw)[:60]}") from None
         n, m = self.spec.n_envs, self.spec.reward_dim
         wanted = (n,) if m == 1 else (n, m)
         if reward.shape != wanted:
@@ -92,6 +95,17 @@ class Gate:
                 "pays vectors says so by a `reward_space`, as mo-gymnasium's do."
             )
         return self._finite(reward, "reward")
+
+    def flags(self, raw: Any, what: str) -> Array:
+        """New bool [B]."""
+        flags = np.array(raw, dtype=bool)
+        n = self.spec.n_envs
+        if flags.shape != (n,):
+            raise ValueError(
+                f"{self.name}: {what} of {n} lanes must have shape {(n,)}, got {flags.shape}. "
+                f"An environment returns bool({what})."
+            )
+        return flags
 
     def final_obs(self, obs: Array, lanes: Array | list[int], rows: Sequence[Any]) -> Array:
         """obs [B, O], with the rows of `lanes`, whose episodes ended, replaced by single observations."""
@@ -106,12 +120,18 @@ class Gate:
 
     def success(self, told: Sequence[tuple[int, Any]]) -> dict[str, Tensor]:
         """extras["success"] [B] from (lane, whether it succeeded): NaN elsewhere; empty until one has been told."""
+        told = [(lane, value) for lane, value in told if value is not None]
         if not told and not self._success_seen:
             return {}
         self._success_seen = True
         success = torch.full((self.spec.n_envs,), torch.nan)
         for lane, value in told:
-            success[lane] = float(value)
+            try:
+                success[lane] = float(np.asarray(value).item())
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{self.name}: info['{SUCCESS_KEYS[0]}'] or ['{SUCCESS_KEYS[1]}'] must be a bool, got {value!r}"
+                ) from None
         return {"success": success}
 
     def time_step(

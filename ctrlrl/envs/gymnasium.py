@@ -99,8 +99,8 @@ class GymnasiumEnv:
         self.infos = infos
         final_obs = obs = gate.obs(raw_obs)
         reward = gate.reward(raw_reward)
-        terminated = np.array(raw_terminated, dtype=bool)
-        truncated = np.greater(raw_truncated, terminated)  # both: the task ended, so no bootstrap
+        terminated = gate.flags(raw_terminated, "terminated")
+        truncated = gate.flags(raw_truncated, "truncated") & ~terminated  # both: the task ended, so no bootstrap
         extras: dict[str, Tensor] = {}
         if self.mode is AutoresetMode.NEXT_STEP:
             mask = ~self._only_reset
@@ -196,6 +196,8 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
         except (gym.error.Error, ImportError, TypeError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"env.id {env!r}: Gymnasium cannot make it: {said}") from error
+        except Exception as error:
+            raise _not_made(f"env.id {env!r}", error) from error
     if isinstance(env, VectorEnv):
         if n_envs not in (1, env.num_envs):
             raise ValueError(f"{_name(env)}: this vector environment has {env.num_envs} lanes, not n_envs={n_envs}")
@@ -206,14 +208,26 @@ def _make(env: Any, n_envs: int, render_mode: str | None, env_kwargs: dict[str, 
                 f"{_name(env)}: one environment cannot be copied into n_envs={n_envs}. "
                 "Give its id, a function that makes one, or a gymnasium.vector.SyncVectorEnv."
             )
-        return SyncLanes([lambda: env], **own)
+        return _lanes_of(_name(env), [lambda: env], own)
     if isinstance(env, type) and issubclass(env, Sim):
         raise TypeError(f"env: {env.__name__} is a simulator; wrap it: BatchedSim({env.__name__}(), n_envs)")
     if callable(env):
-        return SyncLanes([env] * n_envs, **own)
+        return _lanes_of(getattr(env, "__name__", "env"), [env] * n_envs, own)
     wrapped = f"; wrap it: BatchedSim({type(env).__name__}(), n_envs)" if isinstance(env, Sim) else ""
     known = "an id, a gymnasium.Env, a gymnasium.vector.VectorEnv or a function"
     raise TypeError(f"env must be {known}, got {type(env).__name__}{wrapped}")
+
+
+def _lanes_of(name: str, functions: list[Any], own: dict[str, Any]) -> SyncLanes:
+    try:
+        return SyncLanes(functions, **own)
+    except Exception as error:
+        raise _not_made(name, error) from error
+
+
+def _not_made(name: str, error: Exception) -> ValueError:
+    said = (str(error).strip().splitlines() or ["no message"])[0]
+    return ValueError(f"{name}: making it raised {type(error).__name__}: {said}")
 
 
 def register(gym_id: str) -> None:
@@ -241,7 +255,7 @@ def _reward_dim(env: VectorEnv[Any, Any, Any]) -> int:
     lanes = _lanes(env)
     inner: Any = lanes[0] if lanes else env
     while type(inner).__name__ != "LinearReward":  # mo-gymnasium's
-        space = vars(inner).get("reward_space")
+        space = getattr(inner, "reward_space", None)
         if space is not None:
             return int(np.prod(space.shape, dtype=np.int64))
         if inner is inner.unwrapped:

@@ -98,7 +98,7 @@ def connect(env: Any, n_envs: int, *, seed: int | None, device: torch.device) ->
         backend = tasks.backend_of(cfg)
         where = device if backend == "torch" else torch.device("cpu")
         vec_env = tasks.make_env(cfg, n_envs, seed=seed, device=where, stagger=n_envs > 1)
-        staggered = n_envs > 1 and backend != "gymnasium"
+        staggered = n_envs > 1 and backend != "gymnasium" and vec_env.spec.episode_length > 0
         return Connection(vec_env, tasks.spaces(cfg, vec_env.spec), staggered=staggered, task=cfg)
     if type(env).__module__ == "ctrlrl.envs.sb3_face" and env._writer is None:
         # one of ours in SB3's clothes: stepped without them

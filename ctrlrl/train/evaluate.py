@@ -106,5 +106,6 @@ def evaluate(
     return Evaluation(
         torch.tensor([row[2] for row in rows], dtype=torch.float64),
         torch.tensor([row[3] for row in rows]),
-        None if success.isnan().all() else success,
+        # who tells of successes alone says nothing of the others
+        None if success.isnan().all() else success.nan_to_num(0.0),
     )

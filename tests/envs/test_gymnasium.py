@@ -7,9 +7,11 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from ctrlrl.envs.check import check_env
 from ctrlrl.envs.classic import Pendulum
 from ctrlrl.envs.gymnasium import GymnasiumEnv
 from ctrlrl.envs.spec import action_codec, obs_codec
+from ctrlrl.tasks import as_vec_env
 from ctrlrl.types import VecEnv
 
 MODES = list(AutoresetMode)
@@ -431,3 +433,117 @@ def test_a_reset_counts_for_nothing_even_if_the_vector_environment_pays_for_it()
     assert [s.extras["mask"][0].item() for s in steps] == [True, True, False, True, True]
     assert [s.reward[0].item() for s in steps] == [1, 2, 0, 1, 2]
     assert [s.terminated[0].item() for s in steps] == [False, True, False, False, True]
+
+
+class Told(Counter):
+    """A Counter whose infos, flags and arrays are the caller's."""
+
+    def __init__(self, info=None, flag=bool, **words):
+        super().__init__(**words)
+        self.told, self.flag = info, flag
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        done = terminated or truncated
+        return obs, reward, self.flag(terminated), self.flag(truncated), self.told(self) if done and self.told else {}
+
+
+class InPlace(gym.Env):
+    """Its one array is what step and reset give."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self):
+        self.state = np.zeros(1, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.state[:] = 0.0
+        return self.state, {}
+
+    def step(self, action):
+        self.state += 1.0
+        return self.state, 0.0, False, bool(self.state[0] == 3.0), {}
+
+
+def test_a_last_observation_stays_where_the_environment_writes_over_its_array():
+    env = GymnasiumEnv(InPlace, n_envs=2)
+    env.reset(0)
+    for _ in range(3):
+        step = env.step(torch.zeros(2, dtype=torch.int64))
+    assert step.truncated.all()
+    assert (step.final_obs.tolist(), step.obs.tolist()) == ([[3.0], [3.0]], [[0.0], [0.0]])
+
+
+def test_arrays_of_infos_may_have_other_shapes_in_other_lanes():
+    paths = iter((np.zeros((2, 2)), np.ones((4, 2)), np.ones(3)))
+    env = GymnasiumEnv(lambda: Told(lambda _: {"path": next(paths)}), n_envs=3)
+    env.reset(0)
+    for _ in range(5):
+        env.step(torch.zeros(3, dtype=torch.int64))
+    assert [path.shape for path in env.infos["final_info"]["path"]] == [(2, 2), (4, 2), (3,)]
+
+
+def test_a_function_that_gives_one_environment_is_refused():
+    one = Counter()
+    with pytest.raises(ValueError, match="gives the same environment every time"):
+        GymnasiumEnv(lambda: one, n_envs=2)
+
+
+def test_flags_are_one_bool_a_lane():
+    env = GymnasiumEnv(lambda: Told(flag=lambda done: np.array([done])), n_envs=3)
+    env.reset(0)
+    with pytest.raises(ValueError, match=r"terminated of 3 lanes must have shape \(3,\), got \(3, 1\).*bool\(term"):
+        env.step(torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("value", "told"), [(np.array([True]), 1.0), (None, None), ("yes", ValueError)])
+def test_success_is_a_number_an_array_of_one_or_not_told(value, told):
+    env = GymnasiumEnv(lambda: Told(lambda _: {"is_success": value}))
+    env.reset(0)
+    action = torch.zeros(1, dtype=torch.int64)
+    for _ in range(4):
+        env.step(action)
+    if told is ValueError:
+        with pytest.raises(ValueError, match="must be a bool, got 'yes'"):
+            env.step(action)
+    else:
+        assert env.step(action).extras.get("success") == (None if told is None else torch.tensor([told]))
+
+
+def test_a_reward_space_may_be_declared_in_the_class():
+    class Pays(Counter):
+        reward_space = spaces.Box(-1.0, 1.0, (2,))
+
+    assert GymnasiumEnv(Pays).spec.reward_dim == 2
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_what_a_constructor_raises_has_the_environments_name(single):
+    class Broken(Counter):
+        def __init__(self):
+            super().__init__()
+            raise KeyError("size")
+
+    class NoSpaces(gym.Env):
+        pass
+
+    kind, said = (NoSpaces, "NoSpaces") if single else (Broken, "KeyError: 'size'")
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: making it raised .*{said}"):
+        GymnasiumEnv(NoSpaces() if single else Broken)
+
+
+def test_names_that_other_kinds_have_too_leave_an_environment_gymnasiums():
+    class Sized(Counter):
+        observation_size, action_size = 2, 3
+
+    class Kept(Counter):
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    for kind in (Sized, Kept):
+        assert isinstance(as_vec_env(kind()), GymnasiumEnv)
+    assert "lanes_differ" not in check_env(Sized, steps=20).names("skipped"), "a class is its own make"

@@ -1,10 +1,13 @@
 """Evaluation: the same number of whole episodes from every lane, and no trace left in training's generators."""
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ctrlrl.envs.classic import Pendulum
+from ctrlrl.envs.gymnasium import GymnasiumEnv
 from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.judging import judged
 from ctrlrl.loops import make_learner
@@ -120,3 +123,21 @@ def test_an_evaluation_samples_where_the_learner_declares_it(algo):
     if declared:
         still = make_learner(config(hidden=[8], stochastic_eval=False), spec)
         assert torch.equal(judged(still)(obs), judged(still)(obs))
+
+
+def test_an_environment_that_tells_of_successes_alone_is_not_always_successful():
+    class Told(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1.0, 1.0, (1,)), gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.won = self.np_random.random() < 0.3
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(1, np.float32), 0.0, True, False, {"is_success": True} if self.won else {}
+
+    env = GymnasiumEnv(Told, n_envs=4)
+    found = evaluate(lambda obs: torch.zeros(len(obs), dtype=torch.int64), env, episodes=100, seed=0)
+    assert found.success.isfinite().all()
+    assert 0.1 < found.success.mean() < 0.5
