@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 MAX_BYTES = 2**30  # of one member of an archive, unpacked
 MAX_PICKLE = 2**26  # bytes
 MAX_STEPS = 10**6  # instructions of one pickle; every one of them may become an object
+MAX_KEY = 2**31  # numbers from here on can be chosen to share one hash, and a dict of such is quadratic
+MAX_AXES = 8  # of a tensor
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -103,7 +105,10 @@ class _Machine:
         elif name == "MARK":
             self.marks.append(len(stack))
         elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[len(self.memo) if name == "MEMOIZE" else arg] = stack[-1]
+            place = len(self.memo) if name == "MEMOIZE" else arg
+            if not 0 <= place < MAX_KEY:
+                raise ValueError("a place in the memo beyond 2^31")
+            self.memo[place] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(self.memo[arg])
         elif name in ("POP", "POP_MARK", "DUP"):
@@ -181,6 +186,8 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
     for key in values[::2]:
         if not isinstance(key, (str, int, float, bytes, type(None))):
             raise TypeError(f"a key that is a {type(key).__name__}")
+        if isinstance(key, (int, float)) and not -MAX_KEY < key < MAX_KEY:
+            raise ValueError("a key beyond 2^31")
     return dict(zip(values[::2], values[1::2], strict=True))
 
 
@@ -259,9 +266,11 @@ class TorchFile:
         data = read_member(self.archive, f"{self.root}data/{key}", self.where, most=self._left)
         self._left -= len(data)
         flat = torch.frombuffer(bytearray(data), dtype=STORAGES[kind])
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        inside = min((offset, *size, *stride), default=0) >= 0 and last < len(flat) and math.prod(size) <= len(flat)
-        if not inside:
+        small = len(size) == len(stride) <= MAX_AXES and all(
+            type(n) is int and 0 <= n <= len(flat) for n in (offset, *size, *stride)
+        )
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if small else len(flat)
+        if last >= len(flat) or math.prod(size) > len(flat):
             raise ValueError(f"{self.where}: a tensor reaches beyond its storage")
         return flat.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 

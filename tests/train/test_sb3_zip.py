@@ -23,6 +23,7 @@ from ctrlrl.envs.spaces import Spaces
 from ctrlrl.loops import make_learner
 from ctrlrl.train import pickle_data, sb3_zip
 from ctrlrl.train.pickle_data import TorchFile, array_of, read_pickle
+from ctrlrl.train.sb3_values import space_of
 from ctrlrl.train.sb3_weights import restore
 from ctrlrl.train.sb3_zip import read_sb3
 
@@ -402,6 +403,23 @@ def test_a_pickle_and_a_number_that_no_memory_holds_are_refused(plain, tmp_path,
         read_sb3(plain)
 
 
+def spaces_that_ask_for_too_much():
+    box, empty = spaces.Box(-1.0, 1.0, (2**15,)), spaces.Dict({})
+    yield spaces.Dict({str(i): box for i in range(400)})  # one box in the file
+    for _ in range(60):
+        empty = spaces.Dict({"a": empty, "b": empty})
+    yield empty
+    yield spaces.MultiDiscrete([2**62] * 4)  # their sum is 0 in 64 bits
+
+
+def test_spaces_that_name_one_another_are_counted_together():
+    for space in spaces_that_ask_for_too_much():
+        with pytest.raises(ValueError, match="has more than 10,000,000 options"):
+            space_of(read_pickle(pickle.dumps(space), "x"), "x")
+    with pytest.raises(ValueError, match="options of no shape"):
+        space_of(read_pickle(pickle.dumps(spaces.MultiBinary([1] * 9)), "x"), "x")
+
+
 def repacked(data, change, compression=zipfile.ZIP_DEFLATED):
     """A file of torch.save with its members changed."""
     out = io.BytesIO()
@@ -455,6 +473,8 @@ ENDLESS = b"K\x01K\x01\x86" + b"2\x86" * 200  # a tuple of two tuples of two ...
         b"\x80\x04})" + b"\x85" * 900_000 + b"K\x01s.",  # hashing this takes all of the C stack
         b"\x80\x04)]\x94" + b"h\x00R" * 10 + b".",  # arguments that are copied for every object
         b"\x80\x04(" + b"))\x81" * 400_000 + b"t.",  # more objects than any description needs
+        pickle.dumps({(2**61 - 1) * k: 0 for k in range(1, 9)}),  # keys of one hash
+        b"\x80\x04" + b"".join(b"Np%d\n" % ((2**61 - 1) * k) for k in range(1, 9)) + b".",  # places of one hash
     ],
 )
 def test_a_pickle_that_would_take_all_time_or_memory_is_refused(pickled):
@@ -499,6 +519,8 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused():
         (0, (9,), (0,)),
         (0, (10**9, 10**9), (0, 0)),
         (-1, (2,), (1,)),
+        (0, (1,) * 9, (1,) * 9),
+        (0, (1 << 8_000_000,) * 20_000, (0,) * 20_000),  # one object in the file, and hours to multiply
     ]:
         file.content["w"].args = (storage, offset, size, stride, *rest)
         with pytest.raises(ValueError, match="beyond its storage"):
