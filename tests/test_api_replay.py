@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 import ctrlrl
 from ctrlrl import EXPO, RLPD, SAC, TD3, BaseCallback
+from ctrlrl.train.checkpoint import read_zip, write_zip
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "batch_size": 16, "learning_starts": 20, "seed": 0}
 KINDS = pytest.mark.parametrize("kind", [SAC, TD3])
@@ -421,3 +422,13 @@ def test_sb3s_attributes_are_settings_and_not_forgotten():
         model.target_entropy = -3.0
     with pytest.raises(ValueError, match="target_update_interval must be at least 1"):
         model.target_update_interval = 0
+
+
+@KINDS
+@pytest.mark.parametrize("change", [{"n_critics": 10**9}, {"critic_hidden": [3000, 3000]}])
+def test_a_small_file_cannot_ask_for_large_critics(kind, change, tmp_path):
+    kind("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "m")
+    state = (checkpoint := read_zip(tmp_path / "m")).state
+    write_zip(tmp_path / "bad", checkpoint._replace(state=state | {"config": state["config"] | change}))
+    with pytest.raises(ValueError, match=r"bad: .*weights do not fill the networks"):
+        kind.load(tmp_path / "bad")

@@ -17,7 +17,9 @@ from torch import Tensor
 from ctrlrl.envs.spec import ActionCodec, Array, ObsCodec, PartCodec, action_codec, env_spec, obs_codec
 from ctrlrl.types import EnvSpec
 
-LARGEST_BOX = 2**26  # numbers that a file may ask for
+MOST = 2**24  # numbers that the two spaces of a file may have
+EACH = 2**10  # of them, what a space counts for by itself
+MAX_AXES = 32
 
 
 class _Pair(NamedTuple):
@@ -193,9 +195,14 @@ class Spaces(_Pair):
     def from_json(cls, data: list[dict[str, Any]], where: str) -> Spaces:
         """The inverse of `to_json`; ValueError that begins with `where` for anything else."""
         try:
-            return cls(*(_from_json(d) for d in data))
-        except (AssertionError, KeyError, TypeError, ValueError, MemoryError) as error:
-            raise ValueError(f"{where}: its spaces cannot be read ({type(error).__name__}: {error!s:.60})") from None
+            if sum(map(_numbers, data)) > MOST:
+                raise ValueError(f"more than {MOST:,} numbers")
+            found = cls(*map(_from_json, data))
+            found.env_spec(torch.device("cpu"))
+        except Exception as error:  # NumPy and Gymnasium each have their own
+            text = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+            raise ValueError(f"{where}: its spaces cannot be read ({text})") from None
+        return found
 
 
 def _to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -221,18 +228,35 @@ def _bound(values: Array) -> Any:
     return float(flat[0]) if len(flat) and (flat == flat[0]).all() else values.astype(float).tolist()
 
 
+def _numbers(data: dict[str, Any]) -> int:
+    """Of a saved space and those inside it; ValueError where a size is no count."""
+    if "dict" in data or "tuple" in data:
+        return EACH + sum(map(_numbers, data["dict"].values() if "dict" in data else data["tuple"]))
+    kind = next(name for name in ("shape", "discrete", "multi_discrete", "multi_binary") if name in data)
+    sizes = np.ravel(data[kind]).tolist()
+    summed = kind == "multi_discrete"
+    if not all(type(n) is int and 0 <= n <= MOST for n in sizes) or (len(sizes) > MAX_AXES and not summed):
+        raise ValueError(f"{kind} {sizes!s:.40}")
+    return EACH + (sum(sizes) if summed else math.prod(sizes))
+
+
+def _dtype(data: dict[str, Any]) -> np.dtype[Any]:
+    dtype = np.dtype(data["dtype"])
+    if dtype.kind not in "biuf":
+        raise TypeError(f"numbers of type {dtype}")
+    return dtype
+
+
 def _from_json(data: dict[str, Any]) -> spaces.Space[Any]:
     if "box" in data:
-        dtype, shape = np.dtype(data["dtype"]), tuple(data["shape"])
-        if math.prod(shape) > LARGEST_BOX:
-            raise ValueError(f"a Box of shape {shape}")
+        dtype, shape = _dtype(data), tuple(data["shape"])
         low, high = (np.broadcast_to(np.array(x, dtype=dtype), shape).copy() for x in data["box"])
         return spaces.Box(low, high, shape, dtype.type)
     if "discrete" in data:
         return spaces.Discrete(data["discrete"], start=data["start"])
     if "multi_discrete" in data:
-        dtype = np.dtype(data["dtype"])
-        return spaces.MultiDiscrete(np.array(data["multi_discrete"]), dtype=dtype.type, start=np.array(data["start"]))
+        nvec, start = np.array(data["multi_discrete"]), np.array(data["start"])
+        return spaces.MultiDiscrete(nvec, dtype=_dtype(data).type, start=start)
     if "multi_binary" in data:
         return spaces.MultiBinary(data["multi_binary"])
     if "dict" in data:

@@ -93,6 +93,7 @@ class Composed:
         """load: makes a model of a saved one."""
         checkpoint = saved.read(path)
         facts = checkpoint.state
+        saved.check_config(facts["config"], GPCConfig, path)
         parents = facts.get("parents")
         if not isinstance(parents, list) or not all(isinstance(parent, dict) for parent in parents):
             raise ValueError(f"{path}: state.json: parents is {parents!r:.40}, wanted a list of models")

@@ -136,13 +136,15 @@ class FrontAgent:
         if found["algo"] != cls.algo:
             raise ValueError(f"{where} holds a model of {found['algo']}, not of {cls.algo}; use ctrlrl.load(path)")
         config = {k: v for k, v in found["config"].items() if k != "name"}
-        model = cls(env=env, n_envs=found.get("n_envs", 8), seed=found.get("seed"), device=device, **config)
+        given = {"n_envs": found.get("n_envs", 8), "seed": found.get("seed"), **config}
+        model = saved.made(cls, where, env=env, device=device, **given)
         spaces = build.Spaces.from_json(found["spaces"], where)
         if env is not None:
             spaces.same(model._spaces, where)
         names = tuple(map(str, found.get("objectives", ())))
         spec = spaces.env_spec(model.device)._replace(reward_dim=len(model.cfg.reference), objectives=names)
-        model._take(spaces, spec)
+        with saved.filled_by(checkpoint.model, where):
+            model._take(spaces, spec)
         build.restore_agent(model.learner, checkpoint, where)
         model.num_timesteps = found["num_timesteps"]
         return model

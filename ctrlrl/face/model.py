@@ -337,7 +337,8 @@ class Model(Reporting):
             raise ValueError(f"{where} holds a model of {facts['algo']}, not of {cls.algo}; use ctrlrl.load(path)")
         if print_system_info:
             sys.stdout.write(saved.versions_text(facts))
-        model = cls(env=None, device=device, **saved.arguments(facts, saved.custom(custom_objects) | changes, where))
+        given = saved.arguments(facts, saved.custom(custom_objects) | changes, where)
+        model = saved.made(cls, where, env=None, device=device, **given)
         spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:
             model._meet(env, n_envs)
@@ -345,8 +346,8 @@ class Model(Reporting):
         else:
             model._spaces, (model.observation_space, model.action_space) = spaces, spaces
             model._n_envs = facts.get("n_envs", 0)
-        saved.check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
-        model._setup_model()
+        with saved.filled_by(checkpoint.model, where):
+            model._setup_model()
         build.restore_agent(model.learner, checkpoint, where)
         model.num_timesteps, model._n_updates = facts["num_timesteps"], facts.get("n_updates", 0)
         return model

@@ -287,13 +287,13 @@ class OfflineAgent(Reporting):
         saved.check_kinds(facts, saved.OFFLINE, path)
         config = {k: v for k, v in facts["config"].items() if k != "name"}
         kept = {name: facts.get(name) for name in ("seed", "verbose", "tensorboard_log")}
-        model = cls(device=device, **{**kept, **config, **known_data(facts), **changes})
+        model = saved.made(cls, where, device=device, **{**kept, **config, **known_data(facts), **changes})
         model._spaces = build.Spaces.from_json(facts["spaces"], where)
         if env is not None:
             model._connection = asked_for(env, model.n_envs, seed=None, device=torch.device("cpu"))
             model._spaces.same(model._connection.spaces, where)
-        saved.check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
-        model._setup()
+        with saved.filled_by(checkpoint.model, where):
+            model._setup()
         build.restore_agent(model.learner, checkpoint, where)
         model.num_timesteps = facts["num_timesteps"]
         model.offline_steps = facts["num_timesteps"] - facts["env_steps"]

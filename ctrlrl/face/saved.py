@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import pairwise
-from typing import Any, BinaryIO
+from types import UnionType
+from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ctrlrl import build
-from ctrlrl.config import DIVISION
-from ctrlrl.face.arguments import is_schedule, network, start_value
+from ctrlrl.config import DIVISION, DataConfig
+from ctrlrl.face.arguments import is_schedule, network, policy_name, start_value
 from ctrlrl.face.data import data_facts, known_data
 from ctrlrl.face.replay_arguments import network as replay_network
 from ctrlrl.provenance import versions
+from ctrlrl.registry import ALGORITHMS, lookup
 
 File = str | os.PathLike[str] | BinaryIO
 KINDS = {"algo": str, "config": dict, "spaces": list, "batch_size": int, "num_timesteps": int}
 OFFLINE = {"gradient_steps": int, "env_steps": int, "verbose": int}
+OTHERS = {  # what not every file has
+    **{"policy": str, "features_extractor": str | None, "schedules": list[str], "objectives": list[str]},
+    **{"n_envs": int, "n_updates": int, "stats_window_size": int, "verbose": int, "gradient_steps": int},
+    **{"seed": int | None, "tensorboard_log": str | None, "train_freq": list, "data": dict, "versions": dict},
+}
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+COPIES = 4  # a network's weights are registered at most this often while it is made
 
 
 def facts(model: Any) -> dict[str, Any]:
@@ -95,7 +106,7 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
             f"{where}: policy_kwargs differ from the saved ones, the model has {wrong[0]}={config[wrong[0]]}; leave "
             "them away"
         )
-    model = kind(found.get("policy", "MlpPolicy"), None, device=device, **{**config, **own, **changes})
+    model = made(kind, where, found.get("policy", "MlpPolicy"), None, device=device, **{**config, **own, **changes})
     spaces = build.Spaces.from_json(found["spaces"], where)
     if env is not None:
         model._meet(env, n_envs)
@@ -103,8 +114,8 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
     else:
         model._spaces, (model.observation_space, model.action_space) = spaces, spaces
         model._n_envs = found.get("n_envs", 0)
-    check_size(model, sum(t.numel() for t in checkpoint.model.values()), where)
-    model._setup_model()
+    with filled_by(checkpoint.model, where):
+        model._setup_model()
     build.restore_agent(model.learner, checkpoint, where)
     model.num_timesteps, model._n_updates = found["num_timesteps"], found.get("n_updates", 0)
     if dataset is not None:
@@ -115,25 +126,78 @@ def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, 
 def read(path: File) -> build.Checkpoint:
     """A model file whose facts are of the right kinds; ValueError names the first that is not."""
     checkpoint = build.read_zip(path)
-    check_kinds(checkpoint.state, KINDS, path)
+    found = checkpoint.state
+    check_kinds(found, KINDS, path)
+    check_kinds(found, {name: kind for name, kind in OTHERS.items() if name in found}, path)
+    types = get_type_hints(DataConfig)
+    check_kinds(found.get("data", {}), {name: types[name] for name in known_data(found)}, path)
+    for name in found.get("schedules", ()):
+        if name not in SCHEDULES or name not in found["config"]:
+            raise ValueError(f"{path}: state.json: schedules has {name!r:.40}, which is no schedule of config")
+    if found["algo"] in ALGORITHMS:
+        check_config(found["config"], lookup(ALGORITHMS, found["algo"], "algorithm").config, path)
     return checkpoint
 
 
-def check_kinds(found: Mapping[str, Any], kinds: Mapping[str, type], path: File) -> None:
+def check_kinds(found: Mapping[str, Any], kinds: Mapping[str, Any], path: File) -> None:
     for name, kind in kinds.items():
         value = found.get(name)
-        if not isinstance(value, kind):
-            raise ValueError(f"{path}: state.json: {name} is {value!r:.40}, wanted {kind.__name__}")
+        if not _fits(value, kind):
+            raise ValueError(f"{path}: state.json: {name} is {value!r:.40}, wanted {getattr(kind, '__name__', kind)}")
 
 
-def check_size(model: Any, held: int, where: str) -> None:
-    """Refuse, before they are built, networks larger than the `held` numbers in a file could fill."""
-    cfg, spec = model.cfg, model._spaces.env_spec(model.device)
-    sizes = [*cfg.hidden, spec.action_dim or spec.n_actions or sum(spec.nvec)]
-    if not spec.obs_parts and getattr(model, "_extractor", None) is None:
-        sizes.insert(0, spec.obs_dim)
-    if sum(a * b for a, b in pairwise(sizes)) > held:
-        raise ValueError(f"{where}: its {held:,} weights do not fill the networks of its configuration and spaces")
+def check_config(config: Mapping[str, Any], kind: type, path: File) -> None:
+    """ValueError where a file's settings are none of the dataclass `kind`."""
+    types = get_type_hints(kind)
+    check_kinds(config, {name: types[name] for name in config if name in types}, path)
+    try:
+        kind(**config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: state.json: config: {str(error).splitlines()[0]}") from None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON file is what the annotation says; a flag may be a number, a number a flag."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if isinstance(value, int) and kind in (int, float, bool):
+        return abs(value) < 2**63
+    return kind is Any or isinstance(value, float if kind is bool else origin or kind)
+
+
+def made(kind: Any, where: str, *args: Any, **settings: Any) -> Any:
+    """A model with a file's settings; a ValueError names the file."""
+    try:
+        return kind(*args, **settings)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+@contextmanager
+def filled_by(tensors: Mapping[str, Tensor], where: str) -> Iterator[None]:
+    """Networks made in here may be no larger than a file's tensors fill: ValueError before their memory is touched."""
+    held = sum(t.numel() for t in tensors.values())
+    left = COPIES * held
+
+    def count(_module: Any, _name: str, parameter: Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise OverflowError("more weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (OverflowError, MemoryError, RuntimeError) as error:
+        text = str(error).splitlines()[0][:100]
+        raise ValueError(
+            f"{where}: its {held:,} weights do not fill the networks of its configuration and spaces ({text})"
+        ) from None
+    finally:
+        hook.remove()
 
 
 def arguments(found: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -144,7 +208,7 @@ def arguments(found: Mapping[str, Any], changes: Mapping[str, Any], where: str) 
         for name in ("batch_size", "seed", "stats_window_size", "tensorboard_log", "verbose")
         if name in found
     }
-    policy = found.get("policy", "MlpPolicy")
+    policy = policy_name(found.get("policy", "MlpPolicy"), where)
     _check_network(config, found, policy, changes.get("policy_kwargs"), where)
     for name in found.get("schedules", ()):
         if name not in changes:

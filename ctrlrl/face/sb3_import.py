@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from ctrlrl import build
 from ctrlrl.face.model import Model
-from ctrlrl.face.saved import File, check_size
+from ctrlrl.face.saved import File, filled_by
 from ctrlrl.train.sb3_replay import read_replayed
 from ctrlrl.train.sb3_weights import restore, restore_statistics
 from ctrlrl.train.sb3_zip import read_sb3
@@ -52,5 +52,5 @@ def _prepare(model: Any, agent: Any, env: Any, n_envs: int, where: str) -> None:
     else:
         model._meet(env, n_envs)
         spaces.same(model._spaces, where)
-    check_size(model, sum(t.numel() for t in agent.weights.values()), where)
-    model._setup_model()
+    with filled_by(agent.weights, where):
+        model._setup_model()
