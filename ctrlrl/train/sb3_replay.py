@@ -69,10 +69,10 @@ def read_replayed(path: str | os.PathLike[str] | BinaryIO, algo: str, given: Col
         files = {name: TorchFile(read_member(archive, name, where), f"{where}/{name}") for name in wanted}
     try:
         return _Replayed(data, where, given).replayed(files)
-    except (KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError, ValueError) as error:
+    except Exception as error:  # torch, NumPy and Gymnasium each have their own
         if str(error).startswith(where):
             raise
-        text = f"{type(error).__name__}: {error}"[:200]
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{where}: damaged, or not written by Stable-Baselines3 ({text})") from None
 
 

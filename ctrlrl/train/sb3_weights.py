@@ -6,7 +6,6 @@ deviations. Its binary actions have one logit each, ctrlrl's a row for each of t
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -162,13 +161,16 @@ def restore_statistics(learner: Any, path: Any) -> None:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: torch.from_numpy(np.asarray(file[name], np.float64)) for name in ("mean", "var", "count")}
-    except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"obs_stats={path}: not an .npz with mean, var and count ({error})") from None
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        raise ValueError(f"obs_stats={path}: not an .npz with mean, var and count ({error!s:.100})") from None
     moments = learner.normalizer.moments
     if found["mean"].shape != moments.mean.shape or found["var"].shape != moments.var.shape or found["count"].ndim:
         raise ValueError(
             f"obs_stats={path}: mean has shape {tuple(found['mean'].shape)}, not {tuple(moments.mean.shape)}"
         )
+    for name, tensor in found.items():
+        if not tensor.isfinite().all() or (name != "mean" and (tensor < 0).any()):
+            raise ValueError(f"obs_stats={path}: {name} must be finite{'' if name == 'mean' else ' and at least 0'}")
     for name, tensor in found.items():
         getattr(moments, name).copy_(tensor)
     learner.normalizer.shift.copy_(moments.mean)

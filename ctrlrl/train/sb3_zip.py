@@ -83,10 +83,10 @@ def read_sb3(path: str | os.PathLike[str] | BinaryIO, given: Collection[str] = (
         }
     try:
         return Reading(data, where, given).agent(files["policy.pth"], files.get("policy.optimizer.pth"))
-    except (KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError, ValueError) as error:
+    except Exception as error:  # torch, NumPy and Gymnasium each have their own
         if str(error).startswith(where):
             raise
-        text = f"{type(error).__name__}: {error}"[:200]
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{where}: damaged, or not written by Stable-Baselines3 ({text})") from None
 
 

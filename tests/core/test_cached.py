@@ -41,7 +41,7 @@ def test_another_key_is_another_file(tmp_path):
     assert same(cached(tmp_path, "lists", KEY, refuse), ARRAYS)
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "foreign"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "foreign", "locked", "packed"])
 def test_a_damaged_file_is_never_believed_and_is_written_anew(tmp_path, harm):
     cached(tmp_path, "lists", KEY, lambda: ARRAYS)
     (path,) = tmp_path.iterdir()
@@ -50,6 +50,10 @@ def test_a_damaged_file_is_never_believed_and_is_written_anew(tmp_path, harm):
         path.write_bytes(data[: len(data) // 2])
     elif harm == "empty":
         path.write_bytes(b"")
+    elif harm in ("locked", "packed"):
+        at = data.index(b"PK\x01\x02")  # the list of members: flags at 8, compression at 10
+        data[at + (8 if harm == "locked" else 10)] = 1 if harm == "locked" else 99
+        path.write_bytes(data)
     elif harm == "foreign":
         np.savez(path, **{name: column * 2 for name, column in ARRAYS.items()})
     else:

@@ -241,7 +241,16 @@ def test_statistics_given_as_arrays_normalise_as_vec_normalize_does(tmp_path):
     assert ours.learner.normalizer.moments.count == env.obs_rms.count
     np.savez(tmp_path / "short.npz", mean=np.zeros(2), var=np.ones(2), count=1.0)
     np.savez(tmp_path / "object.npz", mean=np.array([None]), var=np.ones(2), count=1.0)
-    for name in ("short.npz", "object.npz", "sb3.zip", "absent.npz"):
+    np.savez(tmp_path / "negative.npz", mean=np.zeros(3), var=-np.ones(3), count=1.0)
+    np.savez(tmp_path / "endless.npz", mean=np.full(3, np.inf), var=np.ones(3), count=1.0)
+    np.savez(tmp_path / "few.npz", mean=np.zeros(3), var=np.ones(3), count=-1.0)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    whole = (tmp_path / "stats.npz").read_bytes()
+    at = whole.index(b"PK\x01\x02")  # the list of members: flags at 8, compression at 10
+    for name, place, value in [("locked.npz", at + 8, 1), ("packed.npz", at + 10, 99), ("deflated.npz", at + 10, 8)]:
+        (tmp_path / name).write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+    wrong = ("short", "object", "absent", "negative", "endless", "few", "locked", "packed", "deflated")
+    for name in (*(f"{name}.npz" for name in wrong), "sb3.zip", "one.npy"):
         with pytest.raises(ValueError, match=f"obs_stats=.*{name}: "):
             PPO.from_sb3(tmp_path / "sb3", obs_stats=tmp_path / name)
 
@@ -461,6 +470,14 @@ def test_layers_that_do_not_follow_each_other_build_no_network(plain, tmp_path):
     torch.save(weights, thin)
     with pytest.raises(ValueError, match=r"evil\.zip.* a layer of the policy network takes"):
         read_sb3(changed(plain, tmp_path / "evil.zip", **{"policy.pth": thin.getvalue()}))
+
+
+def test_weights_of_shapes_that_do_not_match_are_refused_with_the_file(plain, tmp_path):
+    weights = torch.load(io.BytesIO(zipfile.ZipFile(plain).read("policy.pth")), weights_only=True)
+    odd = io.BytesIO()
+    torch.save(weights | {"action_net.bias": torch.zeros(7)}, odd)
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match=r"evil\.zip: damaged"):
+        read_sb3(changed(plain, tmp_path / "evil.zip", **{"policy.pth": odd.getvalue()}))
 
 
 ENDLESS = b"K\x01K\x01\x86" + b"2\x86" * 200  # a tuple of two tuples of two ...: 2^200 leaves to hash or print
