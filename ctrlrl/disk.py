@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # a link would lead out of the folder, a pipe would never answer; neither flag exists on Windows
 _PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -81,8 +81,11 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def read_plain(path: Path, *, at_most: int | None = None) -> bytes:
-    """The content of a plain file of `at_most` bytes; ValueError for a link, a pipe, a device or a larger one."""
+def read_plain(path: Path, *, at_most: int | Callable[[BinaryIO], int] | None = None) -> bytes:
+    """The content of a plain file of `at_most` bytes; ValueError for a link, a pipe, a device or a larger one.
+
+    at_most: a function finds it in the file's own beginning.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | _PLAIN)
     except OSError as error:
@@ -93,9 +96,11 @@ def read_plain(path: Path, *, at_most: int | None = None) -> bytes:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path.name} is not a plain file")
-        if at_most is not None and status.st_size > at_most:
-            raise ValueError(f"{path.name} has {status.st_size} bytes, more than the {at_most} it may have")
         with open(handle, "rb", closefd=False) as file:
+            most = at_most(file) if callable(at_most) else at_most
+            if most is not None and status.st_size > most:
+                raise ValueError(f"{path.name} has {status.st_size} bytes, more than the {most} it may have")
+            file.seek(0)
             return file.read(status.st_size)
     finally:
         os.close(handle)

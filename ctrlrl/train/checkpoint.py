@@ -32,6 +32,7 @@ from ctrlrl.types import EnvSpec
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 STATE_LIMIT = 2**24  # bytes of state.json
+HEADER_LIMIT = 10**8  # bytes, as safetensors itself has it
 _LONGEST = 2**20  # numbers in an observation or action that a checkpoint may ask for
 _MEND = "Use another: of a run, evaluate checkpoint=best, or copy it here to resume."
 
@@ -86,6 +87,16 @@ def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
     found = load(data)  # checks every length before it allocates
     _parsed(data[8 : 8 + struct.unpack("<Q", data[:8])[0]], name)
     return found
+
+
+def _declared(file: BinaryIO) -> int:
+    """How many bytes a safetensors file has by its own header."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > HEADER_LIMIT:
+        raise ValueError(f"its header has {length} bytes, more than the {HEADER_LIMIT} it may have")
+    header = _parsed(file.read(length), "its header")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
 
 
 def _parsed(data: bytes, name: str) -> dict[str, Any]:
@@ -148,13 +159,13 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _read(folder: Path) -> Checkpoint:
     source = present(folder)
-    limits = dict(zip(FILES, (None, None, STATE_LIMIT), strict=True))
     try:
-        files = {name: read_plain(source / name, at_most=limit) for name, limit in limits.items()}
+        files = {name: read_plain(source / name, at_most=_declared) for name in FILES[:2]}
+        files["state.json"] = read_plain(source / "state.json", at_most=STATE_LIMIT)
     except OSError as error:
         raise ValueError(f"{folder}: no checkpoint there ({error.strerror}: {error.filename}).") from None
-    except ValueError as error:
-        raise ValueError(f"{folder}: damaged checkpoint ({error}). {_MEND}") from None
+    except Exception as error:  # MemoryError for the rest of a file that is as long as it says
+        raise ValueError(f"{folder}: damaged checkpoint ({_line(error)}). {_MEND}") from None
     return _decode(files, str(folder))
 
 

@@ -170,6 +170,22 @@ def test_only_plain_files_are_opened(tmp_path, file, kind):
     assert file in refused(lambda: read_folder(tmp_path / "last"))
 
 
+def test_a_file_longer_than_its_header_says_is_refused_before_it_is_read(tmp_path):
+    write_folder(tmp_path / "last", Checkpoint({"w": torch.ones(4)}, {}, {}))
+    os.truncate(tmp_path / "last/model.safetensors", 2**41)
+    said = refused(lambda: read_folder(tmp_path / "last"), memory=MEGABYTE)
+    assert "damaged checkpoint (model.safetensors has 2199023255552 bytes, more than the" in said
+
+
+def test_a_file_that_memory_does_not_hold_is_a_damaged_checkpoint(tmp_path, monkeypatch):
+    def full(*_: Any, **__: Any) -> bytes:
+        raise MemoryError
+
+    write_folder(tmp_path / "last", Checkpoint({"w": torch.ones(4)}, {}, {}))
+    monkeypatch.setattr(module, "read_plain", full)
+    assert "damaged checkpoint (MemoryError)" in refused(lambda: read_folder(tmp_path / "last"))
+
+
 def test_saving_writes_through_no_link(tmp_path):
     """A run folder from a stranger: names that saving uses may lead elsewhere."""
     outside = tmp_path / "outside"
