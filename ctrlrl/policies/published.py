@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctrlrl.types import EnvSpec
 
+_TOGETHER = (("in_mean", "in_std"), ("out_scale", "out_shift"), ("W_log_std", "b_log_std"))
 _LOG_STD = (-20.0, 2.0)  # bounds of state-dependent ones, as SAC has them
 
 
@@ -34,6 +35,10 @@ class PublishedPolicy:
         self.activation = str(found["activation"])
         if self.activation not in ("tanh", "relu"):
             raise ValueError(f"policy={path}: activation must be tanh or relu, got {self.activation!r}")
+        for key in ("squash", "n_hidden"):
+            value = found.get(key, np.array(0))
+            if value.ndim or value.dtype.kind not in "biuf" or not 0 <= value == np.floor(value):
+                raise ValueError(f"policy={path}: {key} must be one count, got {str(value)[:40]!r}")
         self.squash = bool(found.get("squash", False))
         numbers = {k: v for k, v in found.items() if v.dtype.kind in "fiu"}
         self.arrays = {k: torch.from_numpy(np.asarray(v, dtype=np.float32)) for k, v in numbers.items()}
@@ -42,12 +47,42 @@ class PublishedPolicy:
             self.layers = [(self.arrays[f"W{i}"], self.arrays[f"b{i}"]) for i in range(n_hidden)]
         except KeyError as error:
             raise ValueError(f"policy={path}: n_hidden is {n_hidden}, but there is no {error}") from None
+        self._check_shapes()
         self.stochastic = "log_std" in self.arrays or "W_log_std" in self.arrays
+
+    def _check_shapes(self) -> None:
+        """ValueError that names the first array which does not fit the others; a normaliser may be one number."""
+        a, where = self.arrays, f"policy={self.path}"
+        if not self.layers:
+            raise ValueError(f"{where}: n_hidden is 0, wanted a network with a hidden layer")
+        for one, other in _TOGETHER:
+            if (one in a) != (other in a):
+                raise ValueError(
+                    f"{where}: {one} and {other} belong together, only {one if one in a else other} is there"
+                )
+        first = a["W0"].shape
+        n_in = n_before = first[-1] if first else 0
+        wanted: dict[str, tuple[int, ...]] = {}
+        for i, (_, bias) in enumerate(self.layers):
+            wanted |= {f"W{i}": (bias.numel(), n_before), f"b{i}": (bias.numel(),)}
+            n_before = bias.numel()
+        n_out = a["b_out"].numel() if "b_out" in a else 0
+        wanted |= {"b_out": (n_out,), "W_out": (n_out, n_before)}
+        plain = {"in_mean": (n_in,), "in_std": (n_in,), "in_clip": (n_in,), "log_std": (n_out,)}
+        plain |= {"out_scale": (n_out,), "out_shift": (n_out,)}
+        noise = {"W_log_std": (n_out, n_before), "b_log_std": (n_out,)}
+        wanted |= {key: shape for key, shape in (plain | noise).items() if key in a}
+        for key, shape in wanted.items():
+            if key not in a:
+                raise ValueError(f"{where}: {key} holds no numbers")
+            got = tuple(a[key].shape)
+            if got != shape and not (key in plain and got == ()):
+                raise ValueError(f"{where}: {key} has shape {got}, wanted {shape}")
 
     @property
     def width(self) -> int:
         """Of the widest layer."""
-        return max((len(bias) for _, bias in self.layers), default=0)
+        return max(len(bias) for _, bias in self.layers)
 
     def check(self, spec: EnvSpec, env: str) -> None:
         """ValueError where the environment has other sizes."""

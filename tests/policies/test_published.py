@@ -67,10 +67,24 @@ def test_samples_have_the_files_own_spread_around_its_mean(tmp_path, kind):
         ({"W_out": None}, "no 'W_out'"),
         ({"activation": "gelu"}, "tanh or relu, got 'gelu'"),
         ({"n_hidden": 3}, "n_hidden is 3, but there is no 'W2'"),
+        ({"n_hidden": 0}, "n_hidden is 0"),
+        ({"n_hidden": "two"}, "n_hidden must be one count, got 'two'"),
+        ({"n_hidden": np.nan}, "n_hidden must be one count, got 'nan'"),
+        ({"squash": [0, 1]}, "squash must be one count"),
+        ({"W0": np.zeros(3)}, r"W0 has shape \(3,\), wanted \(5, 3\)"),
+        ({"W0": 0.0}, r"W0 has shape \(\), wanted \(5, 0\)"),
+        ({"W1": np.zeros((4, 6))}, r"W1 has shape \(4, 6\), wanted \(4, 5\)"),
+        ({"b_out": "x"}, "b_out holds no numbers"),
+        ({"in_mean": np.zeros(3)}, "in_mean and in_std belong together, only in_mean is there"),
+        ({"in_mean": np.zeros(3), "in_std": np.ones(2)}, r"in_std has shape \(2,\), wanted \(3,\)"),
+        ({"out_scale": np.ones(2)}, "out_scale and out_shift belong together"),
+        ({"W_log_std": np.zeros((2, 4))}, "W_log_std and b_log_std belong together"),
+        ({"log_std": np.zeros(3)}, r"log_std has shape \(3,\), wanted \(2,\)"),
+        ({"in_clip": np.ones(4)}, r"in_clip has shape \(4,\), wanted \(3,\)"),
     ],
 )
 def test_a_file_that_is_no_policy_is_named(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=rf"policy=.*policy\.npz: .*({said})"):
         PublishedPolicy(saved(tmp_path, **changes))
 
 
