@@ -21,7 +21,7 @@ from ctrlrl.report.scoreboard import (
     matrix,
     sources_of,
 )
-from ctrlrl.report.sources import read_sources, unfinished
+from ctrlrl.report.sources import read_sources, typed_alike, unfinished
 from ctrlrl.report.tables import markdown, pooled_table, results_table
 
 FORMATS = ("html", "markdown")
@@ -49,7 +49,7 @@ def report_markdown(paths: Sequence[Path]) -> str:
     results = [run.result for run in runs]
     bench, tuned = benchmark(results), fine_tuning(runs)
     switch = [] if tuned is None else [f"**{FINE_TUNING_TITLE}**\n\n{markdown(tuned)}\n{FINE_TUNING_NOTE}"]
-    missing = unfinished(paths)
+    missing = [*unfinished(paths), *typed_alike(runs)]
     if len(bench.algos) * len(bench.tasks) < 2:
         lines = [f"\n{line}\n" for line in missing]
         pooled = pooled_table(results, metric=metric_of(runs))

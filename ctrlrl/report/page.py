@@ -16,7 +16,7 @@ from ctrlrl.report.page_benchmark import beside_html, compare_html, note_html
 from ctrlrl.report.published import SOURCES, Published, published
 from ctrlrl.report.results import algo_of
 from ctrlrl.report.runs import Run
-from ctrlrl.report.sources import read_sources, unfinished
+from ctrlrl.report.sources import read_sources, typed_alike, unfinished
 from ctrlrl.report.stats import MIN_SEEDS
 from ctrlrl.report.tables import NONE, Table, duration, front_size, number, plus_minus, pooled_table, results_table
 
@@ -31,7 +31,7 @@ def write_page(runs: Sequence[Path], out: Path) -> None:
     compared = len(bench.algos) * len(bench.tasks) > 1
     parts = [
         _header(read, title),
-        *(f'<p class="muted">{escape(line)}</p>' for line in unfinished(runs)),
+        *(f'<p class="muted">{escape(line)}</p>' for line in (*unfinished(runs), *typed_alike(read))),
         _facts(read[0]) if len(read) == 1 else "",
         note_html(bench),
         compare_html(bench) if compared else "",

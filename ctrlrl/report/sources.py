@@ -9,14 +9,62 @@ from typing import Any
 
 import numpy as np
 
+from ctrlrl.report.results import algo_of, task_of
 from ctrlrl.report.runs import FIRST_COLUMNS, SCORE, Run, read_run, with_best
+
+# settings that a config_hash is of, and the presets of them
+DECIDING = "algo env data n_envs total_steps gradient_steps device dtype eval experiment".split()
 
 
 def read_sources(paths: Sequence[Path]) -> list[Run]:
     """Every run behind the given paths; ValueError names the path that holds none."""
     if not paths:
         raise ValueError("report: no run folder given; name one or more, e.g. `ctrlrl report runs/a runs/b`.")
-    return [run for path in paths for run in _runs(Path(path))]
+    return told_apart([run for path in paths for run in _runs(Path(path))])
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs; where settings differ within an algorithm and task, as variants named by the typed words that differ.
+
+    Runs typed alike stay together: a version of the library may change the config_hash and no setting.
+    """
+    typed: dict[tuple[str, str], dict[str, list[str]]] = {}  # words that all runs of a config_hash share
+    for run in runs:
+        if digest := run.result.get("config_hash"):
+            same, words = typed.setdefault(_group(run), {}), _deciding(run)
+            same[digest] = [word for word in same.get(digest, words) if word in words]
+    return [_variant(run, typed.get(_group(run), {})) for run in runs]
+
+
+def _variant(run: Run, typed: dict[str, list[str]]) -> Run:
+    own = typed.get(run.result.get("config_hash") or "", [])
+    differing = [w.removeprefix("algo.") for w in own if any(w not in words for words in typed.values())]
+    if not differing:
+        return run
+    named = [str(run.result["variant"])] if run.result.get("variant") else []
+    return run._replace(result=run.result | {"variant": " ".join(named + differing)})
+
+
+def _deciding(run: Run) -> list[str]:
+    """The last word typed for each setting that its config_hash is of; of a run from Python the hash itself."""
+    if not run.overrides:
+        return [f"config_hash={run.result['config_hash']}"]
+    words = {word.partition("=")[0]: word for word in run.overrides.split()}
+    return [word for key, word in words.items() if key.partition(".")[0] in DECIDING]
+
+
+def _group(run: Run) -> tuple[str, str]:
+    return algo_of(run.result), task_of(run.result)
+
+
+def typed_alike(runs: Sequence[Run]) -> list[str]:
+    """A line that names the algorithms whose runs have several config_hash values and no typed word that differs."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        found.setdefault(_group(run), set()).update(filter(None, [run.result.get("config_hash")]))
+    algos = dict.fromkeys(algo for (algo, _), digests in found.items() if len(digests) > 1)
+    told = "runs typed alike are taken together, though their config_hash differs, as it does between versions"
+    return [f"{', '.join(algos)}: {told}"] if algos else []
 
 
 def _runs(path: Path) -> list[Run]:

@@ -14,11 +14,14 @@ pytest.importorskip("matplotlib")
 
 from ctrlrl import disk
 from ctrlrl.report import drawing
+from ctrlrl.report.benchmark import benchmark
 from ctrlrl.report.curves import curve_png, steps
 from ctrlrl.report.drawing import LIGHT
 from ctrlrl.report.markdown import write_report
 from ctrlrl.report.page import write_curve, write_page
 from ctrlrl.report.runs import read_run
+from ctrlrl.report.sources import read_sources
+from ctrlrl.report.tables import pooled_table
 
 HEADER = "env_steps,gradient_steps,wall_seconds,rollout/return,eval/return_mean,eval/return_std\n"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -110,6 +113,40 @@ def test_several_runs_are_listed_by_seed_and_not_pooled_below_five(tmp_path):
     page = page_of(runs, tmp_path)
     assert "101.0 [99.8, 102.2]" in page.text  # mean of 99 ... 103
     assert "no interval" not in page.text
+
+
+def test_runs_of_other_settings_are_variants_and_no_seeds_of_one_algorithm(tmp_path):
+    words = {"a": "", "b": "algo.gamma=0.9\n"}
+    for name, more in words.items():
+        for seed in range(5):
+            run = folder(tmp_path / "runs" / f"{name}{seed}", seed=seed, config_hash=name, data="d.npz")
+            (run / "overrides.txt").write_text(f"algo=ppo\n{more}seed={seed}\nrun.dir={run}\nthreads={seed + 1}\n")
+    runs = read_sources([tmp_path / "runs"])
+    assert [row[:3] for row in pooled_table(run.result for run in runs).rows] == [
+        ("ppo", "halfcheetah \u00b7 d.npz", "5"),
+        ("ppo gamma=0.9", "halfcheetah \u00b7 d.npz", "5"),
+    ]
+    bench = benchmark(run.result for run in runs)
+    assert (bench.algos, bench.left_out) == (["ppo", "ppo gamma=0.9"], [])
+    assert "PPO and PPO GAMMA=0.9 on halfcheetah" in page_of([tmp_path / "runs"], tmp_path).text
+
+
+def test_runs_typed_alike_are_taken_together_and_their_hashes_told(tmp_path):
+    for seed in range(5):
+        folder(tmp_path / "runs" / f"s{seed}", seed=seed, config_hash=f"h{seed // 3}")
+    page = page_of([tmp_path / "runs"], tmp_path)
+    assert "101.0 [99.8, 102.2]" in page.text
+    assert "ppo: runs typed alike are taken together, though their config_hash differs" in page.text
+
+
+def test_runs_from_python_are_told_apart_by_their_hash(tmp_path):
+    for name in "ab":
+        (folder(tmp_path / "runs" / name, config_hash=name) / "overrides.txt").unlink()
+    runs = read_sources([tmp_path / "runs"])
+    assert [row[0] for row in pooled_table(run.result for run in runs).rows] == [
+        "ppo config_hash=a",
+        "ppo config_hash=b",
+    ]
 
 
 def test_curve_is_a_picture_of_the_data(tmp_path):
