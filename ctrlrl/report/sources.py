@@ -20,7 +20,11 @@ def read_sources(paths: Sequence[Path]) -> list[Run]:
     """Every run behind the given paths; ValueError names the path that holds none."""
     if not paths:
         raise ValueError("report: no run folder given; name one or more, e.g. `ctrlrl report runs/a runs/b`.")
-    return told_apart([run for path in paths for run in _runs(Path(path))])
+    found: dict[Any, Run] = {}
+    for path in {Path(path).resolve(): Path(path) for path in paths}.values():
+        for number, run in enumerate(_runs(path)):
+            found.setdefault(run.path.resolve() if run.path.is_dir() else (path, number), run)
+    return told_apart(list(found.values()))
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
@@ -72,18 +76,35 @@ def _runs(path: Path) -> list[Run]:
         return _rows(path)
     if (path / "cells.json").is_file():
         return _sweep(path)
-    pattern = "seed_*" if (path / "config.yaml").exists() else "*"  # seeds trained together, or a folder of runs
-    inside = sorted(p.parent for p in path.glob(f"{pattern}/result.json"))
+    inside = _inside(path, "result.json")
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"{path}: an empty folder, no run to report")
+    if not inside and (waiting := _waiting(path)):
+        raise ValueError(f"{waiting[0]}: no evaluation yet, no result.json to report")
     return [read_run(folder) for folder in inside] or [read_run(path)]
 
 
+def _inside(path: Path, file: str) -> list[Path]:
+    """Of seeds trained together, or of a folder of runs, those that hold `file`."""
+    pattern = "seed_*" if (path / "config.yaml").exists() else "*"
+    return sorted(p.parent for p in path.glob(f"{pattern}/{file}"))
+
+
+def _waiting(path: Path) -> list[Path]:
+    """The same without a result; the folder itself where it is one run."""
+    runs = _inside(path, "config.yaml") or [path]
+    return [run for run in runs if (run / "config.yaml").exists() and not (run / "result.json").exists()]
+
+
 def unfinished(paths: Sequence[Path]) -> list[str]:
-    """Of the sweeps among `paths` a line for each cell that failed, and one that counts the others without a result."""
+    """A line for each run without an evaluation in the folders among `paths`, and for each cell that failed in a sweep.
+
+    The other cells without a result are counted.
+    """
     found = []
-    for path in map(Path, paths):
+    for path in dict.fromkeys(map(Path, paths)):
         if not (path / "cells.json").is_file():
+            found += [f"{run}: no evaluation yet" for run in _waiting(path)]
             continue
         missing = [cell for cell in _cells(path) if not (path / cell["name"] / "result.json").exists()]
         failed = [cell for cell in missing if cell.get("state") == "failed"]

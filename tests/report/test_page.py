@@ -192,7 +192,7 @@ def test_a_row_still_being_written_is_left_out(tmp_path):
     assert read_run(run).progress["env_steps"][-1] == 9000
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "progress.csv", "result.json"])
+@pytest.mark.parametrize("name", ["config.yaml", "progress.csv"])
 def test_missing_files_are_named(tmp_path, name):
     run = folder(tmp_path / "run")
     (run / name).unlink()
@@ -200,6 +200,23 @@ def test_missing_files_are_named(tmp_path, name):
         write_page([run], tmp_path / "report.html")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_without_an_evaluation_is_told_in_a_folder_and_by_itself(tmp_path):
+    begun = folder(tmp_path / "runs" / "begun")
+    (begun / "result.json").unlink()
+    (tmp_path / "runs" / "notes").mkdir()
+    for path in (begun, tmp_path / "runs"):
+        with pytest.raises(ValueError, match=r"runs/begun: no evaluation yet, no result\.json to report$"):
+            read_sources([path])
+    folder(tmp_path / "runs" / "done")
+    assert f"{begun}: no evaluation yet" in page_of([tmp_path / "runs"], tmp_path).text
+
+
+def test_a_run_that_is_named_twice_is_listed_once(tmp_path, monkeypatch):
+    runs = [folder(tmp_path / "runs" / name) for name in "ab"]
+    monkeypatch.chdir(tmp_path)
+    assert len(read_sources([runs[0], Path("runs/a"), runs[1], Path("runs")])) == 2
 
 
 @pytest.mark.parametrize(
