@@ -17,7 +17,7 @@ from ctrlrl.bench.ours import EVAL_EPISODES, Clock, Deciding
 from ctrlrl.bench.rows import Lap, rate
 from ctrlrl.config import EnvConfig
 from ctrlrl.envs.spec import action_codec
-from ctrlrl.registry import GYMNASIUM_IDS
+from ctrlrl.registry import GYMNASIUM_IDS, ROBOTS
 from ctrlrl.tasks import make_env
 from ctrlrl.train.evaluate import evaluate
 from ctrlrl.types import VecEnv
@@ -79,7 +79,7 @@ def linear(initial: float) -> Any:
 
 class SB3Training:
     def __init__(self, env: str, seconds: float):
-        self.name, self.seconds = f"stable-baselines3 {version('stable-baselines3')}, zoo settings", seconds
+        self.name, self.seconds = f"stable-baselines3 {version('stable-baselines3')}, PPO, zoo settings", seconds
         self.peer = SB3(env, seed=0)
         self.chunk = self.peer.model.n_steps * self.peer.model.n_envs
         self._work()
@@ -97,7 +97,7 @@ class SB3ToScore:
     """As `ours.ToScore`, by the same two definitions."""
 
     def __init__(self, env: str, target: float, by: str, eval_seconds: float, seed: int, budget: int):
-        self.name = f"stable-baselines3 {version('stable-baselines3')}, zoo settings"
+        self.name = f"stable-baselines3 {version('stable-baselines3')}, PPO, zoo settings"
         self.env, self.target, self.by, self.eval_seconds = env, target, by, eval_seconds
         self.seed, self.budget = seed, budget
         self.history: list[dict[str, float]] = []
@@ -113,12 +113,15 @@ class SB3ToScore:
         class Watch(BaseCallback):
             next_look, score = every, float("-inf")
 
+            def look(self) -> None:
+                self.score = evaluate(peer.act, test_env, episodes=EVAL_EPISODES, seed=1000).returns.mean().item()
+
             def _on_rollout_start(self) -> None:
-                if by == "training" or clock.now() < self.next_look:
+                if by == "training" or self.num_timesteps == 0 or clock.now() < self.next_look:
                     return
                 clock.halt()
                 self.next_look = clock.wall + every
-                self.score = evaluate(peer.act, test_env, episodes=EVAL_EPISODES, seed=1000).returns.mean().item()
+                self.look()
                 clock.go()
 
             def _on_step(self) -> bool:
@@ -130,6 +133,8 @@ class SB3ToScore:
         watch = Watch()
         peer.model.learn(self.budget or peer.total, callback=watch)
         clock.halt()
+        if by == "evaluation" and watch.score < target:
+            watch.look()  # what the last update made of it
         seconds = clock.wall if watch.score >= target else float("inf")
         self.history.append({"seconds": seconds, "env_steps": peer.model.num_timesteps, "score": watch.score})
         return Lap(seconds, clock.wall, clock.cpu)
@@ -150,7 +155,7 @@ def sb3_deciding(ours: Any, algo: Any, obs: Any, seconds: float) -> Deciding:
         observation_space, action_space = ours.observation_space, ours.action_space
 
     model = PPO("MlpPolicy", Spaces(), policy_kwargs=kwargs, device="cpu", seed=0)
-    name = f"stable-baselines3 {version('stable-baselines3')}, same network, without VecNormalize"
+    name = f"stable-baselines3 {version('stable-baselines3')}, PPO, same network, without VecNormalize"
     return Deciding(name, lambda: model.predict(obs, deterministic=True), seconds)
 
 
@@ -265,6 +270,13 @@ def plain_sb3(gym_id: str, n_envs: int) -> Any:
     return DummyVecEnv([lambda: gym.make(gym_id)] * n_envs)
 
 
+def gymnasium_id(env: str, vs: str) -> str:
+    """ValueError for a task that Gymnasium does not have."""
+    if env not in GYMNASIUM_IDS:
+        raise ValueError(f"vs={vs} needs a task that Gymnasium has too, e.g. env=pendulum, got env={env}")
+    return GYMNASIUM_IDS[env]
+
+
 class GymnasiumStepping:
     """gymnasium.vector.SyncVectorEnv under random actions."""
 
@@ -273,7 +285,7 @@ class GymnasiumStepping:
 
         n = min(n_envs, 8)  # its rate does not grow with more
         self.name, self.seconds = f"gymnasium {version('gymnasium')}, SyncVectorEnv of {n}", seconds
-        self.env = gym.make_vec(GYMNASIUM_IDS[env], num_envs=n, vectorization_mode="sync")
+        self.env = gym.make_vec(gymnasium_id(env, "gymnasium"), num_envs=n, vectorization_mode="sync")
         self.env.reset(seed=0)
         self.actions = [self.env.action_space.sample() for _ in range(8)]
         self.n = n
@@ -291,6 +303,8 @@ class RawMujoco:
     """mj_step on one core, times the number of threads: what physics alone could do. For tasks that never terminate."""
 
     def __init__(self, env: str, threads: int, seconds: float):
+        if env not in ROBOTS:
+            raise ValueError(f"vs=mj_step needs a task of MuJoCo, e.g. env=halfcheetah, got env={env}")
         import gymnasium as gym
         import mujoco
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -67,11 +68,12 @@ def measured(mine: list[Lap], theirs: list[Lap] | None, peer: str | None) -> dic
     }
     if theirs is not None:
         others = [lap.value for lap in theirs]
+        ratios = [a / b for a, b in zip(values, others, strict=True) if math.isfinite(a) or math.isfinite(b)]
         fields |= {
             "peer": peer,
             "peer_value": statistics.median(others),
             "peer_spread": [min(others), max(others)],
-            "ratio": statistics.median(a / b for a, b in zip(values, others, strict=True)),
+            "ratio": statistics.median(ratios) if ratios else None,  # None: no pair reached its target
             "peer_cpu_seconds": round(statistics.median(lap.cpu_seconds for lap in theirs), 3),
             "peer_wall_seconds": round(statistics.median(lap.wall_seconds for lap in theirs), 3),
             "disturbed": any(lap.wall_seconds > DISTURBED * lap.cpu_seconds for lap in theirs),

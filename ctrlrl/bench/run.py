@@ -85,6 +85,8 @@ def main(words: list[str]) -> int:
     if not any(w.startswith("threads=") for w in rest):
         rest.append("threads=1")
     counts = sizes[0].partition("=")[2].split(",") if sizes else [""]
+    if kind == "memory" and len(counts) > 1:
+        raise ValueError(f"{sizes[0]}: bench memory reads the peak of the whole process; give one n_envs a command")
     rows = []
     for count in counts:
         cfg = settings.typed(settings.train_config(rest + ([f"n_envs={count}"] if count else [])))
@@ -159,6 +161,7 @@ def _adapter(cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
 def _train(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dict[str, Any]:
     if backend_of(cfg.env) == "tokens":
         return _answers(cfg, options)
+    _against_ppo(cfg, options)
     ours = Training(cfg, options.seconds)
     peer: Any = None
     if options.vs == "sb3":
@@ -170,6 +173,16 @@ def _train(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dic
     elif options.vs is not None:
         raise ValueError(f"train compares with vs=sb3 or vs=rsl_rl, got {options.vs}")
     return compare(ours, peer, options.pairs, note=note)
+
+
+def _against_ppo(cfg: TrainConfig, options: BenchOptions) -> None:
+    """ValueError where the peer, a PPO, would learn in another way than the algorithm."""
+    kind: Any = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
+    if options.vs in ("sb3", "rsl_rl") and kind.loop != "on_policy":
+        raise ValueError(
+            f"vs={options.vs} is a PPO here and algo={cfg.algo.name} is not on-policy; "
+            "`ctrlrl bench updates vs=sb3` compares sac and td3"
+        )
 
 
 def _answers(cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
@@ -189,6 +202,7 @@ def _score(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> dic
     target = TARGETS.get(cfg.env.name) if options.target is None else options.target
     if target is None:
         raise ValueError(f"bench score needs target=RETURN for env={cfg.env.name}")
+    _against_ppo(cfg, options)
     ours = ToScore(cfg, target, options.by, options.eval_seconds)
     peer: Any = None
     if options.vs == "sb3":
@@ -209,6 +223,7 @@ def _latency(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> d
         for fields in found:
             _times_faster(fields)
         return found if not options.sizes else [fields | {"env": None, "backend": None} for fields in found]
+    _against_ppo(cfg, options)
     model = agent(cfg)
     model.observation_space.seed(0)
     obs = model.observation_space.sample()

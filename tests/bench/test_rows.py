@@ -9,6 +9,7 @@ import os
 import pytest
 
 from ctrlrl.bench.rows import Lap, compare
+from ctrlrl.bench.run import table
 from ctrlrl.cli import main
 from ctrlrl.disk import strict_json
 
@@ -29,6 +30,16 @@ def test_the_ratio_is_the_median_of_the_pairs_and_not_the_ratio_of_medians():
     assert fields["peer_value"] == 10.0
     assert fields["ratio"] == 9.0  # of 10, 2 and 9
     assert fields["spread"] == [10.0, 90.0]
+
+
+def test_pairs_of_which_neither_side_arrived_have_no_ratio():
+    mine, theirs = [math.inf, 2.0, 3.0], [math.inf, 8.0, math.inf]
+    fields = compare(Scripted(mine), Scripted(theirs), 3, note=lambda _: None)
+    assert fields["ratio"] == 0.125  # of 0.25 and 0
+    fields = compare(Scripted([math.inf]), Scripted([math.inf]), 1, note=lambda _: None)
+    assert fields["ratio"] is None
+    row = fields | {"kind": "score", "env": "pendulum", "n_envs": 4, "unit": "seconds to target"}
+    assert "nan" not in table([row])
 
 
 def test_contenders_take_turns():
@@ -100,6 +111,13 @@ def test_training_to_a_score_ends_at_the_target_and_says_when_it_was_not_reached
         (["train", "env=pendulum", "vs=sb4"], "vs=sb3"),
         (["score", "env=acrobot"], "target"),
         (["score", "env=pendulum", "by=luck"], "by must be"),
+        (["train", "algo=sac", "env=pendulum", "vs=sb3"], "`ctrlrl bench updates vs=sb3` compares sac and td3"),
+        (["train", "algo=sac", "env=pendulum", "vs=rsl_rl"], "algo=sac is not on-policy"),
+        (["score", "algo=td3", "env=pendulum", "vs=sb3"], "algo=td3 is not on-policy"),
+        (["latency", "algo=sac", "env=pendulum", "vs=sb3"], "algo=sac is not on-policy"),
+        (["memory", "env=pendulum", "n_envs=4,8"], "give one n_envs a command"),
+        (["throughput", "env=pointmass", "n_envs=4096", "vs=gymnasium"], "a task that Gymnasium has too"),
+        (["throughput", "env=pendulum", "n_envs=4096", "vs=mj_step"], "e.g. env=halfcheetah, got env=pendulum"),
     ],
 )
 def test_a_wrong_word_ends_with_code_2_and_the_mend(words, names, capsys):

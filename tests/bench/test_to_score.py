@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ctrlrl.bench import ours
+from ctrlrl.bench import ours, peers
 from ctrlrl.config import EnvConfig
 
 
@@ -47,3 +47,22 @@ def test_a_return_is_met_in_as_many_looks_as_asked_for(monkeypatch, in_a_row, re
         assert len(run["looks"]) == looks
         assert lap.value == run["seconds"] < math.inf
     assert [score for _, score in run["looks"]] == [float(x) for x in returns[: len(run["looks"])]]
+
+
+def test_the_peer_is_looked_at_after_every_update_and_after_its_last(monkeypatch):
+    pytest.importorskip("stable_baselines3")
+    small = {"n_envs": 2, "total": 32, "n_steps": 8, "learning_rate": 1e-3, "clip_range": 0.2, "n_epochs": 1}
+    monkeypatch.setitem(peers.ZOO_PPO, "pendulum", small | {"batch_size": 16, "gamma": 0.9})
+    returns = iter([1.0, 5.0])
+    looks = []
+
+    def judge(act, *_, **__):
+        looks.append(act.__self__.model.num_timesteps)
+        return SimpleNamespace(returns=torch.tensor([next(returns)]))
+
+    monkeypatch.setattr(peers, "evaluate", judge)
+    contender = peers.SB3ToScore("pendulum", 5.0, "evaluation", 0.0, 0, 0)
+    assert contender.lap().value < math.inf
+    assert looks == [16, 32]
+    assert contender.history[0]["score"] == 5.0
+    assert "PPO" in contender.name
