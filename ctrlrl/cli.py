@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -86,6 +87,9 @@ def train(words: list[str]) -> int:
         return _print_config(words[:at] + words[at + 2 :])
     resumed = next((w.partition("=")[2] for w in words if w.startswith("run.resume=")), None)
 
+    if resumed == "":
+        raise ValueError("run.resume= names no folder: run.resume=FOLDER, e.g. ctrlrl train run.resume=runs/x")
+
     from ctrlrl import runs
 
     if resumed is not None:
@@ -132,7 +136,7 @@ def evaluate(words: list[str]) -> int:
     from ctrlrl import runs, settings
 
     changes = [word for word in words if word.startswith(("algo.", "eval.env."))]
-    options = settings.command(EvalOptions, [word for word in words if word not in changes])
+    options = settings.command(EvalOptions, [word for word in words if word not in (*changes, "run=")])
     if not options.run:
         raise ValueError("eval needs run=FOLDER, e.g. ctrlrl eval run=runs/x")
     if options.video is not None and not options.video.endswith((".mp4", ".gif")):
@@ -181,7 +185,7 @@ def export(words: list[str]) -> int:
     from ctrlrl.deploy import export_run
 
     changes = [word for word in words if word.startswith("algo.")]
-    options = settings.command(ExportOptions, [word for word in words if word not in changes])
+    options = settings.command(ExportOptions, [word for word in words if word not in (*changes, "run=")])
     if not options.run:
         raise ValueError("export needs run=FOLDER, e.g. ctrlrl export run=runs/x out=policy.onnx")
     print(export_run(Path(options.run), Path(options.out), options.format, options.checkpoint, changes))
@@ -221,6 +225,9 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "bench": bench,
     "doctor": doctor,
 }
+
+# errors of a path that was typed wrong; a full disk is none
+PLACES = {getattr(errno, name) for name in "ENOENT EEXIST ENOTDIR EISDIR EACCES EPERM EROFS ENAMETOOLONG".split()}
 
 
 def _keys(options: type) -> str:
@@ -271,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if os.environ.get("CTRLRL_TRACEBACK"):
             raise
         print(f"ctrlrl {verb}: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        typed_wrong = error.errno in PLACES and verb not in ("train", "sweep")  # which check their folders themselves
+        raise SystemExit(2 if typed_wrong else 1) from None
     except Exception as error:
         if os.environ.get("CTRLRL_TRACEBACK"):
             raise

@@ -131,7 +131,8 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def present(folder: Path) -> Path:
     """The folder itself, or what a crash in the middle of a swap left of it."""
-    return folder if folder.exists() else folder.with_name(f".{folder.name}.old")
+    old = folder.with_name(f".{folder.name}.old")
+    return old if not folder.exists() and old.exists() else folder
 
 
 def remove(path: Path) -> None:

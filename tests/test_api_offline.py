@@ -108,6 +108,14 @@ def test_data_transforms_are_keywords():
         (lambda: BC("MlpPolicy", "Hopper-v4").learn(1), "needs a data set"),
         (lambda: BC("MlpPolicy", dataset="hopper-medium.npz"), "env is needed"),
         (lambda: BC("CnnPolicy", "Hopper-v4"), "MlpPolicy"),
+        (
+            lambda: BC("MlpPolicy", "Hopper-v4", "hopper-medium.npz").learn("9"),
+            "BC: gradient_steps must be a whole number",
+        ),
+        (
+            lambda: IQL("MlpPolicy", "Hopper-v4").learn_online(9.5),
+            "IQL: total_timesteps must be a whole number, got 9.5",
+        ),
         (lambda: BC("MlpPolicy", "Hopper-v4", {}), "must be a path or Episodes, got dict"),
     ],
 )

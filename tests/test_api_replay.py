@@ -146,6 +146,11 @@ def test_a_saved_model_acts_the_same_and_goes_on_with_its_buffer(kind, tmp_path)
     assert copy._n_updates == model._n_updates + 10
 
 
+def test_no_replay_buffer_is_told_by_the_folder_that_was_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nope: no replay buffer there \(.*/nope/buffer\.json\)"):
+        SAC("MlpPolicy", "Pendulum-v1", **SMALL).load_replay_buffer(tmp_path / "nope")
+
+
 def test_another_environment_keeps_the_buffer():
     model = SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(30)
     model.set_env(gym.make("Pendulum-v1"))

@@ -247,9 +247,18 @@ def test_a_resumed_run_learns_at_the_rate_that_is_asked_for(ctrlrl, tmp_path):
 def test_a_bench_row_that_cannot_be_kept_is_found_before_measuring(ctrlrl, tmp_path):
     (tmp_path / "file").write_text("")
     said = ctrlrl("bench", "throughput", "env=pendulum", "n_envs=2", "pairs=1", "seconds=5", "out=file/rows.jsonl")
-    assert said.code == 1
+    assert said.code == 2
     assert "file" in said.err
     assert "pair 1" not in said.err
+
+
+@pytest.mark.parametrize(("trouble", "code"), [(errno.ENOENT, 2), (errno.EACCES, 2), (errno.ENOSPC, 1)])
+def test_an_output_that_cannot_be_written_was_typed_wrong_and_a_full_disk_was_not(ctrlrl, monkeypatch, trouble, code):
+    def refuse(*_: Any) -> None:
+        raise OSError(trouble, os.strerror(trouble), "nope/r.html")
+
+    monkeypatch.setattr("ctrlrl.report.markdown.write_report", refuse)
+    refused(ctrlrl("report", "a", "out=nope/r.html"), f"nope/r.html: {os.strerror(trouble)}", code=code)
 
 
 def test_cfg_job_prints_a_config_that_composes_and_starts_nothing(ctrlrl, tmp_path):
@@ -348,6 +357,9 @@ def test_the_other_clock_is_refused(words, wanted):
         (["bench", "memory", "vs=sb3"], ["vs=sb3", "leave it out"]),
         (["train", "algo.n_steps=[1"], ["algo.n_steps"]),
         (["eval"], ["run=FOLDER"]),
+        (["eval", "run="], ["run=FOLDER"]),
+        (["export", "run="], ["run=FOLDER"]),
+        (["train", "run.resume="], ["run.resume=FOLDER"]),
         (["eval", "run=nowhere"], ["nowhere"]),
         (["eval", "run=x", "episode=3"], ["episode", "episodes"]),
         (["eval", "run=x", "episodes=few"], ["episodes", "few"]),

@@ -79,6 +79,7 @@ class FrontAgent:
             raise ValueError(f"{where}.learn needs an environment; give its name to the constructor")
         if self.num_timesteps:
             raise ValueError(f"{where}: a front is planned as a whole and this one is done; make a new {where}")
+        total_timesteps = whole(where, "total_timesteps", total_timesteps)
         loop: Any = loops.training_loop(self._config(total_timesteps))
         self.learner = loop.learner
         with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:

@@ -176,7 +176,9 @@ class LanguageAgent:
         """
         if (total_timesteps is None) == (iterations is None):
             raise ValueError("learn takes either total_timesteps, which counts responses, or iterations, updates")
-        loop = self._loop
+        where, loop = type(self).__name__, self._loop
+        total_timesteps = whole(where, "total_timesteps", total_timesteps)
+        iterations = whole(where, "iterations", iterations)
         each = 1 if isinstance(self.env, Recording) else self.env.spec.n_envs
         steps = total_timesteps if total_timesteps is not None else (iterations or 0) * each
         if steps < 1:
