@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.envs.lane_random import uniform
+from ctrlrl.envs.sim_form import cast, check_form, check_sizes
 from ctrlrl.types import EnvSpec, Extras, ObsPart, Scene, TimeStep, tree_map
 
 State = Any  # a NamedTuple of [B] or [K, B] tensors, of the simulator's dtype or int64; every simulator has its own
@@ -105,12 +106,8 @@ def advance(
 def draw(sim: Sim, dtype: torch.dtype, seed: int, lane: Tensor, tick: Tensor) -> tuple[State, Tensor]:
     """First states of episodes and their observations [N, O], by lane [N] and index of the vector step [N], int64."""
     # in float64 and then rounded: the bounds of a reset hold in every dtype
-    state = _as(dtype, sim.init(uniform(seed, lane, tick, sim.n_random)))
+    state = cast(dtype, sim.init(uniform(seed, lane, tick, sim.n_random)))
     return state, sim.observe(state)
-
-
-def _as(dtype: torch.dtype, state: State) -> State:
-    return tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, state)
 
 
 def _compile(f: Any) -> Any:
@@ -149,11 +146,13 @@ class BatchedSim:
     ) -> None:
         if n_envs < 1:
             raise ValueError(f"BatchedSim needs n_envs >= 1, got {n_envs}")
+        check_sizes(sim)
         limit = sim.episode_length if episode_length is None else episode_length
         if limit < 0:
             raise ValueError(f"episode_length must be >= 0 (0 = no limit), got {limit}")
         self.device = torch.device(device)
         self.sim, self.dtype, self.stagger, self.limit = sim.to(self.device, dtype), dtype, stagger, limit
+        extras = check_form(self.sim, self.device, dtype)
         self.spec = EnvSpec(
             sim.obs_dim,
             sim.action_dim,
@@ -175,7 +174,7 @@ class BatchedSim:
         self._tick = torch.zeros(1, dtype=torch.int64, device=self.device)  # index of the draw that the next step uses
         self._clock = torch.zeros(n_envs, dtype=torch.int32, device=self.device)
         self._state: State = None
-        self._step = self._compiled_step() if compile else self._eager_step
+        self._step = self._compiled_step(extras) if compile else self._eager_step
         # worth a compilation where it runs for all lanes at every step: on a GPU
         self._draw = _compile(draw) if compile and self._block == 1 and not self._sparse else draw
         self._started = False
@@ -191,7 +190,7 @@ class BatchedSim:
         else:
             self._clock.zero_()
         self._tick += 1
-        self._set_state(_as(self.dtype, self.sim.init(noise[:, :-1])))
+        self._set_state(cast(self.dtype, self.sim.init(noise[:, :-1])))
         return self.sim.observe(self._state).clone()  # not a view of the state, which changes in place
 
     def step(self, action: Tensor) -> TimeStep:
@@ -216,7 +215,7 @@ class BatchedSim:
         self._clock.copy_(state["clock"])
         template = self.sim.init(torch.zeros(1, self.sim.n_random, dtype=torch.float64, device=self.device))
         fields = {name: state[f"state.{name}"].to(self.device) for name in template._fields}
-        self._set_state(_as(self.dtype, type(template)(**fields)))
+        self._set_state(cast(self.dtype, type(template)(**fields)))
 
     def close(self) -> None:
         pass
@@ -261,24 +260,14 @@ class BatchedSim:
         self._clock.copy_(clock)
         return out
 
-    def _one_step(self) -> TimeStep:
-        """A step of one lane, for the shapes of what it gives."""
-        sim, first = self.sim, torch.zeros(1, self.sim.n_random, dtype=torch.float64, device=self.device)
-        if sim.action_dim:
-            action = torch.zeros(1, sim.action_dim, dtype=self.dtype, device=self.device)
-        else:
-            action = torch.zeros((1, len(sim.nvec)) if sim.nvec else 1, dtype=torch.int64, device=self.device)
-        clock = torch.zeros(1, dtype=torch.int32, device=self.device)
-        return advance(sim, self.limit, _as(self.dtype, sim.init(first)), clock, action, None, None)[-1]
-
-    def _compiled_step(self) -> Any:
+    def _compiled_step(self, told: Extras) -> Any:
         n, o, sim, limit = self.spec.n_envs, self.spec.obs_dim, self.sim, self.limit
         flag = torch.zeros(n, dtype=torch.uint8, device=self.device)
         reward = torch.zeros(len(sim.objectives) or 1, n, dtype=self.dtype, device=self.device).T
         reward = reward if sim.objectives else reward[:, 0]
         obs = torch.zeros(o, n, dtype=self.dtype, device=self.device).T
         # Outputs into the same buffers at every step: fresh blocks of megabytes cost more page faults than arithmetic.
-        extras = {name: x.new_zeros(*x.shape[1:], n).movedim(-1, 0) for name, x in self._one_step().extras.items()}
+        extras = {name: x.new_zeros(*x.shape[1:], n).movedim(-1, 0) for name, x in told.items()}
         final_obs = obs.clone(memory_format=torch.preserve_format)
         out = TimeStep(obs, final_obs, reward, flag, flag.clone(), extras)
         seen = out._replace(terminated=out.terminated.view(torch.bool), truncated=out.truncated.view(torch.bool))

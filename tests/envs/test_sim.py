@@ -361,3 +361,95 @@ def test_what_a_simulator_tells_comes_out_in_extras_eager_and_compiled(n: int) -
         assert torch.equal(a.extras["torque"], b.extras["torque"])
         assert torch.equal(a.extras["left"], b.extras["left"])
         assert a.extras["left"].dtype == b.extras["left"].dtype == torch.bool
+
+
+class WrongReward(Count):
+    def step(self, state: Any, action: Tensor) -> Any:
+        after, reward, terminated = super().step(state, action)
+        return after, reward.unsqueeze(1), terminated
+
+
+class WrongFlag(Count):
+    def step(self, state: Any, action: Tensor) -> Any:
+        after, reward, terminated = super().step(state, action)
+        return after, reward, terminated.float()
+
+
+class LanesLast(Pendulum):
+    """Of 3 numbers: with 3 lanes it would look right."""
+
+    def observe(self, state: Any) -> Tensor:
+        return super().observe(state).T
+
+
+class WholeNumbers(Count):
+    def observe(self, state: Any) -> Tensor:
+        return super().observe(state).long()
+
+
+class PlainTuple(Count):
+    def init(self, noise: Tensor) -> Any:
+        return tuple(super().init(noise))
+
+
+class LanesFirst(Count):
+    def init(self, noise: Tensor) -> Any:
+        return CountState(noise, torch.zeros_like(noise))
+
+
+class Grows(Count):
+    def step(self, state: Any, action: Tensor) -> Any:
+        after, *rest = super().step(state, action)
+        return (after._replace(age=after.age.expand(2, -1)), *rest)
+
+
+class Promises(Count):
+    extras = ("speed",)
+
+
+class TellsRubbish(Count):
+    def step(self, state: Any, action: Tensor) -> Any:
+        return *super().step(state, action), {"speed": 1.0}
+
+
+class NoLimit(Sim):
+    obs_dim, action_dim, n_random = 1, 1, 1
+
+
+class NoAction(Count):
+    action_dim = 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (WrongReward, r"WrongReward.step: reward must be .*\[B\], here \[3\], got torch.float32 \[3, 1\]"),
+        (WrongFlag, r"WrongFlag.step: terminated must be a bool tensor \[B\], here \[3\], got torch.float32 \[3\]"),
+        (LanesLast, r"LanesLast.observe: obs must be .*\[B, O\], here \[4, 3\], got torch.float32 \[3, 4\]"),
+        (WholeNumbers, r"WholeNumbers.observe: obs must be a floating tensor .* got torch.int64 \[3, 2\]"),
+        (PlainTuple, "PlainTuple.init: the state must be a NamedTuple of tensors, got a tuple of 2"),
+        (LanesFirst, r"LanesFirst.init: state.start must be a tensor with the 3 lanes last, got .*\[3, 1\]"),
+        (Grows, r"Grows.step: the state's fields and shapes must stay .* got .*\[2, 3\]"),
+        (Promises, "Promises.step: 'speed' is missing in the dict of extras"),
+        (TellsRubbish, r"TellsRubbish.step: extras\['speed'\] must be a tensor \[3, ...\], got a float"),
+        (NoLimit, "NoLimit.episode_length must be an int of at least 0, it has none"),
+        (NoAction, "NoAction: exactly one of action_dim, n_actions and nvec is given"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_a_simulator_in_another_form_is_refused_when_it_is_made(kind: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        BatchedSim(kind(), 6, seed=0)
+
+
+def test_looking_at_a_simulator_leaves_the_global_generator_alone() -> None:
+    class Draws(Count):
+        def observe(self, state: CountState) -> Tensor:
+            torch.rand(1)
+            return super().observe(state)
+
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    BatchedSim(Draws(), 4, seed=0)
+    assert torch.equal(torch.rand(1), expected)
