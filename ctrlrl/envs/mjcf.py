@@ -65,6 +65,8 @@ class Task:
         return self.timestep * self.frame_skip
 
     def spec(self, n_envs: int, limit: int, device: torch.device) -> EnvSpec:
+        if limit < 0:
+            raise ValueError(f"episode_length must be >= 0 (0 = no limit), got {limit}")
         m, n = len(self.objectives) or 1, len(self.choices)
         return EnvSpec(self.obs_dim, self.action_dim, n, m, n_envs, limit, device, objectives=self.objectives)
 

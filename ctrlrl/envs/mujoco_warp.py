@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.envs import lane_random
+from ctrlrl.envs.action_form import check_action
 from ctrlrl.envs.dynamics import Dynamics, JointNoise
 from ctrlrl.envs.mjcf import Physics
 from ctrlrl.envs.mjcf_tasks import get_task
@@ -96,6 +97,7 @@ class MujocoWarp:
         """action [B, A] in [-1, 1]; scaled to the actuators' control range, clipped. Or [B] int64, of discrete ones."""
         if not self._started:
             raise RuntimeError("MujocoWarp.step: call reset() first")
+        check_action("MujocoWarp", self.spec, action)
         p, task, limit = self.physics, self.task, self.spec.episode_length
         if task.choices:
             action = self._choices[action.clamp(0, len(task.choices) - 1)]

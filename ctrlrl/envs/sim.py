@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ctrlrl.envs.action_form import check_action
 from ctrlrl.envs.lane_random import uniform
 from ctrlrl.envs.sim_form import cast, check_form, check_sizes
 from ctrlrl.types import EnvSpec, Extras, ObsPart, Scene, TimeStep, tree_map
@@ -196,6 +197,7 @@ class BatchedSim:
     def step(self, action: Tensor) -> TimeStep:
         if not self._started:
             raise RuntimeError("call reset() before step()")
+        check_action(type(self.sim).__name__, self.spec, action)
         with torch.no_grad():
             out = self._sparse_step(action) if self._sparse else self._step(action, *self._next_fresh())
             self._tick += 1

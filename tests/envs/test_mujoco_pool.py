@@ -181,6 +181,27 @@ def test_a_frame_shows_something(task):
     assert done.stdout.split() == ["drew", "120", "160", "3", "uint8", "True"]
 
 
+@pytest.mark.parametrize(
+    ("task", "action", "told"),
+    [
+        ("hopper", torch.zeros(3), r"MujocoPool.step: actions must have shape \[3, 3\], got \[3\]"),
+        ("hopper", torch.zeros(1, 3), r"shape \[3, 3\], got \[1, 3\]"),
+        ("mo_reacher", torch.zeros(3, 1, dtype=torch.int64), r"shape \[3\], got \[3, 1\]"),
+        ("mo_reacher", torch.zeros(3), "discrete actions must be integers, got torch.float32"),
+    ],
+)
+def test_actions_of_another_shape_are_refused(task, action, told):
+    pool = pool_of(task, 3)
+    pool.reset()
+    with pytest.raises(ValueError, match=told):
+        pool.step(action)
+
+
+def test_a_negative_time_limit_is_refused():
+    with pytest.raises(ValueError, match="episode_length must be >= 0"):
+        pool_of("hopper", 3, episode_length=-3)
+
+
 def test_errors_name_the_remedy(monkeypatch):
     with pytest.raises(ValueError, match="halfcheetah"):
         MujocoPool("half_cheetah", 1)

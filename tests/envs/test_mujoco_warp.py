@@ -231,6 +231,15 @@ BALLS = """<mujoco><worldbody><geom type="plane" size="9 9 .1"/><body><freejoint
 <body><joint/><geom type="box" size=".1 .1 .1" condim="1"/></body></body></worldbody></mujoco>"""  # noqa: E501
 
 
+def test_actions_of_another_shape_and_a_negative_time_limit_are_refused():
+    env = warp("hopper")
+    env.reset(0)
+    with pytest.raises(ValueError, match=r"MujocoWarp.step: actions must have shape \[4, 3\], got \[1, 3\]"):
+        env.step(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="episode_length must be >= 0"):
+        MujocoWarp("hopper", 2, episode_length=-3)
+
+
 def test_room_is_what_the_shapes_of_a_model_allow():
     # ground: ball 1, capsule 2, box 8, of 4 rows each; ball and capsule 1, ball and box 1; one limit; parent and child
     # do not collide. 13 contacts of 4 rows (condim is the larger of the two) and 1 limit make 53 rows

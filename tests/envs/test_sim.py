@@ -453,3 +453,20 @@ def test_looking_at_a_simulator_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     BatchedSim(Draws(), 4, seed=0)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("sim", "action", "told"),
+    [
+        (Pendulum(), torch.zeros(4), r"Pendulum.step: actions must have shape \[4, 1\], got \[4\]"),
+        (Pendulum(), torch.zeros(1, 1), r"shape \[4, 1\], got \[1, 1\]"),
+        (CartPole(), torch.zeros(4, 1, dtype=torch.int64), r"shape \[4\], got \[4, 1\]"),
+        (CartPole(), torch.zeros(4), "CartPole.step: discrete actions must be integers, got torch.float32"),
+        (Draw(), torch.zeros(4, dtype=torch.int64), r"shape \[4, 2\], got \[4\]"),
+    ],
+)
+def test_actions_of_another_form_are_refused(sim: Sim, action: Tensor, told: str) -> None:
+    env = BatchedSim(sim, 4, seed=0)
+    env.reset()
+    with pytest.raises(ValueError, match=told):
+        env.step(action)
