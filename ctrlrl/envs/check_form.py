@@ -106,7 +106,7 @@ def devices(subject: Subject) -> Outcome:
 
 
 def extras(subject: Subject) -> Outcome:
-    """Tensors [B, ...] on the device, of one shape and dtype, which stay once they are there."""
+    """Tensors [B, ...] on the device, of one shape and dtype, which stay once they are there; and all promised ones."""
     _, steps = subject.raw
     known: dict[str, Tensor] = {}
     for t, step in enumerate(steps):
@@ -124,6 +124,9 @@ def extras(subject: Subject) -> Outcome:
         if gone:
             mend = "give it at every later step too, with NaN or False in the lanes that have nothing to tell"
             return failed(f"extras[{gone[0]!r}] is missing", _when(t + 1), mend)
+    missing = sorted(set(subject.spec.extras) - steps[0].extras.keys())
+    if missing:
+        return failed(f"extras[{missing[0]!r}] is missing", _when(1), "spec.extras promises it: give it at every step")
     if "mask" in known and ("mask" not in steps[0].extras or known["mask"].dtype != torch.bool):
         return failed("extras['mask'] is not a bool tensor from the first step on", mend="give it at every step")
     if "mask" in known and known["mask"].ndim != 1:
