@@ -266,6 +266,10 @@ class ExtrasVanish(Walker):
         return out._replace(extras={"success": out.reward} if out.terminated.any() else {})
 
 
+class PromisesMore(Walker):
+    other_spec: ClassVar[dict] = {"extras": ("success",)}
+
+
 class MaskNeverFalse(NextStep):
     def told(self, mask):
         return {"mask": torch.ones_like(mask)}
@@ -338,6 +342,21 @@ class SameEpisodeAgain(Walker):
         return 0.1 * numbers(self.seed, self.lane, torch.zeros_like(self.lane)) - 0.05
 
 
+class SameSecondEpisode(Walker):
+    """The episodes after the first are all one."""
+
+    def start(self):
+        return 0.1 * numbers(self.seed, self.lane, self.episode.clamp(max=1)) - 0.05
+
+
+class SameSecondEpisodeOfAll(Walker):
+    """One that all lanes share; seen where no lane ends twice, too."""
+
+    def start(self):
+        lane = torch.where(self.episode > 0, 0, self.lane)
+        return 0.1 * numbers(self.seed, lane, self.episode.clamp(max=1)) - 0.05
+
+
 class OneStepLate(Walker):
     def over(self):
         terminated = self.x.abs() > EDGE
@@ -357,6 +376,16 @@ class LimitIsTermination(Walker):
     def over(self):
         terminated, truncated = super().over()
         return terminated | truncated, torch.zeros_like(truncated)
+
+
+class FallsAtTheLimit(Walker):
+    """Lane 0 falls in the very step of one limit; all other episodes end before it."""
+
+    def over(self):
+        at_limit = self.clock == self.spec.episode_length
+        second = (self.lane == 0) & (self.episode == 2)
+        terminated = torch.where(second, at_limit, self.clock == self.spec.episode_length - 1)
+        return terminated, torch.zeros_like(terminated)
 
 
 class NoStagger(Walker):
@@ -545,6 +574,7 @@ BROKEN = {
     "reward elsewhere": (changed(reward=lambda e, s: s.reward.to("meta")), {"devices"}),
     "extras come and go": (ExtrasVanish, {"extras"}),
     "extras without lanes": (changed(extras=lambda e, s: {"loss": s.reward.mean()}), {"extras"}),
+    "extras promised and never given": (PromisesMore, {"extras"}),
     "NaN": (changed(reward=lambda e, s: spoil(s.reward, e.clock == 5, torch.nan)), {"finite"}),
     "both flags": (changed(truncated=lambda e, s: s.truncated | s.terminated), {"flags"}),
     "mask never False": (MaskNeverFalse, {"mask", "time_limit"}),  # the reset counts as a step of the episode
@@ -615,6 +645,8 @@ def test_every_check_that_can_fail_here_has_an_environment_that_fails_it():
     ("kind", "noted"),
     [
         (SameEpisodeAgain, ["episodes_differ"]),
+        (SameSecondEpisode, ["episodes_differ"]),
+        (SameSecondEpisodeOfAll, ["episodes_differ"]),
         (NoiseByNumber, ["lane_count"]),
         (OneGenerator, ["independence", "lane_count"]),
         (SaysItIsLost, ["final_obs", "final_obs_true"]),
@@ -624,6 +656,18 @@ def test_what_training_survives_is_noted_and_does_not_fail(kind, noted):
     report = check_env(kind(), make=kind, steps=STEPS)
     assert report.names("noted") == noted
     report.raise_if_failed()
+
+
+def test_beginnings_are_compared_across_lanes_where_no_lane_ends_twice():
+    found = check_env(SameSecondEpisodeOfAll(stagger=True), steps=LIMIT + 2).rows["episodes_differ"]
+    assert found.what == "every episode after a lane's first begins alike"
+    assert check_env(Walker(stagger=True), steps=LIMIT + 2).rows["episodes_differ"].status == "passed"
+
+
+def test_one_true_termination_in_the_step_of_the_limit_is_not_taken_for_the_clock():
+    found = check_env(FallsAtTheLimit(), make=FallsAtTheLimit, steps=STEPS).rows["time_limit"]
+    assert found.status == "skipped"
+    assert found.what == "too few episodes (1) terminated in the step of the limit to blame the clock"
 
 
 def test_the_report_names_lane_step_number_and_mend():
