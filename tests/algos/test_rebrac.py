@@ -157,7 +157,7 @@ def test_layers_start_as_in_the_authors_code():
 def test_critics_normalise_after_the_relu_and_the_policy_not_at_all():
     learner = made("rebrac", 3, 2, hidden=[8, 8])
     kinds = [[type(layer).__name__ for layer in net] for net in (learner.nets.critic.heads[0], learner.nets.policy.net)]
-    assert kinds == [["Linear", "ReLU", "LayerNorm"] * 2 + ["Linear"], ["Linear", "ReLU"] * 2 + ["Linear"]]
+    assert kinds == [["Linear", "ReLU", "LayerNorm"] * 2 + ["Float32Linear"], ["Linear", "ReLU"] * 2 + ["Linear"]]
     assert {layer.eps for layer in learner.nets.critic.modules() if isinstance(layer, nn.LayerNorm)} == {1e-6}
 
 

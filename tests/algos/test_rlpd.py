@@ -87,7 +87,7 @@ def test_the_policy_climbs_the_mean_of_all_critics_and_the_loss_averages_them():
 def test_the_layer_norm_stands_before_every_activation_of_the_critics_alone():
     nets = made("rlpd", 3, 2, hidden=[8, 8]).nets
     kinds = [type(layer).__name__ for layer in nets.critic.net]
-    assert kinds == ["StackedLinear", "StackedLayerNorm", "ReLU"] * 2 + ["StackedLinear"]
+    assert kinds == ["StackedLinear", "StackedLayerNorm", "ReLU"] * 2 + ["StackedFloat32Linear"]
     assert not any(isinstance(layer, nn.LayerNorm) for layer in nets.policy.modules())
 
 

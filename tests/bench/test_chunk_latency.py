@@ -27,7 +27,7 @@ def decisions(engine: str, **settings) -> Array:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("engine", ["compile", "onnx"])
+@pytest.mark.parametrize("engine", [pytest.param("compile", marks=pytest.mark.slow), "onnx"])
 def test_the_engines_decide_the_same(engine):
     wanted = decisions("eager")
     assert wanted.shape == (1, 2, 2)

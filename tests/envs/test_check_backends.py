@@ -28,9 +28,18 @@ def skipped(report):
     return set(report.names("skipped")) - {"clipping", "discrete_range"}  # one of them, by the kind of actions
 
 
-@pytest.mark.parametrize("n_envs", [1, 3, 3000])
+@pytest.mark.parametrize("n_envs", [1, 3, pytest.param(3000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SIMULATORS)
 def test_torch_native_simulators(name, n_envs, monkeypatch):
+    check_simulator(name, n_envs, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["pendulum", "cartpole", "slippery_lake"])
+def test_many_lanes_of_torch_native_simulators(name, monkeypatch):
+    check_simulator(name, 3000, monkeypatch)
+
+
+def check_simulator(name, n_envs, monkeypatch):
     monkeypatch.setattr(sim_module, "_DRAW_SIZE", 256)  # what is drawn ahead after a reset costs most of the time
     sim = lookup(SIMULATORS, name, "environment")()
 

@@ -116,9 +116,11 @@ TASKS: dict[str, tuple[EnvConfig, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("task", "stops"), [*((task, (4, 5, 9)) for task in TASKS), ("ppo torch", (1,)), ("ppo MuJoCo", (6,))], ids=str
-)
+WAYS = [*((task, (4, 5, 9)) for task in TASKS if "contact" not in task), ("ppo torch", (1,)), ("ppo MuJoCo", (6,))]
+LONG = pytest.param("ppo MuJoCo, contact forces", (4, 5, 9), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("task", "stops"), [*WAYS, LONG, ("ppo MuJoCo, contact forces", (6,))], ids=str)
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, task, stops):
     env, algo = TASKS[task]
     if "MuJoCo" in task:
