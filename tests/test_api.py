@@ -46,6 +46,15 @@ def test_the_command_line_does_not_pay_for_gymnasiums_registry():
     assert "gymnasium" not in imported_by("import ctrlrl.cli", "/somewhere/bin/ctrlrl")
 
 
+def test_to_learn_eagerly_imports_no_compiler():
+    """PyTorch's optimisers import its compiler when they are made: seconds of every run's start."""
+    words = "import ctrlrl; ctrlrl.PPO('MlpPolicy', 'pendulum', n_steps=8, batch_size=4, device='cpu').learn(16); "
+    words += "ctrlrl.SAC('MlpPolicy', 'pendulum', learning_starts=4, batch_size=4, device='cpu').learn(16)"
+    loaded = imported_by(words, "train.py")
+    assert "torch" in loaded
+    assert not {"torch._dynamo", "sympy"} & set(loaded)
+
+
 def test_every_public_name_can_be_had_and_others_cannot():
     for name in ctrlrl.__all__:
         assert getattr(ctrlrl, name) is not None

@@ -120,6 +120,11 @@ def test_policy_kwargs_shape_the_networks_as_sb3_does():
     pendulum = small(env="Pendulum-v1", policy_kwargs={"log_std_init": -1.5, "optimizer_kwargs": {"eps": 1e-7}})
     assert pendulum.policy.log_std.tolist() == [-1.5]
     assert pendulum.policy.optimizer.param_groups[0]["eps"] == 1e-7
+    optimizer = pendulum.learn(32).policy.optimizer
+    (moments,) = optimizer.state.values()
+    assert moments["step"] > 0
+    assert moments["exp_avg"].abs().sum() > 0
+    assert optimizer.param_groups[0]["lr"] == pendulum.learner.opt["actor_critic"].learning_rate > 0
     assert small(policy_kwargs={"optimizer_kwargs": {}}).cfg.adam_eps == 1e-8  # torch's, as with SB3
 
 

@@ -75,7 +75,7 @@ def by_hand(policy, obs: np.ndarray, plan: torch.Tensor) -> np.ndarray:
     return (low + (high - low) * unit).numpy()
 
 
-QUICK = [("mlp", "flow"), ("unet", "diffusion")]
+QUICK = [("mlp", "flow"), ("residual", "diffusion")]
 CASES = [
     pytest.param(head, algo, marks=[] if (head, algo) in QUICK else pytest.mark.slow)
     for head in HEADS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -39,22 +40,29 @@ class GradStep:
         self.learning_rate = torch.tensor(learning_rate, device=device)
         self.max_grad_norm = max_grad_norm
         self.ranks: Ranks = ALONE  # whose gradients are averaged before the clip
-        kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
-        self.adam = kind(
-            [self.flat],
-            lr=self.learning_rate,
-            eps=eps,
-            weight_decay=weight_decay,
-            betas=betas,
-            fused=True,
-            capturable=device.type == "cuda",
-        )
-        # the state exists from the start, so that it can be saved, loaded and captured before the first step
-        self.adam.state[self.flat] = {
+        self.eps, self.weight_decay, self.betas = eps, weight_decay, betas
+        # the moments exist from the start, so that they can be saved, loaded and captured before the first step
+        self.state = {
             "step": torch.zeros((), device=device),
             "exp_avg": torch.zeros_like(self.flat),
             "exp_avg_sq": torch.zeros_like(self.flat),
         }
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """PyTorch's face of the same parameters, rate and moments. To make one takes seconds: it imports a compiler."""
+        kind = torch.optim.AdamW if self.weight_decay else torch.optim.Adam
+        found = kind(
+            [self.flat],
+            lr=self.learning_rate,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            fused=True,
+            capturable=self.flat.device.type == "cuda",
+        )
+        found.state[self.flat] = self.state
+        return found
 
     def __call__(self, loss: Tensor) -> None:
         """loss: 0-dim, or [S] for the stacked parameters of S seeds, none of which sees another's loss."""
@@ -70,30 +78,29 @@ class GradStep:
         if self.max_grad_norm is not None:
             grad = grad * (self.max_grad_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
         self.flat.grad = grad
-        state, group = self.adam.state[self.flat], self.adam.param_groups[0]
-        beta1, beta2 = group["betas"]
-        fused = torch._fused_adamw_ if group["weight_decay"] else torch._fused_adam_
+        beta1, beta2 = self.betas
+        fused = torch._fused_adamw_ if self.weight_decay else torch._fused_adam_
         with torch.no_grad():
-            state["step"] += 1.0
-            # what adam.step() does in the end; its bookkeeping costs three networks of IQL 0.25 ms an update
+            self.state["step"] += 1.0
+            # what torch.optim.Adam does in the end; its bookkeeping costs three networks of IQL 0.25 ms an update
             fused(
                 [self.flat],
                 [grad],
-                [state["exp_avg"]],
-                [state["exp_avg_sq"]],
+                [self.state["exp_avg"]],
+                [self.state["exp_avg_sq"]],
                 [],
-                [state["step"]],
-                lr=group["lr"],
+                [self.state["step"]],
+                lr=self.learning_rate,
                 beta1=beta1,
                 beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
+                weight_decay=self.weight_decay,
+                eps=self.eps,
                 amsgrad=False,
                 maximize=False,
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {**self.adam.state[self.flat], "learning_rate": self.learning_rate}
+        return {**self.state, "learning_rate": self.learning_rate}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self.state_dict().items():

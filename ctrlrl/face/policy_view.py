@@ -105,7 +105,7 @@ class PolicyView(NetsView):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        return self.learner.opt["actor_critic"].adam
+        return self.learner.opt["actor_critic"].optimizer
 
     @property
     def log_std(self) -> Tensor:

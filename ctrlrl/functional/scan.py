@@ -30,7 +30,7 @@ def linear_recurrence(decay: Tensor, x: Tensor) -> Tensor:
 def _loop(decay: Tensor, x: Tensor) -> Tensor:
     # One kernel a step and one stack: cheaper than writing rows in place, and the same code runs under autograd.
     decays, rows = decay.unbind(0), x.unbind(0)
-    y = rows[-1].expand(torch.broadcast_shapes(decays[-1].shape, rows[-1].shape))
+    y = torch.broadcast_tensors(rows[-1], decays[-1])[0]
     out = [y]
     for t in range(len(rows) - 2, -1, -1):
         y = torch.addcmul(rows[t], decays[t], y)

@@ -28,13 +28,20 @@ def skipped(report):
     return set(report.names("skipped")) - {"clipping", "discrete_range"}  # one of them, by the kind of actions
 
 
-@pytest.mark.parametrize("n_envs", [1, 3, pytest.param(3000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SIMULATORS)
+SLOW = {(name, 3000) for name in SIMULATORS} | {("minecart", 1)}
+WALKS = [
+    pytest.param(name, n_envs, marks=pytest.mark.slow if (name, n_envs) in SLOW else ())
+    for name in SIMULATORS
+    for n_envs in (1, 3, 3000)
+]
+
+
+@pytest.mark.parametrize(("name", "n_envs"), WALKS)
 def test_torch_native_simulators(name, n_envs, monkeypatch):
     check_simulator(name, n_envs, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["pendulum", "cartpole", "slippery_lake"])
+@pytest.mark.parametrize("name", ["pendulum", "cartpole"])
 def test_many_lanes_of_torch_native_simulators(name, monkeypatch):
     check_simulator(name, 3000, monkeypatch)
 

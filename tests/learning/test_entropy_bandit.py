@@ -41,7 +41,7 @@ def learned(algo: str, updates: int, **settings: Any) -> Any:
     return learner
 
 
-@pytest.mark.parametrize("algo", ["sac", "rlpd"])
+@pytest.mark.parametrize("algo", ["sac", pytest.param("rlpd", marks=pytest.mark.slow)])
 def test_a_learned_temperature_and_the_policy_find_the_soft_optimum(algo):
     learner = learned(algo, 1500, target_entropy=entropy())
     mean, log_std = (x.detach() for x in learner.nets.policy(torch.ones(1, 1)))

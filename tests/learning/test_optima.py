@@ -98,7 +98,7 @@ def cost_of(sim: LQR, k: Tensor, n_steps: int = 100) -> Tensor:
     return m.trace() / 3.0
 
 
-@pytest.mark.parametrize("algo", ["ppo", "bpo"])
+@pytest.mark.parametrize("algo", ["ppo", pytest.param("bpo", marks=pytest.mark.slow)])
 def test_a_linear_policy_learns_the_riccati_feedback(algo):
     sim = LQR(episode_length=20)  # truncation bootstraps: the optimum stays that of the infinite horizon
     settings: dict[str, Any] = {

@@ -234,7 +234,11 @@ def test_a_number_that_is_not_finite_stops_the_run():
         run.iterate()
 
 
-@pytest.mark.parametrize(("algo", "n_steps"), [*((algo, 2) for algo in ONLINE), ("sac", 1), ("iql", 1)])
+LONG = {"parl", "expo"}  # each seconds; their learners are resumed in contract/test_offline_learners.py
+ALL = [pytest.param(algo, 2, marks=pytest.mark.slow if algo in LONG else ()) for algo in ONLINE]
+
+
+@pytest.mark.parametrize(("algo", "n_steps"), [*ALL, ("sac", 1), ("iql", 1)])
 def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, n_steps, tmp_path, monkeypatch):
     words = [f"algo={algo}", "env=pendulum", "n_envs=3", "total_steps=450", "algo.learning_starts=100", "algo.utd=0.1"]
     words += ["eval.every=0", "eval.episodes=1", "log.every_steps=50", "run.report=false", "log.progress=false"]

@@ -60,7 +60,8 @@ def test_two_ranks_take_the_steps_of_one_process_with_all_responses(ranks, case)
         torch.testing.assert_close(first[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("algo", ["grpo", pytest.param("tppo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["grpo", "tppo"])
 def test_the_command_line_runs_under_torchrun(tmp_path: Path, algo: str):
     words = f"train algo={algo} env=tokens/copy n_envs=16 iterations=4 {TINY}".split()
     together(tmp_path, "-m", "ctrlrl.cli", *words, f"run.dir={tmp_path}/run")

@@ -106,7 +106,7 @@ TASKS: dict[str, tuple[EnvConfig, Any]] = {
     "ppo torch": (EnvConfig("pendulum"), PPOConfig(lr_schedule="linear", normalize_obs=True, normalize_reward=True)),
     "ppo discrete, adapted rate": (EnvConfig("cartpole"), PPOConfig(desired_kl=0.01, normalize_reward=True)),
     "ppo MuJoCo": (EnvConfig("halfcheetah"), PPOConfig(lr_schedule="linear", normalize_obs=True)),
-    "ppo MuJoCo, contact forces": (EnvConfig("ant"), PPOConfig(normalize_reward=True, clip_range_vf=0.2)),
+    "ppo MuJoCo, contact forces": (EnvConfig("humanoid"), PPOConfig(normalize_reward=True, clip_range_vf=0.2)),
     "bpo torch": (EnvConfig("pendulum"), BPOConfig(lr_schedule="linear", normalize_reward=True)),
     "bpo torch, new returns": (
         EnvConfig("pendulum"),
