@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MOST_LEVELS = 10_000  # the finest published have a thousand
+
 
 class Schedule(NamedTuple):
     """A variance-preserving diffusion of K levels, 0 the cleanest: x_k = alpha_k data + sigma_k noise.
@@ -45,6 +47,7 @@ def schedule_of(betas: list[float]) -> Schedule:
 
 def cosine_schedule(n_levels: int) -> Schedule:
     """alpha_bar follows a squared cosine; betas at most 0.999. Improved DDPM, arXiv:2102.09672, eq. 17."""
+    _levels_fit(n_levels)
 
     def kept(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -54,6 +57,7 @@ def cosine_schedule(n_levels: int) -> Schedule:
 
 def vp_schedule(n_levels: int, *, beta_min: float = 0.1, beta_max: float = 10.0) -> Schedule:
     """The score SDE's linear variance rate, integrated over each level. Diffusion-QL, arXiv:2208.06193."""
+    _levels_fit(n_levels)
     slope = 0.5 * (beta_max - beta_min)
     rates = [beta_min / n_levels + slope * (2 * i - 1) / n_levels**2 for i in range(1, n_levels + 1)]
     return schedule_of([-math.expm1(-rate) for rate in rates])
@@ -105,6 +109,11 @@ def exponential_levels(n_steps: int, high: float, low: float) -> list[float]:
 def linear_levels(n_steps: int, high: float, low: float) -> list[float]:
     """Noise deviations from `high` to `low`, evenly spaced, then 0."""
     return [*(high + part * (low - high) for part in _parts(n_steps, high, low)), 0.0]
+
+
+def _levels_fit(n_levels: int) -> None:
+    if not 1 <= n_levels <= MOST_LEVELS:  # a number from a file may be any
+        raise ValueError(f"a diffusion schedule has 1 to {MOST_LEVELS} levels, got n_levels={n_levels}")
 
 
 def _steps_fit(n_levels: int, n_steps: int) -> None:

@@ -78,6 +78,8 @@ class PublishedPolicy:
             got = tuple(a[key].shape)
             if got != shape and not (key in plain and got == ()):
                 raise ValueError(f"{where}: {key} has shape {got}, wanted {shape}")
+        if "in_std" in a and not bool((a["in_std"] > 0.0).all()):
+            raise ValueError(f"{where}: in_std must be above zero everywhere")
 
     @property
     def width(self) -> int:

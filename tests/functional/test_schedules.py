@@ -84,6 +84,14 @@ def test_impossible_lists_are_refused():
         schedule_of([0.1, 1.0])
 
 
+@pytest.mark.parametrize("kind", [cosine_schedule, vp_schedule])
+def test_a_schedule_has_at_most_ten_thousand_levels(kind):
+    assert len(kind(10_000).beta) == 10_000
+    for n in (0, -1, 10_001, 10**12):
+        with pytest.raises(ValueError, match=f"1 to 10000 levels, got n_levels={n}"):
+            kind(n)
+
+
 @pytest.mark.parametrize("schedule", [cosine_schedule(100), vp_schedule(7)])
 def test_a_level_is_found_by_its_signal_to_noise_ratio(schedule):
     for k in range(len(schedule.beta)):

@@ -77,6 +77,8 @@ def test_samples_have_the_files_own_spread_around_its_mean(tmp_path, kind):
         ({"b_out": "x"}, "b_out holds no numbers"),
         ({"in_mean": np.zeros(3)}, "in_mean and in_std belong together, only in_mean is there"),
         ({"in_mean": np.zeros(3), "in_std": np.ones(2)}, r"in_std has shape \(2,\), wanted \(3,\)"),
+        ({"in_mean": np.zeros(3), "in_std": np.array([1.0, 0.0, 1.0])}, "in_std must be above zero everywhere"),
+        ({"in_mean": np.zeros(3), "in_std": np.nan}, "in_std must be above zero everywhere"),
         ({"out_scale": np.ones(2)}, "out_scale and out_shift belong together"),
         ({"W_log_std": np.zeros((2, 4))}, "W_log_std and b_log_std belong together"),
         ({"log_std": np.zeros(3)}, r"log_std has shape \(3,\), wanted \(2,\)"),
