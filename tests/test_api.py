@@ -325,6 +325,7 @@ def test_a_ctrlrl_environment_keeps_its_number_of_lanes():
         (lambda: small(env="Pendulm-v1"), ValueError, "Pendulm-v1"),
         (lambda: small(env=3), TypeError, "gymnasium.Env"),
         (lambda: small().learn("100"), TypeError, "PPO: total_timesteps must be a whole number, got '100'"),
+        (lambda: small().learn(None), TypeError, "PPO: total_timesteps must be a whole number, got None"),
     ],
 )
 def test_mistakes_are_named_with_the_mend(make, error, words):

@@ -116,6 +116,10 @@ def test_data_transforms_are_keywords():
             lambda: IQL("MlpPolicy", "Hopper-v4").learn_online(9.5),
             "IQL: total_timesteps must be a whole number, got 9.5",
         ),
+        (
+            lambda: BC("MlpPolicy", "Hopper-v4", "hopper-medium.npz").learn(None),
+            "BC: gradient_steps must be a whole number, got None",
+        ),
         (lambda: BC("MlpPolicy", "Hopper-v4", {}), "must be a path or Episodes, got dict"),
     ],
 )

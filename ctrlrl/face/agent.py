@@ -10,7 +10,7 @@ from ctrlrl import loops
 from ctrlrl.face.arguments import as_schedule
 from ctrlrl.face.environments import tells_episodes
 from ctrlrl.face.model import Model
-from ctrlrl.face.numbers import whole
+from ctrlrl.face.numbers import count
 from ctrlrl.face.records import progress_row, record_progress, record_update
 from ctrlrl.face.reporting import while_learning
 from ctrlrl.face.watch import EpisodeLog, RolloutView, Watch
@@ -68,7 +68,7 @@ class Agent(Model):
         """Counters, buffers, logger and loop of one `learn`; returns the step number it ends at."""
         if self._connection is None:
             raise ValueError(f"{type(self).__name__}.learn needs an environment; give one to load(path, env=...)")
-        total_timesteps = whole(type(self).__name__, "total_timesteps", total_timesteps)
+        total_timesteps = count(type(self).__name__, "total_timesteps", total_timesteps)
         self._check_numbers()
         self._count_minibatches()  # batch_size may have been set since
         self.num_timesteps = 0 if reset else self.num_timesteps

@@ -13,7 +13,7 @@ from ctrlrl.config import TrainConfig
 from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.environments import env_config
-from ctrlrl.face.numbers import of_fields, whole
+from ctrlrl.face.numbers import count, of_fields, whole
 from ctrlrl.provenance import versions
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
 from ctrlrl.train.log import Progress
@@ -79,7 +79,7 @@ class FrontAgent:
             raise ValueError(f"{where}.learn needs an environment; give its name to the constructor")
         if self.num_timesteps:
             raise ValueError(f"{where}: a front is planned as a whole and this one is done; make a new {where}")
-        total_timesteps = whole(where, "total_timesteps", total_timesteps)
+        total_timesteps = count(where, "total_timesteps", total_timesteps)
         loop: Any = loops.training_loop(self._config(total_timesteps))
         self.learner = loop.learner
         with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:

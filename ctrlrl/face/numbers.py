@@ -23,6 +23,13 @@ def whole(where: str, name: str, value: Any) -> Any:
     return value
 
 
+def count(where: str, name: str, value: Any) -> int:
+    """An int, of a whole float too; TypeError for any other and for None."""
+    if value is None:
+        raise TypeError(f"{where}: {name} must be a whole number, got None")
+    return int(whole(where, name, value))
+
+
 def of_fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Settings of the dataclass `kind`, where it counts as ints."""
     types = get_type_hints(kind)

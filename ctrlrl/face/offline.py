@@ -17,7 +17,7 @@ from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.data import DATA, data_settings, episodes_of, known_data, refuse_without_data
 from ctrlrl.face.environments import Connection, asked_for, check_data
-from ctrlrl.face.numbers import of_fields, whole
+from ctrlrl.face.numbers import count, of_fields, whole
 from ctrlrl.face.records import record_offline
 from ctrlrl.face.reporting import Reporting, while_learning
 from ctrlrl.face.watch import ReplayWatch, UpdateWatch
@@ -120,7 +120,7 @@ class OfflineAgent(Reporting):
         """
         if self._episodes is None:
             raise ValueError(f"{type(self).__name__}.learn needs a data set; give dataset=FILE or call set_dataset")
-        gradient_steps = whole(type(self).__name__, "gradient_steps", gradient_steps)
+        gradient_steps = count(type(self).__name__, "gradient_steps", gradient_steps)
         if gradient_steps < 1:
             raise ValueError(f"gradient_steps must be at least 1, got {gradient_steps}")
         loop = self._offline_loop()
@@ -157,7 +157,7 @@ class OfflineAgent(Reporting):
         A second call goes on with the same buffer. `utd`, `learning_starts`, `buffer_size` and `offline_share` are
         arguments of the constructor. callback: as SAC's `learn` takes it. log_interval: episodes between two dumps.
         """
-        total_timesteps = whole(type(self).__name__, "total_timesteps", total_timesteps)
+        total_timesteps = count(type(self).__name__, "total_timesteps", total_timesteps)
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
         loop = self._online_loop()
