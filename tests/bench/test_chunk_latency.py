@@ -26,7 +26,6 @@ def decisions(engine: str, **settings) -> Array:
     return chunks.engine(engine, chunks.untrained(algo, both), algo, both)()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("engine", [pytest.param("compile", marks=pytest.mark.slow), "onnx"])
 def test_the_engines_decide_the_same(engine):
     wanted = decisions("eager")

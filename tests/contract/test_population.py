@@ -148,7 +148,6 @@ def test_the_config_survives_yaml_with_every_field(algo, tmp_path: Path):
 
 @on_every_algo
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_compiled_equals_eager(algo, tmp_path):
     for mode in ("eager", "compile"):
         run(algo, tmp_path / mode, compile=mode)

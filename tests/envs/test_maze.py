@@ -212,7 +212,6 @@ def test_new_goals_are_those_of_the_map_beyond_reach_and_go_on_changing():
     assert (again.goal != first.goal).any(0).double().mean() > 0.99
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.slow
 def test_moving_goals_compile_to_the_same_goals():
     sim = PointMaze(PointMazeConfig(maze="11111/1ccc1/11111", reset_target=True))

@@ -290,7 +290,6 @@ def test_every_point_of_a_front_is_the_return_of_a_way_there(kind):
     assert int(reached.sum()) >= (64 if kind is FruitTree else 8)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG_TO_COMPILE)) for n in VECTOR])
 def test_compiled_and_eager_steps_pay_the_same_vectors(name):
     sim = load(SIMULATORS[name])()

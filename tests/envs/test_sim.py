@@ -257,7 +257,6 @@ def test_actions_are_clamped() -> None:
 
 
 # torch.compile itself defines script methods when it is imported
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("n", "draw_size"),
     [
@@ -346,7 +345,6 @@ class Teller(Pendulum):
         return after, reward, terminated, {"torque": action * 2.0, "left": after.theta_dot > 0.0}
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("n", [8, pytest.param(3000, marks=pytest.mark.slow)])
 def test_what_a_simulator_tells_comes_out_in_extras_eager_and_compiled(n: int) -> None:
     """Of the action as clamped, and of the state that the step led to, not of the one after a reset."""
