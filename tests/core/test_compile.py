@@ -69,7 +69,6 @@ def updated(mode: str, device: torch.device) -> torch.Tensor:
     return learner.opt["actor_critic"].flat.detach().cpu()
 
 
-@pytest.mark.filterwarnings("default")  # the compiler's own
 def test_compile_gives_the_eager_update():
     assert torch.allclose(updated("eager", CPU), updated("compile", CPU), atol=1e-5)
 
