@@ -169,7 +169,7 @@ def test_offline_a_base_from_a_run_rests_and_keeps_its_normalisers_until_the_env
 @pytest.mark.parametrize("cut", [pytest.param(50, marks=pytest.mark.slow), 70])
 def test_from_data_into_the_environment_resumed_equals_uninterrupted(tmp_path, cut):
     """Cut where the data set alone has taught, and where the base has begun to learn better actions."""
-    words = [*PARL_WORDS, "total_steps=150", "algo.learning_starts=0", "algo.base_kind=flow", "algo.base_sampler=euler"]
+    words = [*PARL_WORDS, "total_steps=90", "algo.learning_starts=0", "algo.base_kind=flow", "algo.base_sampler=euler"]
     words += ["algo.base_hidden=[8]", "algo.utd=0.5", "n_envs=1"]
     whole = read_folder(run([*words, f"run.dir={tmp_path / 'whole'}"]) / "checkpoints" / "last")
     trainer, folder = start(train_config([*words, f"run.dir={tmp_path / 'cut'}"]), words)

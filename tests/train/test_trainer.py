@@ -121,10 +121,13 @@ LONG = pytest.param("ppo MuJoCo, contact forces", (4, 5, 9), marks=pytest.mark.s
 
 
 @pytest.mark.parametrize(("task", "stops"), [*WAYS, LONG, ("ppo MuJoCo, contact forces", (6,))], ids=str)
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, task, stops):
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, task, stops, monkeypatch):
     env, algo = TASKS[task]
     if "MuJoCo" in task:
         pytest.importorskip("mujoco")
+        from ctrlrl.envs.mjcf_tasks import get_task
+
+        monkeypatch.setattr("ctrlrl.envs.mujoco_cpu.get_task", lambda name: replace(get_task(name), episode_length=100))
     algo = replace(algo, n_steps=N_STEPS, n_minibatches=4, n_epochs=2, hidden=[8])
 
     def make() -> TrainConfig:
