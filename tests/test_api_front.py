@@ -47,6 +47,24 @@ def test_saved_and_loaded_it_acts_as_before(model, tmp_path):
             )
 
 
+def test_a_callback_sees_the_front_grow_and_false_ends_learning_with_what_is_found(model):
+    seen: list[dict[str, float]] = []
+    again = ctrlrl.CMORL("MlpPolicy", "mo_bandit", n_envs=4, seed=0, **SMALL).learn(480, callback=seen.append)
+    assert np.array_equal(again.front, model.front)
+    assert seen[-1]["env_steps"] == again.num_timesteps == model.num_timesteps
+    volumes = [row["front/hypervolume"] for row in seen]
+    assert volumes == sorted(volumes)
+    assert volumes[-1] > 0.0
+
+    def enough(row: dict[str, float]) -> bool:
+        return row["front/hypervolume"] == 0.0
+
+    stopped = ctrlrl.CMORL("MlpPolicy", "mo_bandit", n_envs=4, seed=0, **SMALL).learn(480, callback=enough)
+    assert 0 < stopped.num_timesteps < model.num_timesteps
+    assert len(stopped.front)
+    assert stopped.predict(OBS, preference=[1.0, 0.0])[0].shape == (3, 2)
+
+
 @pytest.mark.parametrize(("preference", "said"), [([0.5, 0.6], "sums to 1.1"), ([-1, 2], "negative"), ([1], "entries")])
 def test_what_is_no_preference_is_refused(model, preference, said):
     with pytest.raises(ValueError, match=said):

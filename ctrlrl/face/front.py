@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any, ClassVar, Self
 
@@ -72,8 +73,18 @@ class FrontAgent:
         seed_generators(self.seed)
         self.learner = loops.make_learner(self.cfg, spec)
 
-    def learn(self, total_timesteps: int, *, progress_bar: bool = False) -> Self:
-        """Both stages. total_timesteps counts the steps of all policies' environments; evaluations come on top."""
+    def learn(
+        self,
+        total_timesteps: int,
+        *,
+        callback: Callable[[dict[str, float]], bool | None] | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """All rounds. total_timesteps counts the steps of all policies' environments; evaluations come on top.
+
+        callback: called with the metrics of each update of all members, "front/hypervolume" among them; False ends
+        learning with the front as it is.
+        """
         where = type(self).__name__
         if self._env is None:
             raise ValueError(f"{where}.learn needs an environment; give its name to the constructor")
@@ -83,10 +94,14 @@ class FrontAgent:
         loop: Any = loops.training_loop(self._config(total_timesteps))
         self.learner = loop.learner
         with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:
-            while not loop.done:
-                loop.iterate()
+            goes_on: bool | None = True
+            while goes_on is not False and not loop.done:
+                metrics = loop.iterate()
+                self.num_timesteps = loop.env_steps
                 progress.update(loop.env_steps, {})
-        self.num_timesteps = loop.env_steps
+                if callback is not None:
+                    row = loop.episode_metrics() | {name: float(value) for name, value in metrics.items()}
+                    goes_on = callback({"env_steps": float(loop.env_steps)} | row)
         return self
 
     def predict(
