@@ -157,28 +157,26 @@ def test_a_broken_simulation_shows_as_nan_and_the_lane_recovers(exact, tmp_path,
 
 _DRAW = """
 from ctrlrl.envs.mujoco_cpu import MujocoPool
-pool = MujocoPool("{task}", 2, seed=0)
-pool.reset()
-try:
-    frame = pool.render(1, height=120, width=160)
-except RuntimeError as error:
-    print("cannot draw:", error)
-else:
-    print("drew", *frame.shape, frame.dtype, frame.std() > 5)
-pool.close()
+for task in ("halfcheetah", "reacher"):
+    pool = MujocoPool(task, 2, seed=0)
+    pool.reset()
+    try:
+        frame = pool.render(1, height=120, width=160)
+    except RuntimeError as error:
+        print("cannot draw:", error)
+    else:
+        print("drew", *frame.shape, frame.dtype, frame.std() > 5)
+    pool.close()
 """
 
 
-@pytest.mark.parametrize("task", ["halfcheetah", "reacher"])
-def test_a_frame_shows_something(task):
+def test_a_frame_shows_something():
     """In a process of its own: mujoco chooses how to draw when it is imported, and another test may have been first."""
     env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MUJOCO_GL")}
-    done = subprocess.run(
-        [sys.executable, "-c", _DRAW.format(task=task)], env=env, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", _DRAW], env=env, capture_output=True, text=True, check=True)
     if done.stdout.startswith("cannot draw:"):
         pytest.skip(done.stdout.strip())
-    assert done.stdout.split() == ["drew", "120", "160", "3", "uint8", "True"]
+    assert done.stdout.splitlines() == ["drew 120 160 3 uint8 True"] * 2
 
 
 @pytest.mark.parametrize(
