@@ -287,7 +287,7 @@ def test_a_schedule_of_the_learning_rate_reaches_every_optimiser():
 
 def test_a_schedule_reaches_expos_optimisers_before_their_own_decay_does():
     made = {**SMALL, "hidden": [8], "n_samples": 2, "n_edits": 2, "n_critics": 2, "base_sampling_steps": 2}
-    model = EXPO("MlpPolicy", "Pendulum-v1", learning_rate=lambda left: 1e-3 * left, **made).learn(50)
+    model = EXPO("MlpPolicy", "Pendulum-v1", learning_rate=lambda left: 1e-3 * left, gradient_steps=1, **made).learn(50)
     assert {round(float(step.learning_rate), 9) for step in model.learner.opt.values()} == {0.0}
 
 

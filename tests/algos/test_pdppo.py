@@ -303,19 +303,22 @@ def test_ppo_takes_as_many_steps_and_epochs_as_pdppo(task):
 
 
 def swept(*words: str) -> list[Any]:
-    return [typed(train_config(list(cell.words))) for cell in cells_of(read_plan("lotsizing"), words)]
+    """Configurations of the arms; every one has five seeds."""
+    cells = cells_of(read_plan("lotsizing"), words)
+    first = [cell for cell in cells if cell.seed == "0"]
+    assert sorted(cell.seed for cell in cells) == sorted("01234" * len(first))
+    return [typed(train_config(list(cell.words))) for cell in first]
 
 
 def test_the_sweep_compares_the_authors_two_learners_on_two_plants_and_five_seeds_at_equal_steps():
     found = swept()
-    arms = {(cfg.env.size, cfg.algo.critics, cfg.seed) for cfg in found}
-    assert arms == set(product(("15x5", "20x10"), ("dual", "single"), range(5)))
+    assert {(cfg.env.size, cfg.algo.critics) for cfg in found} == set(product(("15x5", "20x10"), ("dual", "single")))
     assert {(cfg.total_steps, cfg.n_envs, cfg.algo.train_trunk) for cfg in found} == {(100_000, 4, False)}
 
 
 def test_the_sweep_takes_the_library_s_ppo_at_as_many_steps():
     found = swept("algo=ppo", "experiment=ppo/lotsizing")
-    assert len(found) == 10
+    assert len(found) == 2
     assert {(cfg.algo.name, cfg.total_steps, cfg.n_envs) for cfg in found} == {("ppo", 100_000, 4)}
 
 

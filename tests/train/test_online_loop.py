@@ -381,7 +381,9 @@ def test_a_learner_of_each_kind_makes_a_loop():
     for algo in ONLINE:
         kind = lookup(ALGORITHMS, algo, "algorithm")
         env = BatchedSim(MOPendulum() if kind.multi_objective else CountSim(), 2, seed=0, stagger=False)
-        more = {"reference": [0.0, 0.0]} if kind.multi_objective else {}
+        more: dict[str, Any] = {"reference": [0.0, 0.0]} if kind.multi_objective else {}
+        if hasattr(kind.config(), "base_n_levels"):
+            more |= {"base_hidden": [8], "base_n_levels": 2, "base_sampling_steps": 2}
         cfg = kind.config(batch_size=4, hidden=[8, 8], learning_starts=10, utd=1.0, **more)
         learner = make_learner(cfg, env.spec)
         real = data() if kind.loop == "hybrid" else None
