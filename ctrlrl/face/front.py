@@ -98,10 +98,12 @@ class FrontAgent:
             while goes_on is not False and not loop.done:
                 metrics = loop.iterate()
                 self.num_timesteps = loop.env_steps
-                progress.update(loop.env_steps, {})
+                if callback is None and not progress_bar:
+                    continue
+                row = loop.episode_metrics() | {name: float(value) for name, value in metrics.items()}
+                progress.update(loop.env_steps, row)
                 if callback is not None:
-                    row = loop.episode_metrics() | {name: float(value) for name, value in metrics.items()}
-                    goes_on = callback({"env_steps": float(loop.env_steps)} | row)
+                    goes_on = callback({"env_steps": loop.env_steps} | row)
         return self
 
     def predict(

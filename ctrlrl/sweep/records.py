@@ -100,11 +100,12 @@ def progress_of(folder: Path, totals: Mapping[str, int | None]) -> Progress:
 
 
 def score_of(result: Mapping[str, Any]) -> str:
-    """The last normalised score, else the success rate in percent, else the return; with its name."""
+    """The last normalised score, else the success rate in percent, the return or the hypervolume; with its name."""
     for name, key in (("score", "normalized_score"), ("success", "success_rate"), ("return", "final_return_mean")):
         if isinstance(result.get(key), int | float):
             return f"{name} {100 * result[key]:,.0f} %" if name == "success" else f"{name} {result[key]:,.1f}"
-    return ""
+    volume = result.get("hypervolume")
+    return f"hypervolume {volume:.4g}" if isinstance(volume, int | float) else ""
 
 
 def _last_row(file: Path) -> dict[str, float]:

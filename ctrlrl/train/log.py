@@ -141,9 +141,10 @@ class OthersFolder(RunFolder):
 
 
 class Progress:
-    """One live line: a bar, steps, steps/s, return, time left. Off a terminal: a plain line at each evaluation.
+    """One live line: a bar, steps, steps/s, return or hypervolume, time left.
 
-    The speed is the row's "time/steps_per_s", else the mean since the line appeared.
+    Off a terminal: a plain line at each evaluation. The speed is the row's "time/steps_per_s", else the mean since the
+    line appeared.
     """
 
     def __init__(
@@ -173,14 +174,13 @@ class Progress:
             return
         speed = row.get("time/steps_per_s", done / max(time.perf_counter() - self._begun, 1e-9))
         left = (self.total - done) / speed if speed else math.inf
-        mean = row.get("rollout/return", row.get("eval/return_mean"))
         line = Table.grid(padding=(0, 2))
         line.add_row(
             self.title,
             ProgressBar(total=self.total, completed=min(done, self.total), width=28),
             f"{done:,} / {self.total:,} {self.unit}",
             f"{speed:,.0f} {self.unit}/s",
-            "return –" if mean is None else f"return {mean:.1f}",
+            _worth(row),
             f"{_clock(left)} left",
         )
         self._live.update(line, refresh=True)
@@ -192,6 +192,15 @@ class Progress:
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False)
+
+
+def _worth(row: Mapping[str, float]) -> str:
+    """What a row tells of how well the policies do."""
+    for name in ("front/hypervolume", "eval/hypervolume"):
+        if name in row:
+            return f"hypervolume {row[name]:.4g}"
+    mean = row.get("rollout/return", row.get("eval/return_mean"))
+    return "return –" if mean is None else f"return {mean:.1f}"
 
 
 def _clock(seconds: float) -> str:

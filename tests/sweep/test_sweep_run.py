@@ -11,7 +11,7 @@ from rich.console import Console
 from ctrlrl.sweep import run as sweep_run
 from ctrlrl.sweep.board import Board, Line
 from ctrlrl.sweep.process import free, last_words, start, train_words
-from ctrlrl.sweep.records import Progress, append_row, progress_of, read_cells, state_of
+from ctrlrl.sweep.records import Progress, append_row, progress_of, read_cells, score_of, state_of
 
 HEADER = "env_steps,gradient_steps,wall_seconds,eval/return_mean,eval/normalized_score\n"
 ASKED = ["algo=ppo,bpo", "env=pendulum", "total_steps=64", "seed=0,1", "sweep.dir=s"]
@@ -269,6 +269,20 @@ def test_last_words_are_the_last_attempts(tmp_path):
     assert last_words(log) == "no word"
     log.write_text(log.read_text() + "Traceback\n  x\nKilledError: hm\n")
     assert last_words(log) == "KilledError: hm"
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ({"normalized_score": 40.0, "final_return_mean": 1.0}, "score 40.0"),
+        ({"success_rate": 0.5, "final_return_mean": 1.0}, "success 50 %"),
+        ({"final_return_mean": 1234.5}, "return 1,234.5"),
+        ({"final_return_mean": None, "hypervolume": 1234567.0}, "hypervolume 1.235e+06"),
+        ({}, ""),
+    ],
+)
+def test_a_cell_is_told_by_its_score_or_else_by_what_there_is(result, told):
+    assert score_of(result) == told
 
 
 def test_progress_is_read_off_the_last_whole_row_of_the_clock_that_ticks(tmp_path):
