@@ -223,7 +223,9 @@ def _package(where: str) -> Any:
     try:
         import ogbench
     except ModuleNotFoundError:
-        raise ValueError(f"{where} needs the ogbench package: pip install 'ctrlrl[ogbench]'") from None
+        raise ValueError(
+            f"{where} needs the ogbench package: pip install 'ctrlrl[ogbench]', with Python 3.11 or 3.12"
+        ) from None
     return ogbench
 
 

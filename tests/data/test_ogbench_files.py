@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import ogbench
 import pytest
 from loader_files import steps, trajectories, write_npz
-from ogbench.relabel_utils import relabel_dataset
 
 from ctrlrl.data import ogbench as ours
 from ctrlrl.data.load import find, load
 
 
+@pytest.fixture
+def ogbench():
+    return pytest.importorskip("ogbench", reason="a dependency of it has no wheel for Python 3.13")
+
+
 @pytest.mark.parametrize("lengths", [(4, 4), (1, 7, 3), (30,)])
-def test_the_regular_view_is_the_packages_own(tmp_path, lengths):
+def test_the_regular_view_is_the_packages_own(ogbench, tmp_path, lengths):
     columns = trajectories(lengths)
     n = len(columns["terminals"])
     columns |= {"qpos": np.arange(n * 5, dtype=np.float32).reshape(n, 5), "button_states": np.arange(n)[:, None] % 2}
@@ -55,7 +58,7 @@ def test_rewards_and_masks_of_the_file_are_kept_and_masks_end_no_episode(tmp_pat
 
 
 @pytest.mark.parametrize("compact", [False, True])
-def test_the_packages_own_views_are_read_as_the_file_that_they_are_of(tmp_path, compact):
+def test_the_packages_own_views_are_read_as_the_file_that_they_are_of(ogbench, tmp_path, compact):
     columns = trajectories((5, 3))
     file = write_npz(tmp_path / "set.npz", columns)
     view = ogbench.load_dataset(str(file), compact_dataset=compact)
@@ -70,7 +73,7 @@ def test_the_packages_own_views_are_read_as_the_file_that_they_are_of(tmp_path, 
     assert len(over) == 2
 
 
-def test_a_bag_of_transitions_with_masks_is_refused_with_the_way_out(tmp_path):
+def test_a_bag_of_transitions_with_masks_is_refused_with_the_way_out(ogbench, tmp_path):
     view = ogbench.load_dataset(str(write_npz(tmp_path / "set.npz", trajectories((5, 3)))))
     view |= {"next_observations": view["next_observations"][::-1], "rewards": np.ones(8), "masks": np.ones(8)}
     with pytest.raises(ValueError, match=r"row 0 is not the following row.*leave 'masks' out"):
@@ -133,7 +136,7 @@ def test_parts_are_judged_where_the_simulator_keeps_them():
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*precision lowered")  # of its own action spaces
-def test_rewards_and_masks_are_those_the_package_gives(tmp_path, monkeypatch, data_id):
+def test_rewards_and_masks_are_those_the_package_gives(ogbench, tmp_path, monkeypatch, data_id):
     env = ogbench.make_env_and_datasets(data_id, env_only=True)
     env.reset()
     goal = ours.goal_in(env.unwrapped, data_id)
@@ -141,7 +144,7 @@ def test_rewards_and_masks_are_those_the_package_gives(tmp_path, monkeypatch, da
         monkeypatch.setattr(ours, "goal_of", lambda _: goal)
     path = write_npz(tmp_path / "set.npz", near(goal, np.random.default_rng(0)))
     e, theirs = load(path, data_id=data_id), ogbench.load_dataset(str(path), add_info=True)
-    relabel_dataset(ours.environment(data_id), env, theirs)
+    ogbench.relabel_utils.relabel_dataset(ours.environment(data_id), env, theirs)
     np.testing.assert_array_equal(e.reward, theirs["rewards"])
     np.testing.assert_array_equal(e.terminated, theirs["masks"] == 0)
     assert 0 < e.terminated.sum() < e.n_rows
@@ -201,7 +204,7 @@ def test_the_environment_of_an_id_is_named_as_the_package_names_it(data_id, name
     assert ours.environment(data_id) == name
 
 
-def test_every_id_has_an_environment_that_the_package_registers():
+def test_every_id_has_an_environment_that_the_package_registers(ogbench):
     from gymnasium.envs.registration import registry
 
     missing = {ours.environment(data_id) for data_id in (*ours.FILES, *ours.SINGLE_TASKS)} - set(registry)
@@ -229,7 +232,7 @@ def test_an_unknown_id_is_refused_with_near_ones(home):
         find("ogbench", "antmaze-large-navigat-v0")
 
 
-def fake_server(monkeypatch, parts, write=write_npz):
+def fake_server(ogbench, monkeypatch, parts, write=write_npz):
     def download(names, folder):
         for part in parts:
             write(Path(folder) / f"{names[0]}{part}.npz", trajectories())
@@ -237,8 +240,8 @@ def fake_server(monkeypatch, parts, write=write_npz):
     monkeypatch.setattr(ogbench, "download_datasets", download)
 
 
-def test_a_set_that_is_not_there_is_fetched_with_its_validation_part(home, monkeypatch):
-    fake_server(monkeypatch, ("", "-val"))
+def test_a_set_that_is_not_there_is_fetched_with_its_validation_part(ogbench, home, monkeypatch):
+    fake_server(ogbench, monkeypatch, ("", "-val"))
     path = find("ogbench", "cube-single-play-singletask-v0")
     assert path == home / "cube-single-play-v0.npz"
     assert sorted(p.name for p in home.iterdir()) == ["cube-single-play-v0-val.npz", "cube-single-play-v0.npz"]
@@ -246,11 +249,11 @@ def test_a_set_that_is_not_there_is_fetched_with_its_validation_part(home, monke
 
 
 @pytest.mark.parametrize("broken", ["one part missing", "not a data set", "no network"])
-def test_what_cannot_be_fetched_whole_leaves_nothing_and_is_named(home, monkeypatch, broken):
+def test_what_cannot_be_fetched_whole_leaves_nothing_and_is_named(ogbench, home, monkeypatch, broken):
     if broken == "one part missing":
-        fake_server(monkeypatch, ("",))
+        fake_server(ogbench, monkeypatch, ("",))
     elif broken == "not a data set":
-        fake_server(monkeypatch, ("", "-val"), lambda path, _: path.write_bytes(b"<html>"))
+        fake_server(ogbench, monkeypatch, ("", "-val"), lambda path, _: path.write_bytes(b"<html>"))
     else:
         monkeypatch.setattr("ogbench.utils.DATASET_URL", (home.parent / "nowhere").as_uri())
     with pytest.raises(ValueError, match=r"data\.id=cube-single-play-v0: cube-single-play-v0\.npz is not in") as caught:
