@@ -78,6 +78,8 @@ def test_bad_arguments_are_refused_by_name(model, tmp_path):
         ctrlrl.CMORL("MlpPolicy", object())
     with pytest.raises(ValueError, match="is for several objectives"):
         ctrlrl.CMORL("MlpPolicy", "pendulum", reference=[0.0])
+    with pytest.raises(TypeError, match="CMORL: callback must be a function of the metrics of one update, a dict, got"):
+        ctrlrl.CMORL("MlpPolicy", "mo_bandit", **SMALL).learn(480, callback=ctrlrl.BaseCallback())
     with pytest.raises(ValueError, match="planned as a whole"):
         model.learn(480)
     with pytest.raises(ValueError, match=r"algo=ppo learns from one reward.*algo=cmorl"):

@@ -17,6 +17,7 @@ from ctrlrl.face.environments import env_config
 from ctrlrl.face.numbers import count, of_fields, whole
 from ctrlrl.provenance import versions
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
+from ctrlrl.train.callbacks import of_metrics
 from ctrlrl.train.log import Progress
 
 Array = np.ndarray[Any, Any]
@@ -91,19 +92,19 @@ class FrontAgent:
         if self.num_timesteps:
             raise ValueError(f"{where}: a front is planned as a whole and this one is done; make a new {where}")
         total_timesteps = count(where, "total_timesteps", total_timesteps)
+        goes_on = of_metrics(callback, where)
         loop: Any = loops.training_loop(self._config(total_timesteps))
         self.learner = loop.learner
         with Progress(f"{self.algo} {total_timesteps:,} steps", total_timesteps, enabled=progress_bar) as progress:
-            goes_on: bool | None = True
-            while goes_on is not False and not loop.done:
+            while not loop.done:
                 metrics = loop.iterate()
                 self.num_timesteps = loop.env_steps
                 if callback is None and not progress_bar:
                     continue
-                row = loop.episode_metrics() | {name: float(value) for name, value in metrics.items()}
+                row = {name: float(value) for name, value in metrics.items()} | loop.episode_metrics()
                 progress.update(loop.env_steps, row)
-                if callback is not None:
-                    goes_on = callback({"env_steps": loop.env_steps} | row)
+                if not goes_on({"env_steps": loop.env_steps} | row):
+                    break
         return self
 
     def predict(

@@ -27,6 +27,7 @@ from ctrlrl.llm.recording import Recording
 from ctrlrl.llm.rewards import RewardFn, Rewards
 from ctrlrl.llm.symbols import need_transformers
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
+from ctrlrl.train.callbacks import of_metrics
 from ctrlrl.train.evaluate import Evaluation
 from ctrlrl.train.log import Progress
 
@@ -178,7 +179,7 @@ class LanguageAgent:
             raise ValueError("learn takes either total_timesteps, which counts responses, or iterations, updates")
         where, loop = type(self).__name__, self._loop
         total_timesteps = whole(where, "total_timesteps", total_timesteps)
-        iterations = whole(where, "iterations", iterations)
+        iterations, goes_on = whole(where, "iterations", iterations), of_metrics(callback, where)
         each = 1 if isinstance(self.env, Recording) else self.env.spec.n_envs
         steps = total_timesteps if total_timesteps is not None else (iterations or 0) * each
         if steps < 1:
@@ -196,7 +197,7 @@ class LanguageAgent:
                 row = {"env_steps": loop.env_steps, "gradient_steps": loop.gradient_steps}
                 self.log_history.append(row | loop.episode_metrics() | metrics)
                 progress.update(made * each if counted else self.num_timesteps - before, self.log_history[-1])
-                if callback is not None and callback(self.log_history[-1]) is False:
+                if not goes_on(self.log_history[-1]):
                     break
         return self
 

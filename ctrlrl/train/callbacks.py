@@ -82,8 +82,7 @@ class FunctionCallback(BaseCallback):
         self.function = function
 
     def _on_step(self) -> bool:
-        answer = self.function(self.locals, self.globals)
-        return True if answer is None else bool(answer)
+        return _goes_on(self.function(self.locals, self.globals))
 
 
 class CallbackList(BaseCallback):
@@ -131,3 +130,15 @@ def as_callback(given: Any) -> Any:
     if callable(given):
         return FunctionCallback(given)
     raise TypeError(f"callback must be a callback object, a function or a list of them, got {type(given).__name__}")
+
+
+def of_metrics(given: Any, where: str) -> Callable[[dict[str, float]], bool]:
+    """A function of one update's metrics as one that says whether training goes on; None always does."""
+    if given is not None and not callable(given):
+        kind = type(given).__name__
+        raise TypeError(f"{where}: callback must be a function of the metrics of one update, a dict, got {kind}")
+    return lambda row: given is None or _goes_on(given(row))
+
+
+def _goes_on(answer: bool | None) -> bool:
+    return True if answer is None else bool(answer)
