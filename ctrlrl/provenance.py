@@ -65,7 +65,7 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return found | {"torch": str(torch.__version__)}  # its metadata may leave out the build, "+cu130"
 
 
 def machine(device: torch.device | None = None) -> str:
