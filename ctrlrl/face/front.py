@@ -90,7 +90,7 @@ class FrontAgent:
         if self._env is None:
             raise ValueError(f"{where}.learn needs an environment; give its name to the constructor")
         if self.num_timesteps:
-            raise ValueError(f"{where}: a front is planned as a whole and this one is done; make a new {where}")
+            raise ValueError(f"{where}: a front is planned as a whole and this one has learned; make a new {where}")
         total_timesteps = count(where, "total_timesteps", total_timesteps)
         goes_on = of_metrics(callback, where)
         loop: Any = loops.training_loop(self._config(total_timesteps))
