@@ -72,13 +72,15 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
             f"compile=compile: algo={cfg.algo.name} has nothing to compile with these settings; it runs eagerly"
         )
     span = None if data is None else score_range(cfg, data)
-    if data is not None and (changed := dynamics(eval_env(cfg)).changed()):
+    learned_with, changed = (dynamics(env).changed() for env in (cfg.env, eval_env(cfg)))
+    if changed:
         own = " ".join(f"eval.env.{name}={getattr(Dynamics, name):g}" for name in changed)
         now = " ".join(f"{name}={value:g}" for name, value in changed.items())
-        mend = f"{own} judges the robot itself, with run.resume=... later, too"
-        told.append(f"judged with {now}, so no normalized score is given; {mend}")
+        unscored = "" if span is None else ", so no normalized score is given"
+        told.append(f"judged with {now}{unscored}; {own} judges the robot itself, with run.resume=... later, too")
         span = None
-    together = {"ranks": ranks.size} if ranks.size > 1 else {}
+    more: dict[str, Any] = {"ranks": ranks.size} if ranks.size > 1 else {}
+    more |= {"dynamics": {"training": learned_with, "evaluation": changed}} if learned_with or changed else {}
     options: dict[str, Any] = {
         "eval_every": every,
         "log_every": cfg.log.every,
@@ -89,7 +91,7 @@ def build(cfg: TrainConfig, folder: Path, *, resume: bool = False, ranks: Ranks 
         "keep_buffer": cfg.checkpoint.buffer,
         "spec": getattr(loop, "spec", None) or (env_spec(cfg, device) if loop.env is None else loop.env.spec),
         "device": device,
-        "facts": facts(whole, device, data) | {"notices": told, "score_range": span} | together,
+        "facts": facts(whole, device, data) | {"notices": told, "score_range": span} | more,
         "progress": cfg.log.progress,
         "score": scorer(span),
     }

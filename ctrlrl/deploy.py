@@ -60,7 +60,8 @@ def export_run(
     both = tasks.spaces(cfg.env, env.spec)
     env.close()
     facts = provenance.facts(cfg, torch.device("cpu"))
-    kept = {k: facts[k] for k in ("algo", "env", "seed", "config_hash")}
+    kept = {k: facts[k] for k in ("algo", "env", "seed")}
+    kept["config_hash"] = provenance.config_hash(cfg, runs.data_checksum(folder, checkpoint))
     return _write(learner, both, path, format, kept | {"checkpoint": checkpoint})
 
 

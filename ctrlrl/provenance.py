@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ctrlrl.config import TrainConfig
+from ctrlrl.config import EnvConfig, TrainConfig
 from ctrlrl.data.episodes import Facts
 
 
@@ -33,17 +33,34 @@ def facts(cfg: TrainConfig, device: torch.device, data: Facts | None = None) -> 
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "data_checksum": None if data is None else data.checksum,
-        "config_hash": config_hash(cfg),
+        "config_hash": config_hash(cfg, None if data is None else data.checksum),
         "commit": commit(),
     }
 
 
-def config_hash(cfg: TrainConfig) -> str:
-    """Of what determines a run's numbers: not of its folder, its logging or its seed."""
+def config_hash(cfg: TrainConfig, data_checksum: str | None = None) -> str:
+    """Of what determines a run's numbers: not of its folder, its logging or its seed.
+
+    data_checksum: of a data set's content, which then counts in place of where its file lies.
+    """
     keys = ("algo", "env", "data", "n_envs", "total_steps", "gradient_steps", "device", "dtype", "eval")
     values = {k: v for k, v in asdict(cfg).items() if k in keys}
-    values["env"] = {k: v for k, v in values["env"].items() if k not in ("threads", "timeout", "contact_room")}
+    values["env"] = _deciding(cfg.env)
+    if data_checksum is not None:
+        values["data"] = {**values["data"], "path": None, "checksum": data_checksum}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def changed_env(before: EnvConfig, now: EnvConfig) -> str | None:
+    """A setting, as it is typed, by which an environment gives other numbers than before; None where none does."""
+    was, asked = _deciding(before), _deciding(now)
+    return next(
+        (f"env.{k}={asked.get(k)}" for k in sorted(was.keys() | asked.keys()) if was.get(k) != asked.get(k)), None
+    )
+
+
+def _deciding(env: EnvConfig) -> dict[str, Any]:
+    return {k: v for k, v in asdict(env).items() if k not in ("threads", "timeout", "contact_room")}
 
 
 def settings_by_name(cfg: TrainConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ctrlrl.core.ranks import Ranks
 from ctrlrl.disk import write_atomic, write_named
 from ctrlrl.judging import Gaps, evaluator, front_evaluation, gaps, judged, preferred_returns, scorer, trials
 from ctrlrl.loops import make_learner
-from ctrlrl.provenance import settings_by_name, versions
+from ctrlrl.provenance import changed_env, settings_by_name, versions
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, lookup
 from ctrlrl.settings import load_config, typed
 from ctrlrl.tasks import backend_of, device_of, dynamics, env_device, eval_env, make_env, same_spaces
@@ -70,6 +70,8 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
         raise ValueError(f"{kept}: a resumed run keeps its algorithm, environment and data; begin a new run.dir")
     raw = load_config(folder / "config.yaml", words)
     cfg, before = typed(raw), typed(load_config(folder / "config.yaml"))
+    if (changed := changed_env(before.env, cfg.env)) is not None:
+        raise ValueError(f"{changed}: a resumed run keeps its environment, which its rows are of; begin a new run.dir")
     for name in ("seed", "seeds", "dtype"):
         was, asked = getattr(before, name), getattr(cfg, name)
         if was != asked:
@@ -85,10 +87,12 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
 
 def _same_rows(before: TrainConfig, now: TrainConfig) -> None:
     """ValueError where the rows of a replay buffer are of other rewards, or other sums of them, than those to come."""
-    if not hasattr(now.algo, "buffer_size") or not now.env_steps(lookup(ALGORITHMS, now.algo.name, "algorithm")):
+    kind = lookup(ALGORITHMS, now.algo.name, "algorithm")
+    if not hasattr(now.algo, "buffer_size") or not now.env_steps(kind):
         return
     fixed = [f"data.{name}" for name in ("reward_scale", "reward_shift", "return_range")]
-    fixed += ["algo.n_steps", *["algo.gamma"] * (getattr(now.algo, "n_steps", 1) > 1)]
+    summed = getattr(now.algo, "n_steps", 1) > 1 or "return_to_go" in kind.needs
+    fixed += ["algo.n_steps", *["algo.gamma"] * summed]
     for key in fixed:
         part, _, name = key.partition(".")
         was, is_now = (getattr(getattr(cfg, part), name, None) for cfg in (before, now))
@@ -162,6 +166,11 @@ def _checkpoint_folder(folder: Path, checkpoint: str) -> Path:
         there = f"; there are {names}" if names else ""
         raise ValueError(f"{folder}/checkpoints: no checkpoint there called {checkpoint!r}{there}.")
     return path
+
+
+def data_checksum(folder: Path, checkpoint: str = "last") -> str | None:
+    """Of the data set that a run's checkpoint learned from."""
+    return read_folder(_checkpoint_folder(folder, checkpoint)).state.get("data_checksum")
 
 
 def evaluate_run(

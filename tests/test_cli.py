@@ -228,9 +228,16 @@ def test_a_resumed_run_keeps_what_its_buffer_was_made_with(ctrlrl):
     words += ["algo.hidden=[8]", "algo.n_critics=2", "algo.batch_size=8", "algo.learning_starts=20", "n_envs=2"]
     words += ["experiment=none", "algo.utd=0.1", "eval.episodes=1", "eval.every=0", "run.report=false"]
     assert ctrlrl("train", *words).code == 0
-    for word in ("data.reward_shift=-1", "algo.offline_share=null", "algo.n_steps=2"):
+    for word in ("data.reward_shift=-1", "algo.offline_share=null", "algo.n_steps=2", "env.gravity_scale=2"):
         refused(ctrlrl("train", "run.resume=a", word, "total_steps=60"), word.partition("=")[0], "begin a new run.dir")
     assert ctrlrl("train", "run.resume=a", "algo.learning_rate=1e-4", "total_steps=60").code == 0
+
+
+def test_returns_to_go_in_a_buffer_keep_their_discount(ctrlrl):
+    words = ["algo=calql", "env=hopper-v4", "data=file", "data.path=hopper-medium.npz", "run.dir=a", "total_steps=4"]
+    words += ["gradient_steps=1", "algo.hidden=[4]", "algo.batch_size=4", "n_envs=2", "experiment=none"]
+    assert ctrlrl("train", *words, "eval.episodes=1", "eval.every=0", "run.report=false").code == 0
+    refused(ctrlrl("train", "run.resume=a", "algo.gamma=0.9", "total_steps=8"), "algo.gamma=0.9", "made with 0.99")
 
 
 def test_a_resumed_run_learns_at_the_rate_that_is_asked_for(ctrlrl, tmp_path):

@@ -63,6 +63,17 @@ def test_a_policy_judged_in_changed_dynamics_has_no_score_and_is_told_so(tmp_pat
     assert "eval.env.gravity_scale=1 judges the robot itself" in result["notices"][-1]
 
 
+def test_a_run_without_data_in_changed_dynamics_is_told_so_too(tmp_path):
+    words = ["algo=ppo", "env=hopper", "env.gravity_scale=2", "experiment=none", "n_envs=2", "algo.n_steps=8"]
+    words += ["total_steps=16", "eval.episodes=1", "eval.every=0", "log.progress=false", "run.report=false"]
+    assert call("train", *words, "algo.hidden=[4]", "algo.n_minibatches=1", f"run.dir={tmp_path / 'x'}") == 0
+    result = json.loads((tmp_path / "x" / "result.json").read_text())
+    assert result["notices"] == [
+        "judged with gravity_scale=2; eval.env.gravity_scale=1 judges the robot itself, with run.resume=... later, too"
+    ]
+    assert result["dynamics"] == {"training": {"gravity_scale": 2.0}, "evaluation": {"gravity_scale": 2.0}}
+
+
 def test_a_backend_of_the_evaluation_that_changes_nothing_is_named_with_its_key():
     words = ["algo=h2o", "env=hopper-v4", "env.friction_scale=0.3", "eval.env.backend=gymnasium", "experiment=none"]
     with pytest.raises(ValueError, match=r"eval\.env\.friction_scale=0\.3: eval\.env\.backend=gymnasium"):

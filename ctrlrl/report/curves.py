@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ctrlrl.disk import write_named
 from ctrlrl.report.drawing import LIGHT, NARROW, WIDE, Theme, picture
-from ctrlrl.report.published import published, task_key
+from ctrlrl.report.published import published_beside, task_key
 from ctrlrl.report.results import algo_of, task_of
 from ctrlrl.report.runs import SCORE, Array, Run, read_run
 from ctrlrl.report.stats import MIN_SEEDS, mean_and_interval, on_common_grid
@@ -98,8 +99,8 @@ def _panel(ax: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme, col
     ax.set_xlim(0.0, 1.02 * last or 1.0)
     if not any(drawn):
         ax.text(0.5, 0.5, f"no {LABELS[column]} measured yet", transform=ax.transAxes, ha="center", color=theme.muted)
-    elif column != HYPERVOLUME and not any(run.offline for run in runs):
-        _references(ax, present, runs[0].env, algos, theme)
+    elif column == RETURN:
+        _references(ax, runs, algos, theme)
 
 
 def _color(algo: str, algos: Sequence[str], theme: Theme) -> str:
@@ -163,11 +164,12 @@ def _mean(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array, Array, A
     return grid, values.mean(0), values.min(0), values.max(0)
 
 
-def _references(ax: Any, present: Sequence[str], env: str, algos: Sequence[str], theme: Theme) -> None:
+def _references(ax: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme) -> None:
     """Published end values as dashed lines, where they do not flatten the curve; close ones share a label."""
     low, high = ax.get_ylim()
     room = 0.35 * (high - low)
-    shown = [p for algo in present for p in published(algo, env) if low - room <= p.value <= high + room]
+    plain = [run.result for run in runs if algo_of(run.result) == run.algo]
+    shown = [p for p in dict.fromkeys(chain(*map(published_beside, plain))) if low - room <= p.value <= high + room]
     shown.sort(key=lambda p: -p.value)
     labels: list[tuple[float, str]] = []  # (highest value, text)
     for p in shown:

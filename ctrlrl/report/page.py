@@ -13,7 +13,7 @@ from ctrlrl.report.fine_tuning import FINE_TUNING_NOTE, FINE_TUNING_TITLE, fine_
 from ctrlrl.report.front_picture import front_png, front_tasks
 from ctrlrl.report.html import MANY, data_uri, folded, page_html, picture_html, table_html
 from ctrlrl.report.page_benchmark import beside_html, compare_html, note_html
-from ctrlrl.report.published import SOURCES, Published, published
+from ctrlrl.report.published import SOURCES, Published, published_beside
 from ctrlrl.report.results import algo_of
 from ctrlrl.report.runs import Run
 from ctrlrl.report.sources import read_sources, typed_alike, unfinished
@@ -150,7 +150,7 @@ def _curves(runs: Sequence[Run]) -> str:
             f"Lines: {lines}, thin for each seed, thick for their mean. "
             f"Band: 95 % bootstrap interval from {MIN_SEEDS} seeds on, else the range. Dots: evaluations."
         )
-    if any(published(run.algo, run.env) for run in runs if not run.offline):
+    if any(published_beside(run.result) for run in runs):
         caption += " Dashed: published end values, where near."
     drawn = picture_html(
         lambda theme, narrow: curve_png(runs, theme, narrow=narrow), f"Return against steps, {_title(runs)}", caption
@@ -216,7 +216,7 @@ def _pictures(runs: Sequence[Run], name: str, heading: str) -> str:
 
 
 def _published(runs: Sequence[Run]) -> str:
-    known = dict.fromkeys(p for run in runs if not run.offline for p in published(run.algo, run.env))
+    known = dict.fromkeys(p for run in runs for p in published_beside(run.result))
     if not known:
         return ""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from ctrlrl.report.results import Result, is_offline
+
 
 class Published(NamedTuple):
     """One number of the literature."""
@@ -81,3 +83,8 @@ def task_key(env: str) -> str:
 def published(algo: str, env: str) -> list[Published]:
     """What the literature reports for this algorithm on this task, under whichever version of its rules."""
     return [p for p in PUBLISHED if p.algo == algo.lower() and task_key(p.task) == task_key(env)]
+
+
+def published_beside(r: Result) -> list[Published]:
+    """What may stand beside a result: nothing where it learned from a data set or the robot's dynamics were changed."""
+    return [] if is_offline(r) or r.get("dynamics") else published(str(r["algo"]), str(r["env"]))

@@ -53,10 +53,15 @@ def published_score(algo: str, data: str | None, stage: str) -> list[OfflineScor
     return [p for p in offline_scores() if (p.algo, p.task, p.stage) == (algo, data, stage)]
 
 
+def last_stage(result: Mapping[str, Any]) -> str:
+    """What its last score is called where it is published: of the data set alone, or after environment steps too."""
+    return "after" if result.get("env_steps") else "last"
+
+
 def d4rl_id(result: Mapping[str, Any]) -> str | None:
-    """The D4RL id of the data that a run learned from, None for other data. A file may be called by its id."""
+    """The D4RL id of the data that a run learned from; None for other data, and files that the loader gave no id."""
     for key in ("data_id", "data"):
-        name = str(result.get(key) or "").rpartition("/")[2].removesuffix(".hdf5").replace("_", "-")
+        name = str(result.get(key) or "")
         if name in {p.task for p in offline_scores()} or re.fullmatch(
             r"(halfcheetah|hopper|walker2d|ant|antmaze|maze2d|pen|door|hammer|relocate|kitchen)-[a-z-]+-v[0-2]", name
         ):

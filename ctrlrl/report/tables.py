@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ctrlrl.functional.pareto import non_dominated
-from ctrlrl.report.published import published
-from ctrlrl.report.published_offline import d4rl_id, published_score
+from ctrlrl.report.published import published_beside
+from ctrlrl.report.published_offline import d4rl_id, last_stage, published_score
 from ctrlrl.report.results import Result, algo_of, data_of, expand, is_offline, measured, task_of
 from ctrlrl.report.stats import MIN_SEEDS, bootstrap_interval, iqm
 
@@ -120,7 +120,7 @@ def text(table: Table) -> str:
 
 def _row(r: Result) -> dict[str, str]:
     success = r.get("success_rate")
-    offline = is_offline(r)
+    offline = is_offline(r) and not r.get("env_steps")
     return {
         "algo": algo_of(r),
         "task": str(r.get("task") or NONE),
@@ -147,11 +147,11 @@ def _row(r: Result) -> dict[str, str]:
 
 
 def _published(r: Result) -> str:
-    """Of the same data set for an offline run, of the same environment for any other."""
+    """Of the same data set, and as much of it, for a run that learned from one; of the same environment for others."""
     if is_offline(r):
-        scores = published_score(str(r["algo"]), d4rl_id(r), "last")
+        scores = published_score(str(r["algo"]), d4rl_id(r), last_stage(r))
         return " · ".join(f"score {number(p.mean, 1)} {p.source}" for p in scores)
-    return " · ".join(f"{number(p.value)} {p.source}" for p in published(str(r["algo"]), str(r["env"])))
+    return " · ".join(f"{number(p.value)} {p.source}" for p in published_beside(r))
 
 
 def plus_minus(mean: Any, std: Any) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ctrlrl.report.published import PUBLISHED, SOURCES, published, task_key
+from ctrlrl.report.published import PUBLISHED, SOURCES, published, published_beside, task_key
 from ctrlrl.report.tables import duration, grouped, markdown, number, pooled_table, results_table, text
 
 
@@ -111,6 +111,13 @@ def test_durations():
         "3 min 05 s",
         "2 h 07 min",
     ]
+
+
+def test_published_returns_are_of_the_robot_as_it_is():
+    run = {"algo": "ppo", "env": "halfcheetah", "seed": 0, "env_steps": 1}
+    assert [p.value for p in published_beside(run)] == [5728.1]
+    assert published_beside(run | {"dynamics": {"training": {"gravity_scale": 2.0}, "evaluation": {}}}) == []
+    assert published_beside(run | {"data": "halfcheetah-medium-v2"}) == []
 
 
 def test_published_numbers_are_found_under_every_name_of_a_task():

@@ -18,7 +18,7 @@ import torch
 from ctrlrl.algos.bpo import BPOConfig
 from ctrlrl.algos.ppo import PPOConfig
 from ctrlrl.build import build
-from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
+from ctrlrl.config import CheckpointConfig, DataConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.train import checkpoint
 from ctrlrl.train import trainer as trainer_module
 from ctrlrl.train.checkpoint import read_folder
@@ -554,6 +554,9 @@ def test_the_config_hash_is_of_what_determines_the_numbers(tmp_path):
 
     assert config_hash(config()) == config_hash(config(seed=3, log=LogConfig(every=9.0)))
     assert config_hash(config()) != config_hash(config(n_envs=5))
+    here, there = (config(data=DataConfig("file", path=path)) for path in ("a.npz", "/data/a.npz"))
+    assert config_hash(here) != config_hash(there)
+    assert config_hash(here, "aa") == config_hash(there, "aa") != config_hash(there, "bb")
     other = config()
     other.algo.gamma = 0.5
     assert config_hash(config()) != config_hash(other)
