@@ -25,7 +25,7 @@ from ctrlrl.policies.published import PublishedPolicy
 from ctrlrl.provenance import versions
 from ctrlrl.registry import ENVIRONMENTS, GYMNASIUM_IDS, unknown
 from ctrlrl.runs import load_run
-from ctrlrl.tasks import backend_of, make_env
+from ctrlrl.tasks import backend_of, dynamics, make_env
 from ctrlrl.train.log import Progress
 from ctrlrl.types import EnvSpec
 
@@ -96,8 +96,10 @@ def collect_data(options: CollectOptions) -> Episodes:
     set_threads(None, behavior.width, torch.device("cpu"))
     name = env_cfg.id or env_cfg.name
     env_id = env_cfg.id or GYMNASIUM_IDS.get(env_cfg.name, env_cfg.name)
-    low, high = reference(env_id) or (None, None)
-    facts = Facts("rollouts", options.out, env_id, versions=versions(), ref_min=low, ref_max=high)
+    changed = " ".join(f"{name}={value:g}" for name, value in dynamics(env_cfg).changed().items())
+    origin = f"{env_id} with {changed}" if changed else None
+    low, high = (None if changed else reference(env_id)) or (None, None)
+    facts = Facts("rollouts", options.out, env_id, None, versions(), low, high, origin=origin)
     limit, wanted = spec.episode_length, options.episodes
     if wanted is None:
         steps = options.steps or _STEPS

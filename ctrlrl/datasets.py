@@ -84,6 +84,7 @@ def info(words: list[str]) -> Answer:
     else:
         from ctrlrl.report.data_picture import data_png
 
+        episodes.must_be_in_order(f"out={out}, with a picture of returns,")
         marks = {"score 0": card["ref_min"], "score 100": card["ref_max"]} if "ref_min" in card else {}
         title = f"{card['data_id'] or Path(card['path']).name}, {card['rows']:,} rows, {card['episodes']:,} episodes"
         write_atomic(out, data_png(title, episodes.returns(), episodes.lengths(), episodes.action, marks))

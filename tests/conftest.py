@@ -1,9 +1,13 @@
-"""What every test starts from: one torch thread, seeded generators, and torch's defaults put back."""
+"""What every test starts from: one torch thread, seeded generators, torch's defaults put back, no test by the clock."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("unhurried", deadline=None)  # another process may hold the processor
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

@@ -285,8 +285,26 @@ def test_a_schedule_of_the_learning_rate_reaches_every_optimiser():
     assert rates == {0.0}, "the last update is at the end of the run"
 
 
+def test_a_rate_set_as_sb3s_users_set_it_is_that_of_the_next_updates():
+    model = SAC("MlpPolicy", "Pendulum-v1", **SMALL).learn(25)
+    other = SAC("MlpPolicy", "Pendulum-v1", learning_rate=1e-2, **SMALL).learn(25)
+    model.set_parameters(other.get_parameters())
+    assert rates(model) == {3e-4}
+    model.learning_rate = 1e-6
+    model._setup_lr_schedule()
+    assert rates(model.learn(5, reset_num_timesteps=False)) == {1e-6}
+
+
+def test_parameters_of_another_model_leave_a_fixed_temperature_and_those_that_do_not_fit_are_refused():
+    fixed, other, learned = (SAC("MlpPolicy", "Pendulum-v1", ent_coef=c, **SMALL) for c in (0.01, 0.5, "auto"))
+    fixed.set_parameters(other.get_parameters())
+    assert float(fixed.learner.nets.log_temperature().detach().exp()) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match=r"set_parameters: not of a model like this one .'log_temperature/"):
+        learned.set_parameters(other.get_parameters())
+
+
 def test_a_schedule_reaches_expos_optimisers_before_their_own_decay_does():
-    made = {**SMALL, "hidden": [8], "n_samples": 2, "n_edits": 2, "n_critics": 2, "base_sampling_steps": 2}
+    made = {**SMALL, "hidden": [8], "n_samples": 2, "n_edits": 2, "n_critics": 2, "base_n_levels": 2}
     model = EXPO("MlpPolicy", "Pendulum-v1", learning_rate=lambda left: 1e-3 * left, gradient_steps=1, **made).learn(50)
     assert {round(float(step.learning_rate), 9) for step in model.learner.opt.values()} == {0.0}
 

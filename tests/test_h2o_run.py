@@ -52,6 +52,15 @@ def test_eval_takes_the_settings_of_another_environment_and_scores_only_the_robo
     assert "eval.env: unknown key gravity; did you mean gravity_scale" in capsys.readouterr().err
 
 
+def test_roll_outs_in_the_changed_simulator_say_so_and_have_no_score(run, tmp_path, capsys):
+    out = tmp_path / "x.npz"
+    assert call("data", "collect", f"run={run}", "steps=40", "n_envs=2", "progress=false", f"out={out}") == 0
+    assert call("data", "info", str(out)) == 0
+    card = capsys.readouterr().out
+    assert "made in Hopper-v4 with gravity_scale=2, which plays the task of Hopper-v4" in card
+    assert "score" not in card
+
+
 def test_a_policy_judged_in_changed_dynamics_has_no_score_and_is_told_so(tmp_path):
     words = ["algo=h2o", "env=hopper-v4", "env.gravity_scale=2", "data=file", "data.path=hopper-medium.npz"]
     words += ["n_envs=2", "total_steps=30", "eval.episodes=1", "eval.every=0", "log.progress=false", "threads=1"]

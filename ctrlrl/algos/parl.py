@@ -34,7 +34,6 @@ class PARLConfig(BaseConfig, OnlineConfig):
     base_hidden: list[int] | None = field(default_factory=lambda: [256, 256, 256])
     base_n_levels: int = 5
     base_schedule: str = "cosine"
-    base_sampling_steps: int = 5
     base_tau: float = 0.002
     n_samples: int = 32  # actions of the base in every decision
     n_kept: int = 10  # of them, the best by value, that climb it

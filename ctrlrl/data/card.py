@@ -63,7 +63,7 @@ def data_card(
     returns, lengths = episodes.returns(), episodes.lengths()
     ended = episodes.terminated[episodes.ends - 1]
     quality: dict[str, Any] = {}
-    if ref_min is not None and ref_max is not None:
+    if ref_min is not None and ref_max is not None and facts.in_order:
         if not ref_max > ref_min:
             raise ValueError(f"ref_max must be greater than ref_min, got {ref_max:g} and {ref_min:g}")
         quality = {
@@ -92,8 +92,8 @@ def data_card(
         "terminated_episodes": int(ended.sum()),
         "timed_out_episodes": int((~ended).sum()),
         "with_final_observation": int(episodes.has_final.sum()),
-        "lengths": _spread(lengths),
-        "returns": _spread(returns),
+        "lengths": _spread(lengths) if facts.in_order else None,
+        "returns": _spread(returns) if facts.in_order else None,
         "observations": _column(episodes.obs),
         "actions": _column(episodes.action),
         "rewards": _rewards(episodes.reward),
@@ -152,13 +152,16 @@ def _lines(card: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "made with", ", ".join(f"{k} {v}" for k, v in card["versions"].items()) or "not told"
     left_out = card["rows"] - card["usable_rows"]
     yield "rows", f"{card['rows']:,}" + (f", {left_out:,} of them not for learning" if left_out else "")
-    ends = f"{card['terminated_episodes']:,} terminated, {card['timed_out_episodes']:,} timed out or cut"
-    held = f"{card['complete_episodes']:,} complete, {card['with_final_observation']:,} with a final observation"
-    yield "episodes", f"{card['episodes']:,}: {ends}; {held}"
-    if card["terminal_rows"] != card["terminated_episodes"]:
-        yield "terminal rows", f"{card['terminal_rows']:,}, so episodes go on after a terminal"
-    yield "length", _range_text(card["lengths"], "{:,.0f}")
-    yield "return", _range_text(card["returns"], "{:,.1f}")
+    if card["returns"] is None:
+        yield "episodes", f"not known, its rows are in no order; {card['terminal_rows']:,} of them are terminal"
+    else:
+        ends = f"{card['terminated_episodes']:,} terminated, {card['timed_out_episodes']:,} timed out or cut"
+        held = f"{card['complete_episodes']:,} complete, {card['with_final_observation']:,} with a final observation"
+        yield "episodes", f"{card['episodes']:,}: {ends}; {held}"
+        if card["terminal_rows"] != card["terminated_episodes"]:
+            yield "terminal rows", f"{card['terminal_rows']:,}, so episodes go on after a terminal"
+        yield "length", _range_text(card["lengths"], "{:,.0f}")
+        yield "return", _range_text(card["returns"], "{:,.1f}")
     if "ref_min" in card:
         yield (
             "score",

@@ -116,16 +116,21 @@ def facts(
     notices: list[str],
     versions: dict[str, str] | None = None,
 ) -> Facts:
-    """What the file, its id and its simulator tell. env_id: "A ~ B" was made in A, another simulator of B's task."""
+    """What the file, its id and its simulator tell. env_id: "A ~ B" was made in A, another simulator of B's task.
+
+    Where A is B with other dynamics, "B with gravity_scale=2", its returns are another robot's and have no score.
+    """
     if env_id is None and (env_id := _gym_id(data_id)) is not None:
         versions = {"mujoco": "1.50"}
     origin, _, same_task = (env_id or "").partition(" ~ ")
     if same_task:
         env_id, notices = same_task, [*notices, f"made in {origin}, which plays the task of {same_task}"]
-    low, high = reference(data_id) or reference(env_id) or (None, None)
+    changed = bool(same_task) and origin.startswith(f"{env_id} with ")
+    low, high = (None if changed else reference(data_id) or reference(env_id)) or (None, None)
     return Facts(
-        kind, str(columns.path), env_id, data_id, versions or {}, low, high, cols.sha256(columns.path), tuple(notices)
-    )
+        kind, str(columns.path), env_id, data_id, versions or {}, low, high, cols.sha256(columns.path), tuple(notices),
+        origin=origin if same_task else None,
+    )  # fmt: skip
 
 
 def _limit(path: Path, data_id: str | None, env_id: str | None) -> int:

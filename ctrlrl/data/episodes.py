@@ -28,6 +28,12 @@ class Facts:
     action_high: tuple[float, ...] = ()
     has_rewards: bool = True  # false: the file has none, and all are 0
     in_order: bool = True  # false: transitions in any order, so which of them belong to an episode is not known
+    origin: str | None = None  # the simulator that made it, where that is not env_id's own
+
+    @property
+    def simulator(self) -> str | None:
+        """As files store it: "A ~ B" was made in A, another simulator of B's task."""
+        return self.env_id if self.origin is None else f"{self.origin} ~ {self.env_id}"
 
 
 @dataclass(frozen=True)

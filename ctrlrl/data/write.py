@@ -41,6 +41,10 @@ def layout_of(out: Path, asked: str | None) -> str:
 def write(episodes: Episodes, path: Path, layout: str, *, name: str) -> list[str]:
     """name: what the file or folder will be called, which becomes the id of a Minari set."""
     facts, lost = episodes.facts, []
+    if not facts.has_rewards and layout != "ogbench":
+        lost.append("that it has no rewards: zeros stand in their place, and methods that need rewards take them")
+    if not facts.in_order and layout in ("ogbench", "minari"):
+        lost.append("that its rows are in no order: they come back as episodes of one step")
     if layout != "minari":  # which alone has places for them
         unit = episodes.unit_actions()
         if unit is not episodes.action:
@@ -53,13 +57,14 @@ def write(episodes: Episodes, path: Path, layout: str, *, name: str) -> list[str
 
 
 def _rollouts(episodes: Episodes, path: Path, name: str) -> list[str]:
-    arrays = _columns(episodes) | {"episode_ends": episodes.ends}
+    if not episodes.facts.in_order:
+        save_npz(path, _transitions(episodes) | _versions(episodes))
+        return []
+    arrays = _columns(episodes) | _versions(episodes) | {"episode_ends": episodes.ends}
     if episodes.has_final.any():
         arrays["final_observations"] = episodes.final_obs
     if episodes.has_final.any() and not episodes.has_final.all():
         arrays["has_final_observation"] = episodes.has_final
-    if versions := episodes.facts.versions:
-        arrays["versions"] = np.array([f"{package}=={version}" for package, version in versions.items()])
     save_npz(path, arrays | episodes.episode_extras)
     last, usable = episodes.ends - 1, np.ones(episodes.n_rows, dtype=bool)
     usable[last] = episodes.has_final | episodes.terminated[last]
@@ -68,19 +73,17 @@ def _rollouts(episodes: Episodes, path: Path, name: str) -> list[str]:
 
 
 def _d4rl(episodes: Episodes, path: Path, name: str) -> list[str]:
+    lost = ["the simulator's version"] if episodes.facts.versions else []
+    if not episodes.facts.in_order:
+        _save(path, _transitions(episodes))
+        return [*lost, "that its rows are in no order, for D4RL's own loader, which takes row i + 1 for row i's next"]
     arrays = _columns(episodes)
     arrays["timeouts"] = unusable = time_outs(episodes).copy()
     last = episodes.ends[:-1] - 1  # the file's last row ends an episode whatever it says
     unusable[last] |= ~episodes.terminated[last]
     if episodes.has_final.all():
         arrays["next_observations"] = episodes.next_obs()
-    if path.suffix == ".npz":
-        save_npz(path, arrays)
-    else:
-        with new_hdf5(path) as file:
-            for key, array in arrays.items():
-                file.create_dataset(key, data=str(array) if array.dtype.kind == "U" else array)
-    lost = []
+    _save(path, arrays)
     n_unusable = int((unusable[:-1] & episodes.usable[:-1]).sum() + episodes.usable[-1])
     if n_unusable:
         lost.append(
@@ -88,13 +91,35 @@ def _d4rl(episodes: Episodes, path: Path, name: str) -> list[str]:
         )
     inside = episodes.terminated.copy()
     inside[episodes.ends - 1] = False
+    joined = int((episodes.terminated[last] & ~unusable[last]).sum())
     if inside.any() and _GOALS not in arrays:
         lost.append(f"that episodes go on after a terminal: its loader ends one at each of {inside.sum():,} rows")
-    if episodes.facts.versions:
-        lost.append("the simulator's version")
+    if joined and _GOALS in arrays:
+        lost.append(f"the ends of {joined:,} episodes at a terminal: beside {_GOALS} its loader ends them at time-outs")
     if episodes.episode_extras:
         lost.append(f"columns with a value an episode: {', '.join(episodes.episode_extras)}")
     return lost
+
+
+def _save(path: Path, arrays: Mapping[str, Array]) -> None:
+    if path.suffix == ".npz":
+        save_npz(path, arrays)
+        return
+    with new_hdf5(path) as file:
+        for key, array in arrays.items():
+            file.create_dataset(key, data=str(array) if array.dtype.kind == "U" else array)
+
+
+def _transitions(episodes: Episodes) -> dict[str, Array]:
+    """Of rows in no order: each with what followed it, and no word of episodes."""
+    columns = _columns(episodes) | {"next_observations": episodes.next_obs()}
+    del columns["timeouts"]
+    return columns
+
+
+def _versions(episodes: Episodes) -> dict[str, Array]:
+    found = [f"{package}=={version}" for package, version in episodes.facts.versions.items()]
+    return {"versions": np.array(found)} if found else {}
 
 
 def _columns(episodes: Episodes) -> dict[str, Array]:
@@ -106,7 +131,8 @@ def _columns(episodes: Episodes) -> dict[str, Array]:
         "terminals": episodes.terminated,
         "timeouts": time_outs(episodes),
     }
-    named: Mapping[str, Array] = {} if episodes.facts.env_id is None else {"env_id": np.array(episodes.facts.env_id)}
+    simulator = episodes.facts.simulator
+    named: Mapping[str, Array] = {} if simulator is None else {"env_id": np.array(simulator)}
     return {**episodes.extras, **own, **named}
 
 

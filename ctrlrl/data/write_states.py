@@ -84,14 +84,14 @@ def write_ogbench(episodes: Episodes, path: Path, name: str) -> list[str]:
         "actions": spread(episodes.action, np.zeros_like(episodes.action[ends])),
         "terminals": spread(np.zeros(n, dtype=bool), np.ones(e, dtype=bool)),
     }
-    if episodes.reward.any() or episodes.terminated.any():
+    if episodes.facts.has_rewards:
         arrays["rewards"] = spread(episodes.reward, np.zeros(e, dtype=np.float32))
         arrays["masks"] = spread(~episodes.terminated, np.ones(e, dtype=bool))
         lost.append("rewards and masks for ogbench's own loader, which reads neither; ctrlrl's does")
     extras = {k: v for k, v in episodes.extras.items() if k != "timeouts"}
     arrays |= {k: spread(v, v[ends]) for k, v in extras.items()}
-    if episodes.facts.env_id is not None:
-        arrays["env_id"] = np.array(episodes.facts.env_id)
+    if episodes.facts.simulator is not None:
+        arrays["env_id"] = np.array(episodes.facts.simulator)
     save_npz(path, arrays)
     if episodes.facts.versions:
         lost.append("the simulator's version")
@@ -106,7 +106,8 @@ def write_ogbench(episodes: Episodes, path: Path, name: str) -> list[str]:
 def write_minari(episodes: Episodes, path: Path, name: str) -> list[str]:
     """A folder with data/metadata.json and data/main_data.hdf5, a group an episode; its id is the folder's name."""
     episodes, lost = with_final_obs(episodes)
-    facts, cut = episodes.facts, time_outs(episodes)
+    facts, cut, last = episodes.facts, time_outs(episodes).copy(), episodes.ends - 1
+    cut[last] |= ~episodes.terminated[last]  # a set may have lost the rows that said so
     folder = path / "data"
     folder.mkdir(parents=True)
     infos = {k.removeprefix(_INFOS): v for k, v in episodes.extras.items() if k != "timeouts"}
@@ -131,7 +132,7 @@ def write_minari(episodes: Episodes, path: Path, name: str) -> list[str]:
         "data_format": "hdf5",
         "jpeg_encoding": False,
         "observation_space": _space(episodes.obs, None),
-        "action_space": _space(episodes.action, (facts.action_low or (-1.0,), facts.action_high or (1.0,))),
+        "action_space": _space(episodes.action, _box(episodes)),
         "dataset_id": name if re.search(r"-v\d+$", name) else f"{name}-v0",
         "minari_version": _MINARI_FORMAT,
         "dataset_size": round(size, 1),
@@ -142,6 +143,8 @@ def write_minari(episodes: Episodes, path: Path, name: str) -> list[str]:
     (folder / "metadata.json").write_text(json.dumps(about))
     if facts.env_id is not None and spec is None:
         lost.append(f"the environment's id, {facts.env_id}, which Gymnasium does not take")
+    if facts.origin is not None:
+        lost.append(f"that it was made in {facts.origin}")
     renamed = [k for k in episodes.extras if k != "timeouts" and not k.startswith(_INFOS)]
     if renamed:
         lost.append(f"that {', '.join(renamed)} are no infos: they come back as {_INFOS}...")
@@ -162,13 +165,21 @@ def _env_spec(env_id: str) -> str | None:
         return None
 
 
+def _box(episodes: Episodes) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The bounds that are known of the actions, which are ±1 where these are; a stray action does not change them."""
+    facts, action = episodes.facts, episodes.action
+    if facts.action_low:
+        return facts.action_low, facts.action_high
+    return ((-1.0,), (1.0,)) if (action >= -1.0).all() and (action <= 1.0).all() else None
+
+
 def _space(values: Array, bounds: tuple[tuple[float, ...], tuple[float, ...]] | None) -> str:
-    """A Gymnasium space as Minari serialises it. bounds: of a Box whose values keep to them, else none."""
+    """A Gymnasium space as Minari serialises it. bounds: of a Box; None where there are none."""
     if values.dtype == np.int64:
         return json.dumps({"type": "Discrete", "dtype": "int64", "start": 0, "n": int(values.max()) + 1})
     shape = values.shape[1:]
     low, high = (np.full(shape, end) for end in ((0, 255) if values.dtype == np.uint8 else (-np.inf, np.inf)))
-    if bounds is not None and (values >= bounds[0]).all() and (values <= bounds[1]).all():
+    if bounds is not None:
         low, high = (np.broadcast_to(end, shape) for end in bounds)
     box = {"type": "Box", "dtype": str(values.dtype), "shape": list(shape)}
     return json.dumps(box | {"low": low.tolist(), "high": high.tolist()})

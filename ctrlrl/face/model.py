@@ -296,10 +296,16 @@ class Model(Reporting):
         known = {"policy", "policy.optimizer"}
         if set(given) - known or (exact_match and set(given) != known):
             raise ValueError(f"set_parameters: expected {sorted(known)}, got {sorted(given)}")
-        if "policy" in given:
-            self.policy.load_state_dict(given["policy"], strict=exact_match)
-        if "policy.optimizer" in given:
-            self.learner.load_training_state(given["policy.optimizer"])
+        learner = self.learner
+        try:
+            if "policy" in given:
+                own = {} if exact_match else learner.model_state()
+                taken = {k: v for k, v in given["policy"].items() if exact_match or k in own}
+                learner.load_model_state(own | taken)
+            if "policy.optimizer" in given:
+                learner.resume(given["policy.optimizer"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"set_parameters: not of a model like this one ({str(error).splitlines()[0]})") from None
 
     def save(self, path: File, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Write path.zip: weights, normalisers and optimiser as safetensors, the rest as JSON; no pickle.

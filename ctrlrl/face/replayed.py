@@ -14,7 +14,7 @@ from ctrlrl.config import TrainConfig
 from ctrlrl.core.random import seed_generators
 from ctrlrl.face import saved
 from ctrlrl.face.agent import Agent
-from ctrlrl.face.arguments import is_schedule, start_value
+from ctrlrl.face.arguments import start_value
 from ctrlrl.face.data import data_settings, episodes_of, refuse_without_data
 from ctrlrl.face.environments import Connection, check_data
 from ctrlrl.face.model import Setting
@@ -227,10 +227,9 @@ class ReplayAgent(Agent):
         return True
 
     def _improve(self, updates: int) -> None:
-        if is_schedule(self.lr_schedule):
-            rate = float(self.lr_schedule(self._current_progress_remaining))
-            for step in self.learner.opt.values():
-                step.learning_rate.fill_(rate)
+        rate = float(self.lr_schedule(self._current_progress_remaining))
+        for step in self.learner.opt.values():
+            step.learning_rate.fill_(rate)
         for _ in range(updates):
             self._means.add(self._loop.learn())
         self._n_updates += updates

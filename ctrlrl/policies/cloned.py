@@ -35,7 +35,7 @@ class BaseConfig:
     base_prediction: str | None = None  # noise | data | v, of a flow velocity | data; null = the first of them
     base_sampler: str = "ddpm"  # ddim | ddpm; of a flow euler | midpoint
     base_spacing: str = "leading"
-    base_sampling_steps: int = 10
+    base_sampling_steps: int | None = None  # of ddim, euler, midpoint; null = base_n_levels, as many as ddpm takes
     base_tau: float = 0.001  # how far the acting base follows the trained one in an update
 
     def check_base(self, hidden: Sequence[int]) -> None:
@@ -55,8 +55,13 @@ class BaseConfig:
                 f"{', '.join(PREDICTIONS[self.base_kind])}, got {self.base_prediction!r}"
             )
         for name in ("base_n_levels", "base_sampling_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{where}.{name} must be at least 1, got {value}")
+        if self.base_sampler == "ddpm" and self.base_sampling_steps not in (None, self.base_n_levels):
+            raise ValueError(
+                f"{where}.base_sampling_steps={self.base_sampling_steps}: base_sampler=ddpm takes every one of "
+                f"base_n_levels={self.base_n_levels}; use base_sampler=ddim, or fewer levels"
+            )
         widths = hidden if self.base_hidden is None else self.base_hidden
         if self.base_head == "residual" and len(set(widths)) != 1:
             raise ValueError(f"{where}.base_hidden: the blocks of base_head=residual have one width, got {widths}")
@@ -81,6 +86,8 @@ class BaseConfig:
             raise ValueError(f"{where} has algo.switches={base.switches}, which edits would leave half open")
         own = {f.name for f in fields(cls)}
         shared = {f"base_{f.name}": getattr(base, f.name) for f in fields(base)}
+        if base.sampler == "ddpm":
+            shared["base_sampling_steps"] = None
         return {"base_kind": base.name} | {name: value for name, value in shared.items() if name in own}
 
 
@@ -91,13 +98,14 @@ def base_policy(cfg: Any, obs_dim: int, action_dim: int) -> ChunkPolicy:
 
 def _process(cfg: Any) -> nn.Module:
     prediction = cfg.base_prediction or PREDICTIONS[cfg.base_kind][0]
+    n_steps = cfg.base_sampling_steps or cfg.base_n_levels
     if cfg.base_kind == "flow":
-        return FlowProcess(cfg.base_sampler, cfg.base_sampling_steps, prediction=prediction)
+        return FlowProcess(cfg.base_sampler, n_steps, prediction=prediction)
     return DiffusionProcess(
         cfg.base_n_levels,
         prediction,
         cfg.base_sampler,
-        cfg.base_sampling_steps,
+        n_steps,
         cfg.base_spacing,
         schedule=cfg.base_schedule,
     )

@@ -137,7 +137,9 @@ class OnlineLoop:
                 if self.on_update is not None:
                     self.on_update(metrics)
         if taken:
-            self.recent.append(self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:])))
+            sums = self.episodes.advance(tree_map(lambda *x: torch.stack(x), taken[0], *taken[1:]))
+            if int(sums.episodes):
+                self.recent.append(sums)
         self.check()
         return means.read(f"environment step {self.env_steps}")
 
@@ -161,6 +163,8 @@ class OnlineLoop:
                     self.arrivals.clear()  # a sum must not skip the step that is missing
         if not goes_on:
             return None
+        if self.env.spec.device.type == "cpu":
+            self._must_be_finite(action, step)
         scale, shift = self.reward
         reward, mask = step.reward * scale + shift, step.extras.get("mask")
         if self.arrivals is None:
@@ -216,8 +220,29 @@ class OnlineLoop:
         spec = self.env.spec
         return {} if spec.reward_dim == 1 else {"objectives": list(spec.objectives) or None}
 
+    def _must_be_finite(self, action: Tensor, step: TimeStep) -> None:
+        """ValueError that names the step and the lane, before a row is kept and an update draws it."""
+        if bool(torch.isfinite(action.sum() + step.final_obs.sum() + step.reward.sum())):
+            return
+        broken = "mend the environment"
+        told = (
+            ("an action", action, "the policy has diverged, try a lower learning_rate"),
+            ("an observation", step.final_obs, broken),
+            ("a reward", step.reward, broken),
+        )
+        for what, values, mend in told:
+            bad = ~torch.isfinite(values.reshape(len(values), -1)).all(1)
+            if "mask" in step.extras:
+                bad &= step.extras["mask"]
+            if bad.any():
+                lane = int(bad.nonzero()[0])
+                raise ValueError(f"environment step {self.env_steps}: {what} of lane {lane} is not finite; {mend}")
+
     def check(self) -> None:
-        """Stop at a NaN or an infinity in rows added since the last look, before a checkpoint keeps it."""
+        """Stop at a NaN or an infinity in rows added since the last look, before a checkpoint keeps it.
+
+        On a CPU each step was looked at before; on a GPU every look would wait for the device.
+        """
         getattr(self.env, "check", lambda: None)()
         n_rows, self.checked = self.buffer.added - self.checked, self.buffer.added
         if n_rows and not bool(torch.isfinite(self.buffer.newest(n_rows).sum())):

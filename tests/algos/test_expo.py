@@ -269,6 +269,14 @@ def test_the_form_of_a_base_comes_from_its_run():
     EXPOConfig(**flow)
 
 
+def test_the_sampler_that_takes_every_level_takes_no_number_of_steps():
+    with pytest.raises(ValueError, match="base_sampling_steps=5: base_sampler=ddpm takes every one of base_n_levels"):
+        EXPOConfig(base_sampling_steps=5)
+    assert EXPOConfig(base_sampling_steps=5, base_sampler="ddim").base_sampling_steps == 5
+    ancestral = DiffusionConfig(horizon=1, n_obs_steps=1, n_action_steps=1, n_levels=50, sampler="ddpm")
+    assert EXPOConfig(**EXPOConfig.base_settings(ancestral, "x")).base_sampling_steps is None
+
+
 def test_a_base_of_another_chunk_or_algorithm_is_refused_by_name():
     with pytest.raises(ValueError, match=r"=x has algo\.horizon=16 algo\.n_obs_steps=2 .* algo\.horizon=1 algo\.n_obs"):
         EXPOConfig.base_settings(DiffusionConfig(), "algo.base=x")

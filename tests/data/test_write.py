@@ -93,12 +93,62 @@ def test_layouts_with_last_observations_give_every_row_back(tmp_path, layout, ki
 
 
 def test_a_set_without_rewards_stays_one_in_ogbenchs_layout(tmp_path):
-    e = made(reward=np.zeros(47, np.float32), terminated=np.zeros(47, bool))
+    facts = Facts(format="ogbench", path="made.npz", has_rewards=False)
+    e = made(reward=np.zeros(47, np.float32), terminated=np.zeros(47, bool), facts=facts)
     path, lost = written(e, tmp_path, "ogbench")
     with np.load(path) as file:
         assert set(file.files) == {"observations", "actions", "terminals"}
     assert lost == []
     same(load(path), e)
+    assert not load(path).facts.has_rewards
+    for layout in ("rollouts", "d4rl", "minari"):
+        _, lost = written(e, tmp_path, layout)
+        assert any("it has no rewards" in line for line in lost), layout
+
+
+def test_rewards_that_are_all_zero_are_rewards(tmp_path):
+    e = made(reward=np.zeros(47, np.float32), terminated=np.zeros(47, bool))
+    for layout in ENDINGS:
+        (tmp_path / layout).mkdir()
+        assert load(written(e, tmp_path / layout, layout)[0]).facts.has_rewards, layout
+
+
+@pytest.mark.parametrize("layout", list(ENDINGS))
+def test_rows_in_no_order_stay_so_or_it_is_told(tmp_path, layout):
+    kept = np.random.default_rng(0).permutation(47)
+    e = replace(
+        made((1,) * 47, limit=2).only(kept), facts=replace(FACTS, in_order=False), terminated=np.arange(47) % 9 == 0
+    )
+    path, lost = written(e, tmp_path, layout)
+    found = load(path)
+    same(found, e, ROWS)
+    np.testing.assert_array_equal(found.next_obs(), e.next_obs())
+    told = any("no order" in line for line in lost)
+    assert (found.facts.in_order, told) == {
+        "rollouts": (False, False), "d4rl": (False, True), "ogbench": (True, True), "minari": (True, True)
+    }[layout]  # fmt: skip
+
+
+def test_time_outs_whose_rows_a_layout_loses_are_still_truncations(tmp_path):
+    e = load(written(made((10, 6, 10, 3, 10), facts=FACTS), tmp_path, "d4rl")[0])
+    path, _ = written(e, tmp_path, "minari")
+    with h5py.File(path / "data" / "main_data.hdf5") as file:
+        over = [(bool(g["terminations"][-1]), bool(g["truncations"][-1])) for g in file.values()]
+    assert over == [(False, True), (True, False), (False, True), (True, False), (False, True)]
+
+
+def test_the_simulator_that_made_a_set_is_kept_and_its_returns_have_no_score(tmp_path):
+    e = made(facts=replace(FACTS, env_id="Hopper-v4", origin="Hopper-v4 with gravity_scale=2"))
+    for layout in ENDINGS:
+        (tmp_path / layout).mkdir()
+        path, lost = written(e, tmp_path / layout, layout)
+        facts = load(path).facts
+        assert facts.env_id == "Hopper-v4"
+        if layout == "minari":
+            assert any("made in Hopper-v4 with gravity_scale=2" in line for line in lost)
+        else:
+            assert (facts.origin, facts.ref_min) == (e.facts.origin, None)
+            assert any("made in Hopper-v4 with gravity_scale=2" in line for line in facts.notices)
 
 
 def test_minari_holds_versions_and_reference_scores(tmp_path):
@@ -205,6 +255,7 @@ BOX = replace(FACTS, action_low=(-0.4,) * 2, action_high=(0.4,) * 2, ref_min=1.0
 def test_actions_in_a_box_of_their_own_teach_the_same_after_a_conversion(tmp_path, layout):
     e = made(facts=BOX)
     e.action[:] *= 0.4
+    e.action[30] = 0.41  # a stray one
     path, lost = written(e, tmp_path, layout)
     np.testing.assert_allclose(load(path).unit_actions()[:20], e.unit_actions()[:20], atol=1e-6)
     told = [line for line in lost if "scaled from it to [-1, 1]" in line or "score 0 and 100" in line]
@@ -220,6 +271,7 @@ def test_d4rl_says_where_its_loader_would_cut_episodes_that_go_on(tmp_path):
     (tmp_path / "maze").mkdir()
     path, lost = written(made(terminated=inside, extras=goals), tmp_path / "maze", "d4rl")
     assert not any("ends one" in line for line in lost)
+    assert any("the ends of 2 episodes at a terminal: beside infos/goal" in line for line in lost)
     assert load(path).n_episodes < made().n_episodes  # at time-outs alone
 
 

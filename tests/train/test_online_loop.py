@@ -227,9 +227,39 @@ def test_the_newest_rows_are_found_across_the_rings_seam():
     assert len(buffer.newest(50)) == 5
 
 
-def test_a_number_that_is_not_finite_stops_the_run():
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_what_the_environment_gives_that_is_not_finite_reaches_no_row_and_no_update(n_steps):
+    run = loop(Constant(learning_starts=0, n_steps=n_steps), env_steps=150)
+    step = run.env.step
+
+    def broken(action):
+        found = step(action)
+        if run.env_steps == 60:
+            found.reward[1] = torch.nan
+        return found
+
+    run.env.step = broken
+    run.iterate()
+    with pytest.raises(ValueError, match="environment step 60: a reward of lane 1 is not finite; mend"):
+        run.iterate()
+    assert run.buffer.table["reward"][: len(run.buffer)].isfinite().all()
+    assert all(rewards.isfinite().all() for rewards in run.learner.seen)
+
+
+def test_iterations_in_which_no_episode_ends_leave_no_sums():
+    run = loop(Constant(learning_starts=0, utd=float(CHUNK)), n_envs=1, env_steps=20)
+    for _ in range(20):
+        run.iterate()
+    assert run.env_steps == 20
+    assert [int(sums.episodes) for sums in run.recent] == [1] * 4  # of five steps
+
+
+def test_a_policy_whose_action_is_not_finite_stops_the_run(monkeypatch):
     run = loop(Constant(), env_steps=150)
     run.learner.act = lambda obs: PolicyOutput(torch.full((len(obs), 1), torch.nan), None, {})
+    with pytest.raises(ValueError, match="environment step 102: an action of lane 0 is not finite; the policy"):
+        run.iterate()
+    monkeypatch.setattr(run, "_must_be_finite", lambda action, step: None)  # as on a GPU
     with pytest.raises(ValueError, match="not finite in the last 150 rows before environment step 150"):
         run.iterate()
 
@@ -247,7 +277,7 @@ def test_cut_and_resumed_equals_uncut_with_the_buffer(algo, n_steps, tmp_path, m
     kind = lookup(ALGORITHMS, algo, "algorithm")
     if hasattr(kind.config, "n_climbs"):
         words += ["algo.base_hidden=[8]", "algo.n_samples=4", "algo.n_kept=2", "algo.n_climbs=1"]
-    words += [f"algo.{f.name}=2" for f in fields(kind.config) if f.name in ("base_sampling_steps", "flow_steps")]
+    words += [f"algo.{f.name}=2" for f in fields(kind.config) if f.name in ("base_n_levels", "flow_steps")]
     if kind.multi_objective:
         words[words.index("env=pendulum")] = "env=mo_pendulum"
         words += ["algo.reference=[-5000,-1000]", "algo.eval_divisions=1"]
