@@ -158,12 +158,13 @@ def near_lists(states: Tensor, k: int = 16) -> Lists:
     """The k nearest states of each of N states [N, D] float32; N of them where there are fewer."""
     ready, k, n = boxes(states), min(k, len(states)), len(states)
     cells = ready.leaves.view(-1, CELL // LEAF, states.shape[1], LEAF)
+    n_first = min(max(FIRST, -(-k // CELL) + 1), len(cells))  # that hold k rows, places left open included
     index, squared = torch.empty(n, k, dtype=torch.int32), torch.empty(n, k)
     for i in range(len(cells)):
         mine = cells[i].transpose(1, 2).flatten(0, 1)
         real = mine[:, 0].isfinite()
         mine, rows = mine[real], ready.order[i * CELL : (i + 1) * CELL][real]
-        first = (ready.center - ready.center[i]).square().sum(-1).topk(min(FIRST, len(cells)), largest=False).indices
+        first = (ready.center - ready.center[i]).square().sum(-1).topk(n_first, largest=False).indices
         others = cells[first].transpose(2, 3).flatten(0, 2)
         apart = torch.cdist(mine, others, compute_mode="donot_use_mm_for_euclid_dist")
         numbers, distances = nearest_within(ready, mine, apart.kthvalue(k).values.square(), k)

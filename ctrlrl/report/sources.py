@@ -62,38 +62,50 @@ def _group(run: Run) -> tuple[str, str]:
 
 
 def typed_alike(runs: Sequence[Run]) -> list[str]:
-    """A line that names the algorithms whose runs have several config_hash values and no typed word that differs."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for run in runs:
-        found.setdefault(_group(run), set()).update(filter(None, [run.result.get("config_hash")]))
-    algos = dict.fromkeys(algo for (algo, _), digests in found.items() if len(digests) > 1)
-    told = "runs typed alike are taken together, though their config_hash differs, as it does between versions"
-    return [f"{', '.join(algos)}: {told}"] if algos else []
+    """Lines that name the algorithms whose runs differ in config_hash, or in what their data hold, and in no word."""
+    lines = []
+    for key, why in (
+        ("data_checksum", "their data sets do not hold the same"),
+        ("config_hash", "their config_hash differs, as it does between versions"),
+    ):
+        found: dict[tuple[str, str], set[str]] = {}
+        for run in runs:
+            found.setdefault(_group(run), set()).update(filter(None, [run.result.get(key)]))
+        algos = dict.fromkeys(algo for (algo, _), values in found.items() if len(values) > 1)
+        lines += [f"{', '.join(algos)}: runs typed alike are taken together, though {why}"] if algos else []
+    return lines
 
 
 def _runs(path: Path) -> list[Run]:
     if path.suffix == ".jsonl":
         return _rows(path)
-    if (path / "cells.json").is_file():
-        return _sweep(path)
-    inside = _inside(path, "result.json")
     if path.is_dir() and not any(path.iterdir()):
         raise ValueError(f"{path}: an empty folder, no run to report")
-    if not inside and (waiting := _waiting(path)):
+    found = _leaves(path)
+    runs = [run for leaf in found for run in (_sweep(leaf) if _is_sweep(leaf) else _evaluated(leaf))]
+    if not runs and _is_sweep(path):
+        raise ValueError(f"{path}: no cell of this sweep has a result yet")
+    if not runs and (waiting := [leaf for leaf in found if (leaf / "config.yaml").exists()]):
         raise ValueError(f"{waiting[0]}: no evaluation yet, no result.json to report")
-    return [read_run(folder) for folder in inside] or [read_run(path)]
+    return runs or [read_run(path)]
 
 
-def _inside(path: Path, file: str) -> list[Path]:
-    """Of seeds trained together, or of a folder of runs, those that hold `file`."""
+def _leaves(path: Path) -> list[Path]:
+    """The single runs and the sweeps in a folder: of seeds trained together each one's, of a folder of runs all."""
+    if _is_sweep(path):
+        return [path]
     pattern = "seed_*" if (path / "config.yaml").exists() else "*"
-    return sorted(p.parent for p in path.glob(f"{pattern}/{file}"))
+    names = ("config.yaml", "result.json", "cells.json")
+    inside = {file.parent for name in names for file in path.glob(f"{pattern}/{name}")}
+    return [leaf for folder in sorted(inside) for leaf in _leaves(folder)] or [path]
 
 
-def _waiting(path: Path) -> list[Path]:
-    """The same without a result; the folder itself where it is one run."""
-    runs = _inside(path, "config.yaml") or [path]
-    return [run for run in runs if (run / "config.yaml").exists() and not (run / "result.json").exists()]
+def _is_sweep(path: Path) -> bool:
+    return (path / "cells.json").is_file()
+
+
+def _evaluated(path: Path) -> list[Run]:
+    return [read_run(path)] if (path / "result.json").exists() else []
 
 
 def unfinished(paths: Sequence[Path]) -> list[str]:
@@ -102,9 +114,10 @@ def unfinished(paths: Sequence[Path]) -> list[str]:
     The other cells without a result are counted.
     """
     found = []
-    for path in dict.fromkeys(map(Path, paths)):
-        if not (path / "cells.json").is_file():
-            found += [f"{run}: no evaluation yet" for run in _waiting(path)]
+    for path in dict.fromkeys(leaf for given in paths for leaf in _leaves(Path(given))):
+        if not _is_sweep(path):
+            waits = (path / "config.yaml").exists() and not (path / "result.json").exists()
+            found += [f"{path}: no evaluation yet"] * waits
             continue
         missing = [cell for cell in _cells(path) if not (path / cell["name"] / "result.json").exists()]
         failed = [cell for cell in missing if cell.get("state") == "failed"]
@@ -129,8 +142,6 @@ def _sweep(path: Path) -> list[Run]:
         if (path / cell["name"] / "result.json").exists():
             facts = {key: cell[key] for key in ("task", "variant")}
             runs += [run._replace(result=run.result | facts) for run in _runs(path / cell["name"])]
-    if not runs:
-        raise ValueError(f"{path}: no cell of this sweep has a result yet")
     return runs
 
 

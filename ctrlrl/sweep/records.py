@@ -62,15 +62,27 @@ def write_cells(folder: Path, before: Mapping[str, dict[str, Any]], records: Ite
 def check_same(folder: Path, before: Mapping[str, dict[str, Any]], cells: Iterable[Cell]) -> None:
     """ValueError where a cell of this name was made with other settings."""
     for cell in cells:
-        if cell.name not in before:
-            continue
-        was, now = Cell(**{k: before[cell.name][k] for k in Cell._fields}).settings(), cell.settings()
+        was, now = _settings_before(folder, before, cell), cell.settings()
         for key in sorted(was.keys() | now.keys()):
             if was.get(key) != now.get(key):
                 raise ValueError(
                     f"sweep.dir={folder}: {cell.name} was made with {key}={was.get(key, '(default)')}, "
                     f"now {key}={now.get(key, '(default)')}. Use another sweep.dir."
                 )
+
+
+def _settings_before(folder: Path, before: Mapping[str, dict[str, Any]], cell: Cell) -> dict[str, str]:
+    """Those that cells.json has, or else the cell's own folder; the new ones where the cell has not begun."""
+    if cell.name in before:
+        return Cell(**{k: before[cell.name][k] for k in Cell._fields}).settings()
+    now, typed = cell.settings(), folder / cell.name / "overrides.txt"
+    if not typed.exists():
+        return now
+    was = cell._replace(words=tuple(typed.read_text(encoding="utf-8").splitlines())).settings()
+    path, wanted = was.get("data.path", ""), now.get("data.path", "")
+    if path and Path(path).name == Path(wanted).name:  # the folder of data sets may have moved
+        was["data.path"] = wanted
+    return was
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -155,7 +167,10 @@ def _row(run: Run, cell: Cell, sweep: str, data_dir: str) -> dict[str, Any]:
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> bool:
-    """Append one JSON line; False where the file has this cell with the same settings and seed already."""
+    """Append one JSON line; False where the file has it already: this cell with the same settings and seed.
+
+    ValueError where what it has is another result: of other code or data, or of a run that went on.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     key = _same(row)
     with open(file, "a+b") as f:
@@ -171,6 +186,9 @@ def append_row(file: Path, row: Mapping[str, Any]) -> bool:
             except ValueError:
                 raise ValueError(f"{file}: line {number} is not JSON; mend it or name another file") from None
             if isinstance(old, dict) and _same(old) == key:
+                if any(old[k] != row[k] for k in old.keys() & row.keys() - {"command"}):
+                    told = f"line {number} holds another result of it, of commit {old.get('commit')}"
+                    raise ValueError(f"{file}: {told}; remove that line, and the same command writes the new one")
                 return False
         f.write(json.dumps(row, default=str).encode() + b"\n")
         f.flush()

@@ -144,11 +144,18 @@ class Sweep:
     def _row(self, record: Record) -> None:
         if self.options.rows is None:
             return
-        try:
+        with self._no_row(record):
             folder = self.folder / record.cell.name
             for row in rows_of(record.cell, folder, self.options.plan.name, self.options.data_dir):
-                append_row(self.options.rows, row)
-        except (ValueError, OSError) as error:  # of this cell alone, and the others go on
+                with self._no_row(record):
+                    append_row(self.options.rows, row)
+
+    @contextmanager
+    def _no_row(self, record: Record) -> Iterator[None]:
+        """What is wrong with one row is told, and the others go on."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
             self.board.event(f"{record.cell.name}: no row: {error}")
 
     def _left(self) -> float | None:

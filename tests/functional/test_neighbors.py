@@ -149,6 +149,14 @@ def test_lists_of_equal_or_of_few_states_are_complete():
     assert near_lists(torch.randn(5, 3), 8).row.sort(-1).values.tolist() == [[0, 1, 2, 3, 4]] * 5
 
 
+def test_lists_longer_than_the_first_cells_hold_are_complete(monkeypatch):
+    monkeypatch.setattr("ctrlrl.functional.boxes.FIRST", 1)
+    states = torch.randn(600, 2)
+    lists = near_lists(states, 300)
+    wanted = distances(states, states).sort(-1).values[:, :300].float()
+    torch.testing.assert_close(lists.squared, wanted, rtol=1e-4, atol=1e-6)
+
+
 POLICIES = {  # action of row i from the data's
     "near": lambda action: (action + 0.1 * torch.randn_like(action)).clamp(-1, 1),
     "mid": lambda action: (action + 0.3 * torch.randn_like(action)).clamp(-1, 1),

@@ -137,6 +137,11 @@ def test_runs_typed_alike_are_taken_together_and_their_hashes_told(tmp_path):
     page = page_of([tmp_path / "runs"], tmp_path)
     assert "101.0 [99.8, 102.2]" in page.text
     assert "ppo: runs typed alike are taken together, though their config_hash differs" in page.text
+    assert "do not hold the same" not in page.text
+    folder(tmp_path / "runs" / "s5", seed=5, config_hash="h1", data_checksum="aa")
+    folder(tmp_path / "runs" / "s6", seed=6, config_hash="h2", data_checksum="bb")
+    said = page_of([tmp_path / "runs"], tmp_path).text
+    assert "ppo: runs typed alike are taken together, though their data sets do not hold the same" in said
 
 
 def test_runs_from_python_are_told_apart_by_their_hash(tmp_path):
@@ -211,6 +216,23 @@ def test_a_run_without_an_evaluation_is_told_in_a_folder_and_by_itself(tmp_path)
             read_sources([path])
     folder(tmp_path / "runs" / "done")
     assert f"{begun}: no evaluation yet" in page_of([tmp_path / "runs"], tmp_path).text
+
+
+def test_a_folder_of_runs_holds_seeds_trained_together_and_sweeps_too(tmp_path):
+    folder(tmp_path / "runs" / "alone", seed=9)
+    together = folder(tmp_path / "runs" / "together", seeds=[{"seed": 0}, {"seed": 1}])
+    for seed in (0, 1):
+        folder(together / f"seed_{seed}", seed=seed)
+    sweep = tmp_path / "runs" / "sweep"
+    folder(sweep / "a", seed=5)
+    cells = [{"name": n, "task": "t", "variant": "", "state": s} for n, s in (("a", "finished"), ("b", "waiting"))]
+    (sweep / "cells.json").write_text(json.dumps(cells))
+    runs = read_sources([tmp_path / "runs"])
+    assert [run.path.relative_to(tmp_path / "runs").as_posix() for run in runs] == [
+        "alone", "sweep/a", "together/seed_0", "together/seed_1",
+    ]  # fmt: skip
+    assert [run.result.get("task") for run in runs] == [None, "t", None, None]
+    assert "sweep: 1 cell has no result yet" in page_of([tmp_path / "runs"], tmp_path).text
 
 
 def test_a_run_that_is_named_twice_is_listed_once(tmp_path, monkeypatch):

@@ -105,6 +105,17 @@ def test_a_failed_cell_is_recorded_with_its_error_and_log_and_the_sweep_goes_on(
     assert again.started == ["ppo-pendulum-s0"]
 
 
+def test_a_cell_that_cells_json_has_not_is_known_by_the_words_in_its_folder(sweep, tmp_path):
+    assert sweep(Stage(), "total_steps=100")[0] == 0
+    typed = tmp_path / "s" / "ppo-pendulum-s0" / "overrides.txt"
+    typed.write_text("algo=ppo\nenv=pendulum\nseed=0\ntotal_steps=50\nrun.dir=x\n")
+    (tmp_path / "s" / "cells.json").unlink()
+    with pytest.raises(ValueError, match="ppo-pendulum-s0 was made with total_steps=50, now total_steps=100"):
+        sweep(Stage(), "total_steps=100")
+    typed.write_text("algo=ppo\nenv=pendulum\nseed=0\ntotal_steps=100\nrun.dir=x\nthreads=3\n")
+    assert sweep(Stage(), "total_steps=100")[0] == 0
+
+
 def test_a_killed_cell_says_by_which_signal(sweep):
     code, said = sweep(Stage({"ppo-pendulum-s0": lambda *_: Job(-9)}))
     assert code == 1
@@ -208,7 +219,9 @@ def test_a_row_that_a_crash_cut_short_is_replaced_and_damage_is_named(tmp_path):
     with open(file, "a") as f:
         f.write('{"sweep": nul')
     assert append_row(file, {**row, "cell": "b"})
-    assert not append_row(file, {**row, "value": 2})
+    assert not append_row(file, {**row, "new": 2})
+    with pytest.raises(ValueError, match="line 1 holds another result of it, of commit None; remove that line"):
+        append_row(file, {**row, "value": 2})
     assert append_row(file, {**row, "seed": 1})
     assert [json.loads(line)["cell"] for line in file.read_text().splitlines()] == ["a", "b", "a"]
     file.write_text("{\n")
