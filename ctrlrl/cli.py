@@ -158,8 +158,11 @@ def evaluate(words: list[str]) -> int:
     front = ("preference", "utility", "return_vector", "hypervolume", "expected_utility", "sparsity")
     print(_table({k: result[k] for k in (*keys, *more, *front) if k in result}))
     if options.video:
+        cfg, learner = runs.load_run(folder, options.checkpoint, changes)
+        if options.preference is not None:
+            learner.prefer(options.preference)  # type: ignore[attr-defined]
         try:
-            runs.film(*runs.load_run(folder, options.checkpoint, changes), Path(options.video), seed=options.seed)
+            runs.film(cfg, learner, Path(options.video), seed=options.seed, deterministic=options.deterministic)
         except RuntimeError as error:  # a machine that cannot draw has lost nothing but the picture
             print(error, file=sys.stderr)
     return 0

@@ -16,7 +16,7 @@ from ctrlrl.disk import write_atomic, write_named
 from ctrlrl.judging import judged
 from ctrlrl.runs import film, load_run
 from ctrlrl.settings import command
-from ctrlrl.tasks import env_device, make_env
+from ctrlrl.tasks import env_device, eval_env, make_env, same_spaces
 from ctrlrl.train.evaluate import Evaluation, evaluate
 from ctrlrl.train.log import Progress
 
@@ -63,7 +63,7 @@ class Options:
 
 def options_of(words: Sequence[str]) -> tuple[Options, list[str]]:
     """The options of a composed evaluation, and the words of other settings for the runs (`algo.sampling_steps=20`)."""
-    changes = [word for word in words if word.startswith("algo.")]
+    changes = [word for word in words if word.startswith(("algo.", "eval.env."))]
     own = [word.replace("compose=", "compose.runs=", 1) if word.startswith("compose=") else word for word in words]
     return command(Options, [word for word in own if word not in changes]), changes
 
@@ -154,7 +154,9 @@ def _search(cfg: TrainConfig, learner: GPCLearner, options: Options, progress: b
 
 
 def _judge(cfg: TrainConfig, learner: Learner, options: Options, episodes: int, seed: int) -> tuple[Score, Evaluation]:
-    env = make_env(cfg.env, min(episodes, LANES), stagger=False, device=env_device(cfg))
+    task = eval_env(cfg)
+    same_spaces(cfg, task)
+    env = make_env(task, min(episodes, LANES), stagger=False, device=env_device(cfg, task))
     deterministic = cfg.eval.deterministic if options.deterministic is None else options.deterministic
     found = evaluate(judged(learner, deterministic), env, episodes=episodes, seed=seed)
     env.close()
@@ -189,7 +191,7 @@ def _filmed(cfg: TrainConfig, learner: Learner, options: Options) -> list[str]:
     """A line where there is no video although it was asked for."""
     try:
         if options.video is not None:
-            film(cfg, learner, Path(options.video), seed=options.seed)
+            film(cfg, learner, Path(options.video), seed=options.seed, deterministic=options.deterministic)
     except RuntimeError as error:
         return [str(error)]
     return []

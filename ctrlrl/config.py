@@ -108,6 +108,11 @@ class DataConfig:
             raise ValueError("data=file needs data.path=FILE")
         if self.name in ("d4rl", "minari", "ogbench") and not self.id:
             raise ValueError(f"data={self.name} needs data.id=..., e.g. data.id=hopper-medium-v2")
+        if self.name in ("d4rl", "minari", "ogbench") and self.path:
+            raise ValueError(
+                f"data.path={self.path}: data={self.name} finds the file of data.id={self.id} itself; for a file of "
+                f"your own say data=file data.path={self.path} data.id={self.id}"
+            )
 
 
 @dataclass

@@ -192,6 +192,9 @@ def evaluate_run(
     """
     cfg, learner = load_run(folder, checkpoint, words)
     if learner.multi_objective:
+        for name, value in {"picture": picture, "deterministic": deterministic}.items():
+            if value is not None:
+                raise ValueError(f"{name}={value}: algo={cfg.algo.name} has several objectives; leave it out")
         return _evaluate_front(folder, cfg, learner, preference, checkpoint=checkpoint, episodes=episodes, seed=seed)
     if preference is not None:
         raise ValueError(f"preference: algo={cfg.algo.name} has one objective; leave it out")
@@ -307,8 +310,11 @@ def draw_gap(cfg: TrainConfig, found: Gaps, out: Path) -> None:
     write_named(out, gap_png(title, axes, sim, gap, read_data(cfg.data).obs))
 
 
-def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
-    """One episode as a video; RuntimeError with one line where this machine or task cannot draw."""
+def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int, deterministic: bool | None = None) -> None:
+    """One episode as a video; RuntimeError with one line where this machine or task cannot draw.
+
+    deterministic: None = as the run's eval.deterministic.
+    """
     from ctrlrl.train.video import record
 
     env_cfg = eval_env(cfg)
@@ -323,7 +329,8 @@ def film(cfg: TrainConfig, learner: Learner, out: Path, *, seed: int) -> None:
     try:
         env = make_env(env_cfg, 1, stagger=False, render=True)
         fps = getattr(env, "frames_per_second", 30.0)
-        record(judged(learner, cfg.eval.deterministic), env, out, seed=seed, fps=fps)
+        how = cfg.eval.deterministic if deterministic is None else deterministic
+        record(judged(learner, how), env, out, seed=seed, fps=fps)
         env.close()
     except RuntimeError:
         raise

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import ctrlrl
 from ctrlrl import cli, runs, settings
@@ -86,7 +87,7 @@ def test_bad_arguments_are_refused_by_name(model, tmp_path):
         ctrlrl.PPO("MlpPolicy", "mo_bandit")
 
 
-def test_a_run_folder_is_loaded_and_evaluated_by_preference(tmp_path, capsys):
+def test_a_run_folder_is_loaded_and_evaluated_by_preference(tmp_path, capsys, monkeypatch):
     words = [f"algo.{k}={json.dumps(v).replace(' ', '')}" for k, v in SMALL.items()]
     words += ["algo=cmorl", "env=mo_bandit", "experiment=none"]
     words += ["n_envs=4", "total_steps=480", f"run.dir={tmp_path}/run"]
@@ -105,3 +106,16 @@ def test_a_run_folder_is_loaded_and_evaluated_by_preference(tmp_path, capsys):
     assert "utility" in capsys.readouterr().out
     with pytest.raises(ValueError, match="sums to 1"):
         cli.evaluate([f"run={folder}", "preference=[0.5,0.6]"])
+    for word in ("picture=x.png", "deterministic=false"):
+        with pytest.raises(ValueError, match=f"{word[:7]}.*algo=cmorl has several objectives"):
+            cli.evaluate([f"run={folder}", word])
+    filmed, obs = [], torch.from_numpy(OBS)
+    monkeypatch.setattr(
+        runs, "film", lambda cfg, learner, *_, **how: filmed.append(learner.act(obs, deterministic=True))
+    )
+    for preference in ([1.0, 0.0], [0.0, 1.0]):
+        asked = f"preference=[{preference[0]},{preference[1]}]"
+        assert cli.evaluate([f"run={folder}", asked, "episodes=1", "video=x.mp4"]) == 0
+        agent.learner.prefer(preference)
+        assert torch.equal(filmed[-1].action, agent.learner.act(obs, deterministic=True).action)
+    assert not torch.equal(filmed[0].action, filmed[1].action)

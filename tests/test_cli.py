@@ -329,6 +329,10 @@ def test_the_other_clock_is_refused(words, wanted):
         (["train", "experiment=ppo/halfcheeta"], ["ppo/halfcheeta", "ppo/halfcheetah"]),
         (["train", "algo.gama=0.9"], ["algo.gama", "algo.gamma"]),
         (["train", "total_step=5"], ["total_step", "total_steps"]),
+        (
+            ["train", "algo=iql", "data=d4rl", "data.id=hopper-medium-v2", "data.path=x.hdf5", "env=hopper-v4"],
+            ["data.path=x.hdf5: data=d4rl finds the file", "data=file data.path=x.hdf5 data.id=hopper-medium-v2"],
+        ),
         (["train", "eval.episode=5"], ["eval.episode", "eval.episodes"]),
         (["train", "env.bakend=torch"], ["env.bakend", "env.backend"]),
         (["train", "n_envs=many"], ["n_envs", "many"]),

@@ -100,6 +100,8 @@ def test_other_modes_and_other_settings_of_the_runs(runs, tmp_path):
         assert call("eval", pair(runs), f"algo.sampling_steps={steps}", *into) == 0
         returns.append(read(tmp_path)["composed"]["returns"])
     assert returns[0] != returns[1]
+    assert call("eval", pair(runs), "eval.env.timeout=60", *into) == 0
+    assert read(tmp_path)["overrides"] == ["eval.env.timeout=60"]
 
 
 def test_three_runs_are_searched_without_a_picture(runs, tmp_path):

@@ -23,6 +23,7 @@ from ctrlrl.disk import strict_json
 from ctrlrl.envs.sb3 import SB3Env
 from ctrlrl.judging import judged
 from ctrlrl.loops import training_loop
+from ctrlrl.provenance import changed_env
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, lookup, unknown
 from ctrlrl.tasks import backend_of, device_of, make_env
 from ctrlrl.train.evaluate import evaluate
@@ -32,6 +33,12 @@ UNITS = {"score": "seconds to target", "memory": "MiB peak", "latency": "µs", "
 TARGETS = {"cartpole": 475.0, "pendulum": -200.0, "halfcheetah": 4500.0}
 OWN = tuple("vs pairs seconds target by eval_seconds out env_threads peer_budget peer_dir warm iterations".split())
 OWN += ("sizes", "engines", "steps")
+READ = {  # by one kind alone
+    "score": ("target", "by", "eval_seconds", "peer_budget"),
+    "updates": ("peer_dir", "warm"),
+    "memory": ("iterations",),
+    "latency": ("sizes", "engines", "steps"),
+}
 
 
 @dataclass
@@ -76,6 +83,10 @@ def main(words: list[str]) -> int:
     sizes = [w for w in words[1:] if w.startswith("n_envs=")]
     rest = [w for w in words[1:] if w not in own and w not in sizes]
     options = settings.command(BenchOptions, own)
+    for reader, keys in READ.items():
+        unread = next((w for w in own if w.partition("=")[0] in keys), None)
+        if unread is not None and kind != reader:
+            raise ValueError(f"{unread}: bench {kind} does not read it, bench {reader} does; leave it out")
     if kind == "memory" and options.vs:
         raise ValueError(f"vs={options.vs}: bench memory measures this library alone; leave it out")
     if options.out:
@@ -87,6 +98,8 @@ def main(words: list[str]) -> int:
     counts = sizes[0].partition("=")[2].split(",") if sizes else [""]
     if kind == "memory" and len(counts) > 1:
         raise ValueError(f"{sizes[0]}: bench memory reads the peak of the whole process; give one n_envs a command")
+    if kind in ("latency", "updates") and len(counts) > 1:
+        raise ValueError(f"{sizes[0]}: bench {kind} measures the same with any number of environments; give one")
     rows = []
     for count in counts:
         cfg = settings.typed(settings.train_config(rest + ([f"n_envs={count}"] if count else [])))
@@ -125,6 +138,8 @@ def _throughput(cfg: TrainConfig, options: BenchOptions, device: torch.device) -
         return _adapter(cfg, options)
     if options.vs == "sb3":
         raise ValueError("throughput vs=sb3 measures the adapter around a DummyVecEnv; it needs env.backend=gymnasium")
+    if cfg.compile == "graph":
+        raise ValueError("compile=graph is of a learner's step; bench throughput steps with compile=compile or eagerly")
     env = make_env(cfg.env, cfg.n_envs, seed=0, device=device, compile=cfg.compile == "compile")
     ours = Stepping(env, options.seconds)
     peer: Any = None
@@ -142,19 +157,18 @@ def _adapter(cfg: TrainConfig, options: BenchOptions) -> dict[str, Any]:
     gym_id = cfg.env.id or GYMNASIUM_IDS[cfg.env.name]
     if options.vs == "sb3":
         env: Any = SB3Env(peers.plain_sb3(gym_id, cfg.n_envs))
-        plain, name = (
-            peers.plain_sb3(gym_id, cfg.n_envs),
-            f"stable-baselines3 {version('stable-baselines3')}, DummyVecEnv",
-        )
+        plain: Any = peers.plain_sb3
+        name = f"stable-baselines3 {version('stable-baselines3')}, DummyVecEnv"
     elif options.vs in (None, "gymnasium"):
         env = make_env(cfg.env, cfg.n_envs, seed=0)
-        plain, name = peers.plain_gymnasium(gym_id, cfg.n_envs), f"gymnasium {version('gymnasium')}, SyncVectorEnv"
+        plain, name = peers.plain_gymnasium, f"gymnasium {version('gymnasium')}, SyncVectorEnv"
     else:
         raise ValueError(
             f"with env.backend=gymnasium, throughput compares with vs=gymnasium or vs=sb3, got {options.vs}"
         )
-    ours = Stepping(env, options.seconds, chunk=peers.PLAIN_CHUNK)
-    peer = None if options.vs is None else peers.PlainStepping(plain, name, ours.actions, options.seconds)
+    ours, peer = Stepping(env, options.seconds, chunk=peers.PLAIN_CHUNK), None
+    if options.vs is not None:
+        peer = peers.PlainStepping(plain(gym_id, cfg.n_envs), name, ours.actions, options.seconds)
     return compare(ours, peer, options.pairs, note=note)
 
 
@@ -223,6 +237,10 @@ def _latency(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> d
         for fields in found:
             _times_faster(fields)
         return found if not options.sizes else [fields | {"env": None, "backend": None} for fields in found]
+    if cfg.dtype != "float32":
+        raise ValueError(f"dtype={cfg.dtype}: predict, which bench latency measures, is float32; leave it out")
+    if cfg.env.name != "gym" and (changed := changed_env(type(cfg.env)(name=cfg.env.name), cfg.env)):
+        raise ValueError(f"{changed}: bench latency measures predict in the task as it is; leave it out")
     _against_ppo(cfg, options)
     model = agent(cfg)
     model.observation_space.seed(0)
@@ -235,7 +253,7 @@ def _latency(cfg: TrainConfig, options: BenchOptions, device: torch.device) -> d
         raise ValueError(f"latency compares with vs=sb3, got {options.vs}")
     fields = compare(ours, peer, options.pairs, note=note)
     _times_faster(fields)
-    return fields | {"n_envs": 1, "device": "cpu"}
+    return fields | {"n_envs": 1, "device": "cpu", "compile": "eager"}
 
 
 def _times_faster(fields: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ def data_of(r: Result) -> str:
 def is_offline(r: Result) -> bool:
     """Learned from a data set, and not known as anything published for training in the environment."""
     return bool(r.get("data")) or bool(not r.get("env_steps") and r.get("gradient_steps"))
+
+
+def typed_words(text: str) -> list[str]:
+    """The key=value words of a command or of overrides.txt; a value may hold spaces: "algo.hidden=[16, 16]"."""
+    return re.split(r"\s+(?=[+~]*[\w./@-]+=)", text.strip()) if text.strip() else []
 
 
 def expand(results: Iterable[Result]) -> list[Result]:

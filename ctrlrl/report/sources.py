@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ctrlrl.report.results import algo_of, task_of
+from ctrlrl.report.results import algo_of, task_of, typed_words
 from ctrlrl.report.runs import FIRST_COLUMNS, SCORE, Run, read_run, with_best
 
 # settings that a config_hash is of, and the presets of them
-DECIDING = "algo env data n_envs total_steps gradient_steps device dtype eval experiment".split()
+DECIDING = "algo env data n_envs total_steps iterations gradient_steps device dtype eval experiment".split()
 
 
 def read_sources(paths: Sequence[Path]) -> list[Run]:
@@ -53,7 +53,7 @@ def _deciding(run: Run) -> list[str]:
     """The last word typed for each setting that its config_hash is of; of a run from Python the hash itself."""
     if not run.overrides:
         return [f"config_hash={run.result['config_hash']}"]
-    words = {word.partition("=")[0]: word for word in run.overrides.split()}
+    words = {word.partition("=")[0]: word for word in typed_words(run.overrides)}
     return [word for key, word in words.items() if key.partition(".")[0] in DECIDING]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ctrlrl.disk import write_atomic
+from ctrlrl.report.results import typed_words
 from ctrlrl.report.runs import SCORE, Run
 from ctrlrl.report.sources import read_sources
 from ctrlrl.sweep.cells import NOT_SETTINGS, Cell, key_of
@@ -198,7 +199,7 @@ def append_row(file: Path, row: Mapping[str, Any]) -> bool:
 
 def _same(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two rows of one result share: their words in any order, without those that leave its numbers as they are."""
-    words = str(row.get("command")).split()
+    words = typed_words(str(row.get("command")).removeprefix("ctrlrl train "))
     kept = sorted(word for word in words if not key_of(word).startswith(NOT_SETTINGS))
     return row.get("sweep"), row.get("cell"), row.get("seed"), kept
 

@@ -115,6 +115,22 @@ def test_several_runs_are_listed_by_seed_and_not_pooled_below_five(tmp_path):
     assert "no interval" not in page.text
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("algo.hidden=[16, 16]", "algo.hidden=[16, 64]"),
+        ("iterations=1", "iterations=3"),
+        ("algo.x='a b'", "algo.x='a c'"),
+    ],
+)
+def test_words_with_spaces_and_lengths_tell_runs_apart(tmp_path, one, other):
+    for seed, word in enumerate((one, other)):
+        run = folder(tmp_path / "runs" / f"s{seed}", seed=seed, config_hash=word)
+        (run / "overrides.txt").write_text(f"algo=ppo\n{word}\nseed={seed}\n")
+    found = [row[0] for row in pooled_table(run.result for run in read_sources([tmp_path / "runs"])).rows]
+    assert found == [f"ppo {word.removeprefix('algo.')}" for word in (one, other)]
+
+
 def test_runs_of_other_settings_are_variants_and_no_seeds_of_one_algorithm(tmp_path):
     words = {"a": "", "b": "algo.gamma=0.9\n"}
     for name, more in words.items():
