@@ -420,11 +420,15 @@ def compose(
 def load(path: File, env: Any = None, device: str = "auto", **changes: Any) -> Any:
     """A saved model of whatever algorithm made it; arguments as those of its class's `load`.
 
-    path: a file, or the folder of a run that has found a front.
+    path: a file, or the folder of a run that has found a front. Of such a folder, and of a composition (with `device`),
+          nothing else can be asked: TypeError.
     """
+    given = [name for name, value in {"env": env, **changes}.items() if value is not None]
     if isinstance(path, (str, PathLike)) and Path(path).is_dir():
         from ctrlrl.runs import load_run
 
+        if given or device != "auto":
+            raise TypeError(f"load: {(given or ['device'])[0]} is not taken for a run folder, {path}: it is as it was")
         cfg, learner = load_run(Path(path))
         kind = CLASSES.get(cfg.algo.name)
         if kind is None or not issubclass(kind, FrontAgent):
@@ -434,6 +438,10 @@ def load(path: File, env: Any = None, device: str = "auto", **changes: Any) -> A
         return kind.of_run(cfg, learner)
     algo = read(path).state["algo"]
     if algo == Composed.algo:
+        if given:
+            raise TypeError(
+                f"load: {given[0]} is not taken for a composition, {path}: load its parents and compose them"
+            )
         return Composed.load(path, lambda file: load(file, device=device))
     if algo not in CLASSES:
         raise ValueError(f"{path}: {unknown('algorithm', algo, CLASSES)}")

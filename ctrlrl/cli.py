@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,8 @@ class ReportOptions:
 @dataclass
 class ExportOptions:
     run: str = ""  # run folder
-    format: str | None = None  # onnx | torchscript; null = by the suffix of out
-    out: str = "policy.onnx"  # .onnx, or .pt for torchscript
+    format: str | None = None  # onnx | torchscript; null = by the suffix of out; of a language model transformers
+    out: str = "policy.onnx"  # .onnx, or .pt for torchscript; of a language model a folder
     checkpoint: str = "last"  # or best
 
 
@@ -82,19 +82,23 @@ def train(words: list[str]) -> int:
         print(f"data sources (data=):  {' '.join(registry.DATA)}")
         print(f"presets (experiment=): {' '.join(settings.presets())}")
         return 0
-    if "--cfg" in words:
+    shown = "--cfg" in words
+    if shown:
         at = words.index("--cfg")
-        return _print_config(words[:at] + words[at + 2 :])
+        words = words[:at] + words[at + 2 :]
     resumed = next((w.partition("=")[2] for w in words if w.startswith("run.resume=")), None)
-
+    changes = [w for w in words if not w.startswith("run.resume=")]
     if resumed == "":
         raise ValueError("run.resume= names no folder: run.resume=FOLDER, e.g. ctrlrl train run.resume=runs/x")
+    if shown:
+        before = None if resumed is None else Path(resumed) / "config.yaml"
+        return _print_config(settings.train_config(words) if before is None else settings.load_config(before, changes))
 
     from ctrlrl import runs
 
     if resumed is not None:
         folder = Path(resumed)
-        trainer = runs.resume(folder, [w for w in words if not w.startswith("run.resume=")])
+        trainer = runs.resume(folder, changes)
     else:
         trainer, folder = runs.start(settings.train_config(words), words)
     try:
@@ -233,20 +237,37 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 PLACES = {getattr(errno, name) for name in "ENOENT EEXIST ENOTDIR EISDIR EACCES EPERM EROFS ENAMETOOLONG".split()}
 
 
-def _keys(options: type) -> str:
-    return " ".join(f"{f.name}={f.default}" if f.default is not MISSING else f.name for f in fields(options))
-
-
 def _bench_keys() -> str:
     from ctrlrl.bench.run import KINDS, BenchOptions
+    from ctrlrl.settings import keys_text
 
-    return f"{_keys(BenchOptions)}, and those of train; kinds: {', '.join(KINDS)}"
+    return f"{keys_text(BenchOptions)}, and those of train; kinds: {', '.join(KINDS)}"
+
+
+def _eval_keys() -> str:
+    from ctrlrl.composing import ComposeOptions
+    from ctrlrl.settings import keys_text
+
+    beside = keys_text(ComposeOptions, "compose.")
+    return f"{keys_text(EvalOptions)}, and algo.*, eval.env.*; beside compose=[runs/a,runs/b]: {beside}"
+
+
+def _report_keys() -> str:
+    from ctrlrl.settings import keys_text
+
+    return keys_text(ReportOptions)
+
+
+def _export_keys() -> str:
+    from ctrlrl.settings import keys_text
+
+    return f"{keys_text(ExportOptions)}, and algo.*"
 
 
 OPTIONS: dict[str, Callable[[], str]] = {  # keys and defaults of a verb; train, sweep and data tell theirs themselves
-    "eval": lambda: f"{_keys(EvalOptions)}, and algo.*, eval.env.*",
-    "report": lambda: _keys(ReportOptions),
-    "export": lambda: f"{_keys(ExportOptions)}, and algo.*",
+    "eval": _eval_keys,
+    "report": _report_keys,
+    "export": _export_keys,
     "bench": _bench_keys,
     "doctor": lambda: "none",
 }
@@ -294,12 +315,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _print_config(words: list[str]) -> int:
+def _print_config(raw: Any) -> int:
     from omegaconf import OmegaConf
 
     from ctrlrl import settings
 
-    raw = settings.train_config(words)
     settings.typed(raw)
     print(OmegaConf.to_yaml(raw), end="")
     return 0

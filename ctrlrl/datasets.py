@@ -60,8 +60,10 @@ class ConvertOptions(CheckOptions):
 
 def run(words: Sequence[str]) -> Answer:
     """The answer to the words after `ctrlrl data`; ValueError in one line for what does not fit."""
-    if not words or words[0] in ("--help", "-h", "help"):
-        return USAGE, 0
+    if not words or words[0] == "help" or {"--help", "-h"} & {*words}:
+        own = {"info": InfoOptions, "check": CheckOptions, "convert": ConvertOptions, "collect": CollectOptions}
+        listed = (f"keys of {name:<8} {settings.keys_text(kind)}" for name, kind in own.items())
+        return "\n".join([USAGE, "", *listed]), 0
     if words[0] not in ACTIONS:
         raise ValueError(unknown("action of data", words[0], ACTIONS))
     return ACTIONS[words[0]](list(words[1:]))

@@ -53,6 +53,8 @@ def export_run(
     if texts.answers_prompts(cfg):
         if format not in (None, "transformers"):
             raise ValueError(f"format={format}: algo={cfg.algo.name} is exported with format=transformers out=FOLDER")
+        if path.suffix in SUFFIXES.values():
+            raise ValueError(f"out={path}: a language model becomes a folder for transformers; give out=FOLDER")
         tokenizer = texts.text_env(cfg, torch.device("cpu")).tokenizer
         texts.save_pretrained(learner.nets["policy"], tokenizer, path)  # type: ignore[index]
         return path

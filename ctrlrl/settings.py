@@ -8,14 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ctrlrl.config import DataConfig, TrainConfig, env_config_with
@@ -225,6 +225,23 @@ def command(kind: type[Command], words: Sequence[str]) -> Command:
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ValueError(_explain(error, words)) from None
+
+
+def keys_text(kind: type, prefix: str = "") -> str:
+    """The keys of a verb's options with their defaults, as they are typed: "episodes=20 video=null"."""
+    found = []
+    for name, value in OmegaConf.structured(kind).items():
+        if isinstance(value, DictConfig):
+            found += [f"{prefix}{name!s}.{inner!s}={_typed(own)}" for inner, own in value.items()]
+        elif name != "name":  # of an algorithm's config
+            found.append(f"{prefix}{name!s}={_typed(value)}")
+    return " ".join(found)
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, ListConfig):
+        return f"[{','.join(map(_typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @functools.cache

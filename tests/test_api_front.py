@@ -94,6 +94,8 @@ def test_a_run_folder_is_loaded_and_evaluated_by_preference(tmp_path, capsys, mo
     trainer, folder = runs.start(settings.train_config([*words, "log.progress=false"]), words)
     result = trainer.train()
     agent = ctrlrl.load(folder)
+    with pytest.raises(TypeError, match="load: env is not taken for a run folder"):
+        ctrlrl.load(folder, env="mo_bandit")
     assert agent.front.tolist() == result["front_stored"]
     assert agent.predict(OBS, preference=[1.0, 0.0])[0].shape == (3, 2)
     assert cli.evaluate([f"run={folder}", "preference=[0.3,0.7]", "episodes=2"]) == 0

@@ -146,6 +146,12 @@ def test_a_saved_model_acts_the_same_and_goes_on_with_its_buffer(kind, tmp_path)
     assert copy._n_updates == model._n_updates + 10
 
 
+def test_print_system_info_names_both_versions(tmp_path, capsys):
+    SAC("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "m")
+    SAC.load(tmp_path / "m", print_system_info=True)
+    assert capsys.readouterr().out.count(torch.__version__.split("+")[0]) == 2
+
+
 def test_no_replay_buffer_is_told_by_the_folder_that_was_named(tmp_path):
     with pytest.raises(ValueError, match=r"nope: no replay buffer there \(.*/nope/buffer\.json\)"):
         SAC("MlpPolicy", "Pendulum-v1", **SMALL).load_replay_buffer(tmp_path / "nope")

@@ -195,6 +195,21 @@ def test_train_ends_with_a_report_and_a_missing_renderer_is_one_line(ctrlrl, tmp
 # help ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("action", ["info", "check", "convert", "collect"])
+def test_every_action_of_data_tells_its_keys(ctrlrl, action):
+    said = ctrlrl("data", action, "--help")
+    assert said.code == 0
+    own = next(line for line in said.out.splitlines() if line.startswith(f"keys of {action} "))
+    assert ("steps=null" if action == "collect" else "data.id=null") in own
+
+
+def test_cfg_of_a_resumed_run_is_that_runs(ctrlrl):
+    ctrlrl("train", *TINY, "run.dir=a")
+    said = ctrlrl("train", "run.resume=a", "total_steps=512", "--cfg", "job")
+    found, was = OmegaConf.create(said.out), OmegaConf.load("a/config.yaml")
+    assert (found.total_steps, found.algo, found.env) == (512, was.algo, was.env)
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["train", "--help"]])
 def test_help_lists_what_can_be_typed(ctrlrl, words):
     said = ctrlrl(*words)
@@ -208,7 +223,14 @@ def test_help_lists_what_can_be_typed(ctrlrl, words):
 
 @pytest.mark.parametrize(
     ("verb", "keys"),
-    [("eval", "episodes=20"), ("export", "format=None"), ("report", "out=report.html"), ("bench", "pairs=5")],
+    [
+        ("eval", "episodes=20"),
+        ("eval", "compose.episodes=50"),
+        ("sweep", "data_dir=data"),
+        ("export", "format=null"),
+        ("report", "out=report.html"),
+        ("bench", "pairs=5"),
+    ],
 )
 def test_every_verb_tells_its_keys(ctrlrl, verb, keys):
     said = ctrlrl(verb, "--help")

@@ -59,7 +59,7 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
     final = stored["timeouts"] if stored else count_time_outs(terminated, _limit(columns.path, data_id, env_id))
     cut = split(terminated, final, past_terminals=maze)
 
-    notices = _notices(columns, data_id, bool(stored))
+    notices = _notices(data_id, bool(stored))
     if "next_observations" in columns.names:
         notices.append(_left_in_the_file(columns, obs, cut, data_id))
     ends = len(cut.ends)
@@ -156,7 +156,7 @@ def _registered_limit(env_id: str) -> int | None:
         return None
 
 
-def _notices(columns: Columns, data_id: str | None, has_time_outs: bool) -> list[str]:
+def _notices(data_id: str | None, has_time_outs: bool) -> list[str]:
     found = []
     if not has_time_outs:
         found.append("no 'timeouts': episodes cut at the task's time limit, counted as D4RL counts")

@@ -68,7 +68,7 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
         extras=stored | cols.further(columns, n, _TAKEN), episode_extras=episode_extras,
         facts=replace(facts(
             columns, kind, data_id=data_id, env_id=columns.text("env_id"), versions=_versions(columns),
-            notices=_notices(columns, ends, has_final, usable, in_order=in_order),
+            notices=_notices(columns, ends, usable, in_order=in_order),
         ), in_order=in_order),
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ def _versions(columns: Columns) -> dict[str, str]:
     return {name: version for name, _, version in pairs}
 
 
-def _notices(columns: Columns, ends: Array, has_final: Array, usable: Array, *, in_order: bool) -> list[str]:
+def _notices(columns: Columns, ends: Array, usable: Array, *, in_order: bool) -> list[str]:
     found = []
     if not in_order:
         found.append("its rows are in no order ('next_observations' are not the following rows): each stands alone")

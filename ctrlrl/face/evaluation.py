@@ -67,21 +67,25 @@ def evaluate_policy(
     stagger = getattr(vec_env, "stagger", False)
     if stagger:
         vec_env.stagger = False
-    with forked_rng(seed):
-        if plain:
-            act = judging.acting(model.learner, deterministic=deterministic)
-            found = build.evaluate(act, vec_env, episodes=n_eval_episodes, seed=seed)
-            episode_rewards, episode_lengths = found.returns.tolist(), found.lengths.tolist()
-        else:
-            episode_rewards, episode_lengths = _run(
-                model, connection, n_eval_episodes, deterministic, render, callback, warn, seed
-            )
-    if stagger:
-        vec_env.stagger = True
-    if before:
-        vec_env.load_state_dict(before)
-    elif before is not None:  # its episodes under way are lost: the next learn starts new ones
-        model._use(training)
+    try:
+        with forked_rng(seed):
+            if plain:
+                act = judging.acting(model.learner, deterministic=deterministic)
+                found = build.evaluate(act, vec_env, episodes=n_eval_episodes, seed=seed)
+                episode_rewards, episode_lengths = found.returns.tolist(), found.lengths.tolist()
+            else:
+                episode_rewards, episode_lengths = _run(
+                    model, connection, n_eval_episodes, deterministic, render, callback, warn, seed
+                )
+    finally:
+        if isinstance(env, str):
+            vec_env.close()
+        if stagger:
+            vec_env.stagger = True
+        if before:
+            vec_env.load_state_dict(before)
+        elif before is not None:  # its episodes under way are lost: the next learn starts new ones
+            model._use(training)
     if reward_threshold is not None and np.mean(episode_rewards) <= reward_threshold:
         raise AssertionError(f"Mean reward below threshold: {np.mean(episode_rewards):.2f} < {reward_threshold:.2f}")
     if return_episode_rewards:

@@ -40,7 +40,6 @@ class FrontAgent:
         n_envs: int = 8,
         seed: int | None = None,
         device: torch.device | str = "auto",
-        verbose: int = 0,
         **settings: Any,
     ):
         where = type(self).__name__
@@ -52,7 +51,7 @@ class FrontAgent:
             if name not in known:
                 raise TypeError(f"{where}: {unknown('argument', name, known)}")
         self.cfg = kind(**of_fields(kind, settings, where))
-        self.n_envs, self.seed, self.verbose = whole(where, "n_envs", n_envs), whole(where, "seed", seed), verbose
+        self.n_envs, self.seed = whole(where, "n_envs", n_envs), whole(where, "seed", seed)
         self.device = tasks.resolve_device(str(device))
         self.num_timesteps = 0
         self._env: Any = None
@@ -140,7 +139,6 @@ class FrontAgent:
             "n_envs": self.n_envs,
             "num_timesteps": self.num_timesteps,
             "seed": self.seed,
-            "verbose": self.verbose,
             "objectives": list(self.learner.spec.objectives),
             "spaces": self._spaces.to_json(),
             "versions": versions(),

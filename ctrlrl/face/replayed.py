@@ -335,6 +335,5 @@ class ReplayAgent(Agent):
         **changes: Any,
     ) -> Self:
         """A saved model; `env` to go on training (the next `learn` resets it), `changes` overwrite its settings."""
-        return saved.load_replayed(
-            cls, path, env, device, n_envs=n_envs, changes=saved.custom(custom_objects) | changes
-        )
+        changes = saved.custom(custom_objects) | changes
+        return saved.load_replayed(cls, path, env, device, n_envs=n_envs, changes=changes, told=print_system_info)

@@ -6,6 +6,7 @@ Plain values only. A function or a class is not in the file: it is named there, 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -83,12 +84,16 @@ def replay_facts(model: Any) -> dict[str, Any]:
     return facts(model) | own | {"data": data_facts(model._data)}
 
 
-def load_replayed(kind: Any, path: File, env: Any, device: Any, *, n_envs: int, changes: Mapping[str, Any]) -> Any:
-    """A model of that class from its file."""
+def load_replayed(
+    kind: Any, path: File, env: Any, device: Any, *, n_envs: int, changes: Mapping[str, Any], told: bool
+) -> Any:
+    """A model of that class from its file. told: print the versions of what wrote it and of what is here."""
     checkpoint, where = read(path), str(path)
     found = checkpoint.state
     if found["algo"] != kind.algo:
         raise ValueError(f"{where} holds a model of {found['algo']}, not of {kind.algo}; use ctrlrl.load(path)")
+    if told:
+        sys.stdout.write(versions_text(found))
     config = {k: v for k, v in found["config"].items() if k != "name"}
     kept = ("seed", "stats_window_size", "tensorboard_log", "verbose", "gradient_steps", "train_freq")
     own = known_data(found) | {name: found[name] for name in kept if name in found}

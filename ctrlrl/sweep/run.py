@@ -250,4 +250,8 @@ def _report(sweep: Sweep, code: int) -> Iterator[str]:
 
 
 def usage() -> str:
-    return f"sweeps (sweep=):       {' '.join(plans())}\nlaunchers (launcher=): local submitit ray"
+    own = "sweep=NAME|FILE sweep.dir=FOLDER task=* data_dir=data rows=FILE launcher=local launcher.KEY=VALUE jobs=N"
+    return (
+        f"sweeps (sweep=):       {' '.join(plans())}\nlaunchers (launcher=): local submitit ray\n"
+        f"keys of sweep: {own}; every other is one of train, several values with commas between them"
+    )
