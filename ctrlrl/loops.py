@@ -113,13 +113,15 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE, *, resume: bool = Fals
     refuse_unfit(cfg)
     seed_generators(cfg.seed)
     steps = cfg.env_steps(kind)
-    mode = resolve(cfg.compile, device, steps)
+    mode = resolve(cfg.compile, device, steps, graph=getattr(cfg.algo, "target_kl", None) is None)
     first_lane = ranks.index * cfg.n_envs
     # elsewhere a lane's seed is the environment's plus its place there
     seed = cfg.seed + (0 if backend_of(cfg.env) in ("torch", "mujoco") else first_lane)
     env = make_env(cfg.env, cfg.n_envs, seed=seed, device=device, compile=mode == "compile", first_lane=first_lane)
     learner = make_learner(cfg.algo.for_envs(cfg.n_envs), env.spec)
     learner.set_dtype(cfg.dtype)
+    if cfg.compile == "auto" and backend_of(cfg.env) == "envpool":  # rows that are resets are left out of a rollout,
+        mode = "eager"  # and each other number of rows would be compiled anew
     learner.set_compile(mode)
     start_together(learner, cfg.seed, ranks)
     return on_policy_loop(
@@ -127,7 +129,7 @@ def training_loop(cfg: TrainConfig, ranks: Ranks = ALONE, *, resume: bool = Fals
         env,
         total_steps=steps,
         seed=seed,
-        staggered=is_staggered(cfg.env),
+        staggered=is_staggered(cfg.env, env.spec),
         graph=mode == "graph" and backend_of(cfg.env) == "torch",  # Warp's physics is a graph of its own
     )
 
@@ -170,7 +172,7 @@ def population_loop(cfg: TrainConfig, kind: type[Learner], device: torch.device,
         total_steps=cfg.env_steps(kind),
         seed=cfg.seed,
         eval_seed=cfg.eval.seed,
-        staggered=is_staggered(cfg.env),
+        staggered=is_staggered(cfg.env, spec),
     )
 
 
@@ -215,7 +217,7 @@ def off_policy_loop(
         env,
         env_steps=steps,
         seed=cfg.seed,
-        staggered=is_staggered(cfg.env),
+        staggered=is_staggered(cfg.env, env.spec),
         data=data,
         before=before,
         facts=facts,

@@ -65,9 +65,12 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
         raise ValueError(
             f"run.dir: a resumed run stays in its folder, {folder}. Leave run.dir out, or copy the folder."
         )
-    kept = next((word for word in words if word.partition("=")[0] in ("algo", "env", "data")), None)
+    fixed = ("algo", "algo.name", "env", "data", "experiment")
+    kept = next((word for word in words if word.partition("=")[0] in fixed), None)
     if kept is not None:
-        raise ValueError(f"{kept}: a resumed run keeps its algorithm, environment and data; begin a new run.dir")
+        raise ValueError(
+            f"{kept}: a resumed run keeps its algorithm, preset, environment and data; begin a new run.dir"
+        )
     raw = load_config(folder / "config.yaml", words)
     cfg, before = typed(raw), typed(load_config(folder / "config.yaml"))
     if (changed := changed_env(before.env, cfg.env)) is not None:

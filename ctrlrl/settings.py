@@ -158,6 +158,8 @@ def typed(cfg: DictConfig) -> TrainConfig:
         raise ValueError(str(error).splitlines()[0]) from None
     except ValueError as error:  # what a class calls its own field, people type as a key
         raise ValueError(re.sub(r"\b[A-Z]\w*Config\.", "algo.", str(error))) from None
+    if type(made.algo) is not lookup(ALGORITHMS, made.algo.name, "algorithm").config:
+        raise ValueError(f"algo.name={made.algo.name}: an algorithm is chosen with algo={made.algo.name}")
     try:
         OmegaConf.merge(OmegaConf.structured(made.env), made.eval.env)
     except OmegaConfBaseException as error:

@@ -186,9 +186,9 @@ def env_device(cfg: TrainConfig, env: EnvConfig | None = None) -> torch.device:
     return device_of(cfg) if backend_of(env or cfg.env) in ON_ANY_DEVICE else torch.device("cpu")
 
 
-def is_staggered(cfg: EnvConfig) -> bool:
-    """Whether the first episode of every lane is cut short by design."""
-    return cfg.stagger and backend_of(cfg) not in ("gymnasium", "envpool")
+def is_staggered(cfg: EnvConfig, spec: EnvSpec) -> bool:
+    """Whether the first episode of every lane is cut short by design, which takes a time limit."""
+    return cfg.stagger and spec.episode_length > 0 and backend_of(cfg) not in ("gymnasium", "envpool")
 
 
 def resolve_device(name: str) -> torch.device:

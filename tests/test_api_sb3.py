@@ -21,6 +21,8 @@ from torch import nn
 from ctrlrl import BPO, PPO, evaluate_policy, make_env, make_vec_env
 from ctrlrl.api import Agent
 from ctrlrl.core.actor_critic import Batch
+from ctrlrl.envs.classic import Pendulum
+from ctrlrl.envs.sim import BatchedSim
 from ctrlrl.train import checkpoint
 from ctrlrl.train.logger import Logger
 
@@ -148,9 +150,32 @@ def test_own_sb3_extractors_are_recognized_by_name():
     assert model._extractor is None
 
 
-def test_clip_range_vf_is_clipped_alone_as_in_sb3():
+def test_clip_range_vf_is_clipped_alone_as_in_sb3(tmp_path):
     assert small(clip_range_vf=0.2).cfg.value_clip_max is False
     assert small(clip_range_vf=0.2, value_clip_max=True).cfg.value_clip_max is True
+    small().save(tmp_path / "m")
+    assert PPO.load(tmp_path / "m", clip_range_vf=0.2).cfg.value_clip_max is False
+
+
+def test_a_schedule_ends_at_zero_where_the_last_rollout_goes_beyond_the_budget():
+    model = small(learning_rate=lambda left: 1e-3 * left, clip_range=lambda left: 0.2 * left).learn(20)
+    assert model.num_timesteps > 20
+    assert (float(model.learner.opt["actor_critic"].learning_rate), model.cfg.clip_range) == (0.0, 0.0)
+
+
+def test_a_rate_that_is_asked_for_counts_where_a_rule_goes_on_from_it(tmp_path):
+    model = small(desired_kl=1e-6, learning_rate=1e-3, n_epochs=4).learn(16)
+    now = float(model.learner.opt["actor_critic"].learning_rate)
+    assert now != pytest.approx(1e-3)
+    model.save(tmp_path / "m")
+    assert float(PPO.load(tmp_path / "m").learner.opt["actor_critic"].learning_rate) == now
+    asked = PPO.load(tmp_path / "m", learning_rate=1e-5)
+    assert float(asked.learner.opt["actor_critic"].learning_rate) == pytest.approx(1e-5)
+
+
+def test_episodes_that_an_environments_own_stagger_cuts_short_are_not_reported():
+    model = small(env=BatchedSim(Pendulum(), 4, seed=0, episode_length=10), n_steps=25).learn(100)
+    assert {episode["l"] for episode in model.ep_info_buffer} == {10}
 
 
 def test_a_rollout_of_one_step_is_refused_where_its_advantage_would_be_normalised_away():

@@ -362,6 +362,11 @@ def test_the_other_clock_is_refused(words, wanted):
         (["train", "algo.hidden=64"], ["algo.hidden"]),
         (["train", "log.progress=perhaps"], ["log.progress", "perhaps"]),
         (["train", "n_envs=0"], ["n_envs must be at least 1"]),
+        (
+            ["train", "algo=ppo", "env=cartpole", "n_envs=2", "algo.n_steps=16", "experiment=none"],
+            ["algo.n_minibatches=32 makes minibatches of one row out of the 32 rows", "Lower it, or raise n_envs"],
+        ),
+        (["train", "algo=ppo", "algo.name=bpo"], ["algo.name=bpo", "algo=bpo"]),
         (["train", "algo.gamma=1.5"], ["train: algo.gamma must lie in", "1.5"]),
         (["train", "algo.activation=sine"], ["activation", "tanh", "sine"]),
         (["train", "total_steps=0"], ["total_steps"]),
@@ -419,6 +424,7 @@ def test_a_taken_run_folder_is_refused_and_left_alone(ctrlrl, tmp_path):
     refused(ctrlrl("train", *TINY, "run.dir=a"), "run.dir=a is taken", "run.resume=a")
     refused(ctrlrl("train", "run.resume=a", "algo=bpo"), "algo=bpo", "keeps its algorithm", "run.dir")
     refused(ctrlrl("train", "run.resume=a", "env=cartpole"), "env=cartpole", "keeps its", "environment")
+    refused(ctrlrl("train", "run.resume=a", "experiment=ppo/hopper"), "experiment=ppo/hopper", "keeps its", "preset")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["notes.txt"]
     (tmp_path / "empty").mkdir()
     assert ctrlrl("train", *TINY, "run.dir=empty").code == 0

@@ -67,6 +67,11 @@ class BPOConfig(ActorCriticConfig):
             if value is not None and value <= 0.0:
                 raise ValueError(f"BPOConfig.{name} must be above 0, got {value}")
         in_range("BPOConfig", low=0.0, high=float("inf"), median_coef=self.median_coef)
+        if self.weight == "online" and self.normalize_advantage != "none":
+            raise ValueError(
+                f"BPOConfig.normalize_advantage={self.normalize_advantage}: weight=online takes |R - V| as it is; "
+                "leave it none, or use weight=batch"
+            )
         if self.median_temperature is None and self.temperature == 0.0:
             raise ValueError(
                 "BPOConfig.median_temperature=null takes temperature, which is 0 here; give it a number > 0"

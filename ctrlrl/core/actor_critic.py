@@ -354,7 +354,8 @@ class ActorCriticLearner(Learner):
     def set_compile(self, mode: str) -> None:
         if mode == "graph" and self.cfg.target_kl is not None:
             raise ValueError(
-                "algo.target_kl reads the device at every minibatch, which a CUDA graph cannot do. Use desired_kl."
+                "algo.target_kl reads the device at every minibatch, which a CUDA graph cannot do. "
+                "Use compile=eager, or desired_kl."
             )
         self._mode = mode  # type: ignore[assignment]
         if mode == "compile":
@@ -365,11 +366,19 @@ class ActorCriticLearner(Learner):
         state = super().training_state()
         if self.discounted_return is not None:
             state["discounted_return"] = self.discounted_return
+        if self.cfg.desired_kl is not None:
+            state["asked_rate"] = self._asked_rate()
         return state
+
+    def _asked_rate(self) -> Tensor:
+        """What the rule of desired_kl began with."""
+        return torch.tensor(self.cfg.learning_rate, dtype=torch.float64)
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         super().load_training_state(state)
-        if self.cfg.desired_kl is None and self.cfg.lr_schedule == "constant":  # a changed setting counts
+        before = state.get("asked_rate", self._asked_rate())
+        goes_on = self.cfg.desired_kl is not None and float(before) == self.cfg.learning_rate
+        if not goes_on and self.cfg.lr_schedule == "constant":  # a changed setting counts
             self._set_learning_rates(1.0)
         if "discounted_return" in state:
             self.discounted_return = state["discounted_return"].to(self.opt["actor_critic"].flat.device, copy=True)

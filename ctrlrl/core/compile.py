@@ -16,11 +16,14 @@ from ctrlrl.types import tree_map
 Mode = Literal["eager", "compile", "graph"]
 
 
-def resolve(mode: str, device: torch.device, env_steps: int) -> Mode:
-    """What `auto` means: a graph on CUDA; on a CPU compile only when the budget repays 10 to 25 s of compilation."""
+def resolve(mode: str, device: torch.device, env_steps: int, *, graph: bool = True) -> Mode:
+    """What `auto` means: a graph on CUDA; on a CPU compile only when the budget repays 10 to 25 s of compilation.
+
+    graph: whether an update can be captured; one that reads the device cannot.
+    """
     if mode == "auto":
         if device.type == "cuda":
-            return "graph"
+            return "graph" if graph else "eager"
         return "compile" if env_steps > 10_000_000 else "eager"
     if mode == "graph" and device.type != "cuda":
         raise ValueError(

@@ -96,10 +96,13 @@ class ActorCriticConfig:
         least, name = self.n_minibatches, "n_minibatches"
         if self.minibatch_size is not None:
             least, name = self.minibatch_size, "minibatch_size"
+        rollout = f"the {rows} rows of a rollout (n_envs={n_envs} x algo.n_steps={self.n_steps})"
         if rows < least:
+            raise ValueError(f"algo.{name}={least} is more than {rollout}. Lower it, or raise n_envs.")
+        if self.normalize_advantage == "minibatch" and rows < 2 * self.minibatches(rows):
             raise ValueError(
-                f"algo.{name}={least} is more than the {rows} rows of a rollout (n_envs={n_envs} x "
-                f"algo.n_steps={self.n_steps}). Lower it, or raise n_envs."
+                f"algo.{name}={least} makes minibatches of one row out of {rollout}, whose normalised advantage is 0. "
+                f"{'Lower it, or raise n_envs' if name == 'n_minibatches' else 'Raise it'}."
             )
 
     def for_envs(self, n_envs: int) -> Self:

@@ -192,7 +192,7 @@ def run_epochs(
             n_steps += 1
         if stopped:
             break
-        if report is not None:
+        if report is not None and n_steps:
             report({name: total / n_steps for name, total in totals.items()})
     return {name: total / n_steps for name, total in totals.items()}, n_steps
 

@@ -55,7 +55,7 @@ class Agent(Model):
                 if rollout is None:
                     break
                 iteration += 1
-                self._current_progress_remaining = 1.0 - self.num_timesteps / total_timesteps
+                self._current_progress_remaining = max(0.0, 1.0 - self.num_timesteps / total_timesteps)
                 if log_interval and iteration % log_interval == 0:
                     self.dump_logs(iteration)
                 self._train(rollout)

@@ -106,7 +106,9 @@ def connect(env: Any, n_envs: int, *, seed: int | None, device: torch.device) ->
     vec_env = tasks.as_vec_env(env, seed=seed, n_envs=n_envs)
     gym_id = getattr(getattr(env, "spec", None), "id", None)
     task = env_config(gym_id) if isinstance(gym_id, str) else None
-    return Connection(vec_env, tasks.spaces_of(env, vec_env.spec), face=env if is_sb3(env) else None, task=task)
+    staggered = bool(getattr(vec_env, "stagger", False)) and vec_env.spec.episode_length > 0
+    face = env if is_sb3(env) else None
+    return Connection(vec_env, tasks.spaces_of(env, vec_env.spec), staggered=staggered, face=face, task=task)
 
 
 def asked_for(env: Any, n_envs: int, *, seed: int | None, device: torch.device) -> Connection:

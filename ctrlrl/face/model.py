@@ -154,7 +154,7 @@ class Model(Reporting):
         for name in values:
             if name not in known:
                 raise TypeError(f"{cls.__name__}: {unknown('argument', name, sorted(known))}")
-        if values.get("clip_range_vf") is not None and "value_clip_max" in known:
+        if "value_clip_max" in known:
             values.setdefault("value_clip_max", False)  # SB3's rule
         return kind(**of_fields(kind, values, cls.__name__))
 

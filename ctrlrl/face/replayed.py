@@ -223,7 +223,7 @@ class ReplayAgent(Agent):
             if self._loop.step() is None:
                 return False
         callback.on_rollout_end()
-        self._current_progress_remaining = 1.0 - self.num_timesteps / self._total_timesteps
+        self._current_progress_remaining = max(0.0, 1.0 - self.num_timesteps / self._total_timesteps)
         return True
 
     def _improve(self, updates: int) -> None:

@@ -32,7 +32,7 @@ class RunningMoments(nn.Module):
         """x: [N, *shape] samples."""
         n = x.shape[0]
         # float32 sums are exact enough per column and 10x cheaper than converting a million rows to float64
-        var, mean = torch.var_mean(x, dim=0, unbiased=False)
+        var, mean = torch.var_mean(x, dim=0, unbiased=False) if n else (torch.zeros_like(x.sum(0)),) * 2
         if self.gather is None:
             self._merge(n, mean.double(), var.double())
             return

@@ -471,7 +471,10 @@ def test_bfloat16_changes_the_products_and_neither_the_weights_nor_what_networks
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("wrong", [{"vf_coef": 0.0}, {"median_temperature": 0.0}, {"logit_clip": -1.0}])
-def test_a_bpo_setting_that_would_divide_by_zero_is_refused_by_name(wrong):
+@pytest.mark.parametrize(
+    "wrong",
+    [{"vf_coef": 0.0}, {"median_temperature": 0.0}, {"logit_clip": -1.0}, {"normalize_advantage": "batch"}],
+)
+def test_a_bpo_setting_that_would_divide_by_zero_or_do_nothing_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         BPOConfig(**wrong)

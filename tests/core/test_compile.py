@@ -17,6 +17,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def test_auto_is_a_graph_on_cuda_and_compiles_on_a_cpu_only_for_long_runs():
     assert resolve("auto", CUDA, 1) == "graph"
+    assert resolve("auto", CUDA, 1, graph=False) == "eager"
     assert resolve("auto", CPU, 1_000_000) == "eager"
     assert resolve("auto", CPU, 100_000_000) == "compile"
     assert resolve("eager", CUDA, 10**9) == "eager"

@@ -51,6 +51,15 @@ def test_the_observation_normaliser_is_the_identity_until_it_merges_and_clips_at
     assert torch.equal(norm(torch.tensor([[1e6, -1e6]])), torch.tensor([[10.0, -10.0]]))
 
 
+def test_no_rows_change_nothing():
+    norm, same = ObsNormalizer(2), ObsNormalizer(2)
+    data = torch.randn(1000, 2)
+    norm.merge(data)
+    same.merge(data)
+    norm.merge(data[:0])
+    torch.testing.assert_close(norm(data), same(data), rtol=0, atol=1e-6)
+
+
 def test_a_saved_normaliser_gives_the_same_bits():
     norm, copy = ObsNormalizer(3), ObsNormalizer(3)
     norm.merge(torch.randn(100, 3))
