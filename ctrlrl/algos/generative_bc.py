@@ -45,7 +45,7 @@ class DiffusionConfig(ChunkConfig):
                 raise ValueError(
                     f"DiffusionConfig.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        if self.n_levels < self.sampling_steps:
+        if self.sampler == "ddim" and self.n_levels < self.sampling_steps:
             raise ValueError(
                 f"DiffusionConfig.sampling_steps={self.sampling_steps} is more than n_levels={self.n_levels}"
             )

@@ -129,9 +129,10 @@ def beta_norm(reward: Tensor, group: Tensor, *, max_scale: float = 1e6) -> Tenso
     n_prompts = share.sum()
     mean = (share * p).sum() / n_prompts
     var = (share * (p - mean).square()).sum() / n_prompts
-    spread = mean * (1.0 - mean) / var.clamp(min=torch.finfo(p.dtype).tiny) - 1.0
-    a = (1.0 + spread * mean / 3.0).clamp(1.0, 1e6)
-    b = (1.0 + spread * (1.0 - mean) / 3.0).clamp(1.0, 1e6)
+    # bounded together, so that prompts that are all alike keep their mean
+    spread = (mean * (1.0 - mean) / var.clamp(min=torch.finfo(p.dtype).tiny) - 1.0).clamp(0.0, 3e6)
+    a = 1.0 + spread * mean / 3.0
+    b = 1.0 + spread * (1.0 - mean) / 3.0
     log_pdf = torch.xlogy(a - 1.0, p) + torch.xlogy(b - 1.0, 1.0 - p)
     log_pdf = log_pdf - (a.lgamma() + b.lgamma() - (a + b).lgamma())
     return group_center(reward, group) * torch.exp(-log_pdf).clamp(max=max_scale)

@@ -109,10 +109,10 @@ def maximum_utility_loss(points: Tensor, front: Tensor, weights: Tensor) -> Tens
 def front_measures(points: Tensor, reference: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Hypervolume, expected utility (NaN of nothing), sparsity and size of [n, M]; more than six objectives: estimated.
 
-    Dominated points count in none of the four: between the others they would divide the gaps that sparsity measures.
+    Dominated points and copies count in none of the four: they would divide the gaps that sparsity measures.
     weights: [k, M], the preferences that utility is the mean over.
     """
-    points = points[non_dominated(points)]
+    points = points[non_dominated(points)].unique(dim=0)
     volume = hypervolume if points.shape[1] <= _EXACT else hypervolume_estimate
     return {
         "hypervolume": volume(points, reference),

@@ -111,6 +111,11 @@ class TokenConfig:
             raise ValueError(
                 f"n_envs={n_envs} must be a multiple of algo.group_size={self.group_size}: responses come in groups"
             )
+        if self.advantage == "beta_norm" and n_envs < 2 * self.group_size:
+            raise ValueError(
+                f"n_envs={n_envs} is one prompt of algo.group_size={self.group_size} responses, and "
+                "advantage=beta_norm compares the shares of several; raise n_envs"
+            )
         if n_envs < self.n_minibatches:
             raise ValueError(f"algo.n_minibatches={self.n_minibatches} is more than the n_envs={n_envs} responses")
         if self.surrogate == "dpo" and n_envs < 2 * self.n_minibatches:
@@ -183,6 +188,11 @@ class TokenConfig:
         lines = [f"algo={self.name} is experimental: {self.experimental}"] if self.experimental else []
         if self.ratio in OF_RESPONSES and self.aggregation == "token_mean":
             lines.append(f"ratio={self.ratio} with aggregation=token_mean weighs responses by their length")
+        if self.off_policy_limit is not None and self.n_epochs * self.n_minibatches == 1:
+            lines.append(
+                f"off_policy_limit={self.off_policy_limit} leaves no response out where a batch is one step: the "
+                "policy is still the one that answered"
+            )
         wide = self.ratio.startswith("sequence") and self.surrogate == "clip" and self.clip_range > 0.01
         if wide and self.max_tokens > 64:
             lines.append(

@@ -112,6 +112,14 @@ def _pairs(cfg: Any, where: str) -> None:
         raise ValueError(
             f"{where}.positive_share={cfg.positive_share}: surrogate={cfg.surrogate} needs targets of its own"
         )
+    if cfg.positive_share > 0.0 and (cfg.surrogate == "dpo" or cfg.advantage == "remax"):
+        what = "surrogate=dpo" if cfg.surrogate == "dpo" else "advantage=remax"
+        raise ValueError(f"{where}.positive_share={cfg.positive_share} exchanges single responses, not with {what}")
+    if cfg.off_policy_limit is not None and cfg.advantage in OF_TOKENS:
+        raise ValueError(
+            f"{where}.off_policy_limit={cfg.off_policy_limit} asks for the sign of one advantage a response, and those "
+            f"of advantage={cfg.advantage} are one a token"
+        )
     if cfg.positive_share > 0.0 and cfg.ent_target is None:
         raise ValueError(f"{where}.positive_share={cfg.positive_share} holds an entropy: give ent_target, nats")
     if cfg.overlong_buffer is not None and not 0 < cfg.overlong_buffer <= cfg.max_tokens:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 # settings of transformers' models whose logits are not their output layer's
-_OWN_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier_scale")
+_OWN_LOGITS = (
+    "final_logit_softcapping",
+    "logits_scaling",
+    "logit_scale",
+    "output_multiplier_scale",
+    "lm_head_multiplier",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+)
 
 
 class LanguageModel:
@@ -26,15 +34,24 @@ class LanguageModel:
         self.module = module.eval()
         self.config = getattr(module, "config", None)
         self.adapted = hasattr(module, "disable_adapter")  # PEFT
+        if self.adapted and any(c.is_prompt_learning for c in module.peft_config.values()):
+            raise ValueError(
+                "adapters that put tokens before the prompt (prefix or prompt tuning): not taken, use LoRA"
+            )
         whole = module.get_base_model() if self.adapted else module
+        of_text: Any = self.config
+        if hasattr(of_text, "get_text_config"):
+            of_text = of_text.get_text_config()  # of a model that also sees or hears
         self.cached = hasattr(whole, "prepare_inputs_for_generation")
         self.output: Any = whole.get_output_embeddings() if self.cached else None
-        plain = not any(getattr(self.config, name, None) not in (None, 1, 1.0) for name in _OWN_LOGITS)
-        prompted = self.adapted and any(c.is_prompt_learning for c in module.peft_config.values())
-        self.split = self.cached and plain and not prompted
+        self.split = False
+        if self.cached:
+            self.cached, alike = _tried(module, whole)
+            own = any(getattr(of_text, name, None) not in (None, 1, 1.0) for name in _OWN_LOGITS)
+            self.split = self.cached and alike and not own
         self.trunk: Any = whole.get_decoder() if self.split else module
         taken = inspect.signature(whole.forward).parameters
-        context = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+        context = getattr(of_text, "max_position_embeddings", None)
         self.last_position = None if context is None else context - 1
         self.masked = self.cached or {"attention_mask", "position_ids"} <= set(taken)
         self._checkpointed: list[nn.Module] = self._checkpointing(whole) if checkpoint else []
@@ -138,3 +155,14 @@ class LanguageModel:
     def without_adapters(self) -> Any:
         """A context in which a PEFT model is what it was before its adapters."""
         return self.module.disable_adapter()
+
+
+@torch.no_grad()
+def _tried(module: Any, whole: Any) -> tuple[bool, bool]:
+    """Whether a model's cache can be copied, and whether its output layer alone makes its logits: of two tokens."""
+    ids = torch.tensor([[0, 1]], device=next(module.parameters()).device)
+    out = module(input_ids=ids, use_cache=True)
+    states = whole.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    made = whole.get_output_embeddings()(states).float()
+    alike = made.shape == out.logits.shape and torch.allclose(made, out.logits.float(), rtol=1e-4, atol=1e-5)
+    return hasattr(getattr(out, "past_key_values", None), "batch_repeat_interleave"), alike

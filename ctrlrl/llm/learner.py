@@ -154,7 +154,9 @@ class TokenLearner(Learner):
                 step.learning_rate.fill_(self._rate(name) * (1.0 - done))
 
     def set_dtype(self, dtype: str) -> None:
-        """bfloat16 products around float32 weights."""
+        """float32 products, or bfloat16 ones around float32 weights."""
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
         self.score.dtype = dtype
 
     def set_ranks(self, ranks: Ranks) -> None:

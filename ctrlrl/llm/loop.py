@@ -56,13 +56,14 @@ class TokenLoop:
         """A batch of judged responses; prompts that teach nothing are replaced where the learner asks for it."""
         if self.unfinished is not None:
             batch = self.unfinished.round(self.learner, self.env, self._weights)
-            self._count(batch)
+            self._tell(_sums(batch))
             return batch
         kept: list[Rollout] = []
+        sums: list[Tensor] = []
         missing, last = self.n_prompts, self.learner.rounds - 1
         for turn in range(last + 1):
             batch = self._round(missing)
-            self._count(batch)
+            sums.append(_sums(batch))
             if turn < last:
                 telling = batch.telling()
                 batch = batch.where(telling) if not bool(telling.all()) else batch
@@ -71,6 +72,7 @@ class TokenLoop:
             missing -= len(batch.reward) // self.learner.draws
             if missing == 0:
                 break
+        self._tell(torch.stack(sums).sum(0))  # once: another rank may have needed more rounds, or fewer
         batch = joined(kept)
         asked = self.learner.ask_again(batch)
         return batch if asked is None else self.learner.with_again(batch, self._again(batch, *asked))
@@ -109,29 +111,10 @@ class TokenLoop:
             own_log_prob=learner.engine is None,
         )
 
-    def _count(self, batch: Rollout) -> None:
-        """Of the responses that are over, on all ranks."""
-        over = torch.ones_like(batch.ended) if batch.window is None else batch.ended
-        told = torch.stack(
-            [
-                over.double(),
-                batch.reward.double(),
-                batch.reward.double().square(),
-                batch.mask.sum(1).double(),
-                (~batch.ended).double(),
-            ]
-        )
-        parts = batch.rewards.double()
-        valid = over.unsqueeze(1) & ~parts.isnan()
-        written = (batch.mask if batch.window is None else batch.window).sum().double()
-        sums = [
-            torch.where(over, told, 0.0).sum(1),
-            written.unsqueeze(0),
-            torch.where(valid, parts, 0.0).sum(0),
-            valid.sum(0),
-        ]
+    def _tell(self, sums: Tensor) -> None:
+        """What `_sums` gives, of all ranks."""
         ranks = self.learner.ranks
-        n, reward, square, length, cut, tokens, *each = (ranks.mean_(torch.cat(sums)) * ranks.size).tolist()
+        n, reward, square, length, cut, tokens, *each = (ranks.mean_(sums) * ranks.size).tolist()
         self.env_steps += round(n)
         row = {"tokens": tokens}
         if n:
@@ -170,3 +153,23 @@ class TokenLoop:
         if self.unfinished is not None:
             for name, tensor in self.unfinished.state.items():
                 tensor.copy_(own[name])
+
+
+def _sums(batch: Rollout) -> Tensor:
+    """Of the responses that are over: their number, rewards, squares, lengths, those cut; tokens; each reward's sum and
+    number."""
+    over = torch.ones_like(batch.ended) if batch.window is None else batch.ended
+    told = torch.stack(
+        [
+            over.double(),
+            batch.reward.double(),
+            batch.reward.double().square(),
+            batch.mask.sum(1).double(),
+            (~batch.ended).double(),
+        ]
+    )
+    parts = batch.rewards.double()
+    valid = over.unsqueeze(1) & ~parts.isnan()
+    written = (batch.mask if batch.window is None else batch.window).sum().double()
+    each = [torch.where(valid, parts, 0.0).sum(0), valid.sum(0)]
+    return torch.cat([torch.where(over, told, 0.0).sum(1), written.unsqueeze(0), *each])

@@ -37,7 +37,10 @@ def with_positives(
     if out.keep is not None:
         batch = batch._replace(mask=batch.mask & out.keep.unsqueeze(1))
     first, second = (apart(part) for part in same_width([batch, again]))
-    rows, advantage = overwritten(config, first, out.advantage, second, extra.advantage, entropy)
+    found = extra.advantage
+    if extra.keep is not None:
+        found = found.masked_fill(~extra.keep, -torch.inf)  # never good
+    rows, advantage = overwritten(config, first, out.advantage, second, found, entropy)
     return rows._replace(advantage=advantage, group=batch.group)
 
 

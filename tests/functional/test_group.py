@@ -146,6 +146,13 @@ def test_beta_normalization_stays_finite_where_all_prompts_are_alike(reward):
     assert bool(out.isfinite().all())
 
 
+@pytest.mark.parametrize("right", [1, 2, 3])
+def test_beta_normalization_of_equal_prompts_is_small_whatever_their_share(right):
+    reward = torch.tensor([1.0] * right + [0.0] * (4 - right), dtype=F64).repeat(2)
+    out = beta_norm(reward, torch.arange(2).repeat_interleave(4))
+    assert float(out.abs().max()) < 2e-3  # the density is at its height
+
+
 def test_equal_rewards_are_told_by_group():
     reward = torch.tensor([1.0, 0, 1, 0, 1, 2, 0, 1, 1])
     assert equal_rewards(reward, SCATTERED).tolist() == [True, True, True, True, True, False, True, True, False]

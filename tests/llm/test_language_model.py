@@ -1,5 +1,7 @@
 """However a response is read, alone or beside others, its log-probabilities and their gradients are the same."""
 
+import functools
+
 import pytest
 import torch
 
@@ -107,6 +109,47 @@ def test_logits_that_are_not_the_output_layers_are_taken_whole():
     model = LanguageModel(module)
     assert not model.split
     assert logits(model).shape == (6, 4, 22)
+
+
+def test_logits_that_no_setting_tells_of_are_taken_whole():
+    module = llama()
+    plain = module.forward
+
+    @functools.wraps(plain)
+    def capped(*args, **told):
+        out = plain(*args, **told)
+        out.logits = 0.1 * torch.tanh(out.logits / 0.1)
+        return out
+
+    module.forward = capped
+    model = LanguageModel(module)
+    assert not model.split
+    assert float(logits(model).detach().abs().max()) < 0.101
+
+
+def test_a_model_without_a_cache_that_can_be_copied_reads_every_response_whole():
+    module = llama()
+    wanted = logits(LanguageModel(module)).detach()
+    plain = module.forward
+
+    @functools.wraps(plain)
+    def bare(*args, **told):
+        out = plain(*args, **told)
+        out.past_key_values = None
+        return out
+
+    module.forward = bare
+    model = LanguageModel(module)
+    assert not model.cached
+    torch.testing.assert_close(logits(model), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft, about transformers
+def test_adapters_that_learn_a_prompt_are_refused():
+    peft = pytest.importorskip("peft")
+    settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(ValueError, match="not taken, use LoRA"):
+        LanguageModel(peft.get_peft_model(llama(), settings))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft, about transformers

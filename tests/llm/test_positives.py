@@ -58,6 +58,19 @@ def test_the_gradient_is_that_of_the_good_answer_alone_where_nothing_else_teache
     assert log_prob() > before
 
 
+def test_a_good_answer_that_a_rule_leaves_out_takes_no_place():
+    answers = iter([[0.0] * 16, [1.0, 0.0, 0.0, 0.0]])
+    made = loop(target=100.0, rewards=lambda completions, **_: next(answers), overlong="mask")
+    respond = made.learner.respond
+
+    def cut(ids, mask, **options):
+        found = respond(ids, mask, **options)
+        return found._replace(ended=torch.zeros_like(found.ended)) if options.get("temperature") else found
+
+    made.learner.respond = cut
+    assert made.collect().advantage.tolist() == [0.0] * 16
+
+
 def test_without_good_answers_the_batch_is_grpos():
     rewards = [0.0, 1.0] * 8
     answers = iter([rewards, [0.0] * 4])

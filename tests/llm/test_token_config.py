@@ -54,6 +54,11 @@ def test_presets_make_a_hydra_schema(name):
         ({"kl": "reward", "kl_kind": "k3", "kl_coef": 0.1}, r"kl=reward takes kl_kind=k1"),
         ({"kl_coef": 0.1}, r"kl_coef=0.1 does nothing with kl=none"),
         ({"positive_share": 0.25}, r"positive_share=0.25 holds an entropy: give ent_target"),
+        (
+            {"positive_share": 0.25, "ent_target": 0.5, "advantage": "remax"},
+            r"positive_share=0.25 exchanges single responses, not with advantage=remax",
+        ),
+        ({"off_policy_limit": 0.1, "advantage": "reinforce_pp"}, r"off_policy_limit=0.1 asks for the sign of one adv"),
         ({"overlong_buffer": 257}, r"overlong_buffer must lie in 1 \.\.\. max_tokens=256 or be null"),
         ({"bounds_low": [0.9, 0.6]}, r"bounds_low must be two numbers"),
         ({"whiten": "tokens", "ratio": "sequence"}, r"ratio=sequence is one a response, whiten=tokens makes"),
