@@ -107,7 +107,10 @@ class Scorer:
             ratio = RATIOS[self.cfg.ratio](self.cfg, log_ratio, part.mask, holder_p)
             advantage = part.advantage if part.advantage.ndim == 2 else part.advantage.unsqueeze(1)
             seen.append((ratio, advantage.expand_as(ratio), part.mask.to(ratio.dtype)))
-        ratio, advantage, mask = (ranks.stacked(torch.cat(x)).flatten(0, 1) for x in zip(*seen, strict=True))
+        columns = [torch.cat(x) for x in zip(*seen, strict=True)]
+        width = max(ranks.gathered(columns[0].shape[1]))  # recorded responses are as long as each rank's longest
+        padded = (nn.functional.pad(x, (0, width - x.shape[1])) for x in columns)
+        ratio, advantage, mask = (ranks.stacked(x).flatten(0, 1) for x in padded)
         return adaptive_bounds(self.cfg, ratio, advantage, mask.bool())
 
 

@@ -94,6 +94,28 @@ class Half(Ranks):
         return metrics
 
 
+def test_bounds_of_the_whole_step_take_another_ranks_longer_responses():
+    class Longer(Ranks):
+        """Beside a rank whose responses are two tokens longer and count nowhere."""
+
+        size, widths = 2, set()
+
+        def gathered(self, value):
+            return [value, value + 2]
+
+        def stacked(self, x):
+            self.widths.add(x.shape[1])
+            return torch.stack([x, torch.zeros_like(x)])
+
+    alone, beside = (loop_of("bapo", learning_rate=1e-2) for _ in range(2))
+    torch.manual_seed(0)
+    rollout = alone.collect()
+    bounds = beside.learner.score.bounds
+    beside.learner.score.bounds = lambda rows, ranks, **how: bounds(rows, Longer(), **how)
+    torch.testing.assert_close(learned(alone, rollout), learned(beside, rollout), rtol=1e-3, atol=2e-5)
+    assert Longer.widths == {rollout.mask.shape[1] + 2}
+
+
 @pytest.mark.parametrize("method", ["grpo", "reinforce_pp", "bnpo", "ppo_tokens"])
 def test_two_ranks_take_the_step_that_one_takes_with_all_responses(method):
     alone = loop_of(method, learning_rate=1e-2, task=env(16))
