@@ -79,6 +79,12 @@ def resume(folder: Path, words: Sequence[str]) -> Trainer:
         was, asked = getattr(before, name), getattr(cfg, name)
         if was != asked:
             raise ValueError(f"{name}={asked}: the run began with {was}, which its results name; begin a new run.dir")
+    kind: Any = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
+    if kind.loop == "population" and (before.algo, before.env_steps(kind)) != (cfg.algo, cfg.env_steps(kind)):
+        raise ValueError(
+            "total_steps and algo.* stay as they were: a front is planned as a whole, and its returns were found by "
+            "these settings; begin a new run.dir"
+        )
     _same_rows(before, cfg)
     ranks = _together(cfg)
     trainer = build(cfg, folder, resume=True, ranks=ranks)

@@ -93,6 +93,9 @@ def test_a_run_folder_is_loaded_and_evaluated_by_preference(tmp_path, capsys, mo
     words += ["n_envs=4", "total_steps=480", f"run.dir={tmp_path}/run"]
     trainer, folder = runs.start(settings.train_config([*words, "log.progress=false"]), words)
     result = trainer.train()
+    for word in ("total_steps=960", "algo.eval_gamma=1.0"):
+        with pytest.raises(ValueError, match="a front is planned as a whole"):
+            runs.resume(folder, [word])
     agent = ctrlrl.load(folder)
     with pytest.raises(TypeError, match="load: env is not taken for a run folder"):
         ctrlrl.load(folder, env="mo_bandit")

@@ -53,7 +53,7 @@ class VectorReturns:
             obs = env.reset(seed)
             for t in range(self.max_steps):
                 step = env.step(actors.act(obs, deterministic=True).action)
-                reward = step.reward.double() * alive
+                reward = torch.where(alive, step.reward.double(), 0.0)
                 sums[0].add_(reward, alpha=self.gamma**t)
                 sums[1].add_(reward)
                 alive &= ~(step.terminated | step.truncated).unsqueeze(1)
