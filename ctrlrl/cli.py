@@ -137,7 +137,7 @@ def evaluate(words: list[str]) -> int:
 
         print(composing.summary(composing.evaluate_composed(words)))
         return 0
-    from ctrlrl import runs, settings
+    from ctrlrl import judging, runs, settings
 
     changes = [word for word in words if word.startswith(("algo.", "eval.env."))]
     options = settings.command(EvalOptions, [word for word in words if word not in (*changes, "run=")])
@@ -164,7 +164,7 @@ def evaluate(words: list[str]) -> int:
     if options.video:
         cfg, learner = runs.load_run(folder, options.checkpoint, changes)
         if options.preference is not None:
-            learner.prefer(options.preference)  # type: ignore[attr-defined]
+            judging.prefer(learner, options.preference)
         try:
             runs.film(cfg, learner, Path(options.video), seed=options.seed, deterministic=options.deterministic)
         except RuntimeError as error:  # a machine that cannot draw has lost nothing but the picture
@@ -237,37 +237,29 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 PLACES = {getattr(errno, name) for name in "ENOENT EEXIST ENOTDIR EISDIR EACCES EPERM EROFS ENAMETOOLONG".split()}
 
 
-def _bench_keys() -> str:
-    from ctrlrl.bench.run import KINDS, BenchOptions
+def _keys(options: type, prefix: str = "") -> str:
     from ctrlrl.settings import keys_text
 
-    return f"{keys_text(BenchOptions)}, and those of train; kinds: {', '.join(KINDS)}"
+    return keys_text(options, prefix)
+
+
+def _bench_keys() -> str:
+    from ctrlrl.bench.run import KINDS, BenchOptions
+
+    return f"{_keys(BenchOptions)}, and those of train; kinds: {', '.join(KINDS)}"
 
 
 def _eval_keys() -> str:
     from ctrlrl.composing import ComposeOptions
-    from ctrlrl.settings import keys_text
 
-    beside = keys_text(ComposeOptions, "compose.")
-    return f"{keys_text(EvalOptions)}, and algo.*, eval.env.*; beside compose=[runs/a,runs/b]: {beside}"
-
-
-def _report_keys() -> str:
-    from ctrlrl.settings import keys_text
-
-    return keys_text(ReportOptions)
-
-
-def _export_keys() -> str:
-    from ctrlrl.settings import keys_text
-
-    return f"{keys_text(ExportOptions)}, and algo.*"
+    beside = _keys(ComposeOptions, "compose.")
+    return f"{_keys(EvalOptions)}, and algo.*, eval.env.*; beside compose=[runs/a,runs/b]: {beside}"
 
 
 OPTIONS: dict[str, Callable[[], str]] = {  # keys and defaults of a verb; train, sweep and data tell theirs themselves
     "eval": _eval_keys,
-    "report": _report_keys,
-    "export": _export_keys,
+    "report": lambda: _keys(ReportOptions),
+    "export": lambda: f"{_keys(ExportOptions)}, and algo.*",
     "bench": _bench_keys,
     "doctor": lambda: "none",
 }
