@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -90,7 +91,12 @@ def evaluator(
     device = env_device(cfg, task)
     same_spaces(cfg, task)
     if learner.multi_objective and hasattr(learner, "policies"):
-        return lambda: front_evaluation(learner, cfg, episodes=episodes, seed=seed)
+        if cfg.eval.deterministic is False:
+            raise ValueError(
+                f"eval.deterministic=false: the policies of algo={cfg.algo.name} are judged without noise; leave it out"
+            )
+        returns = _vector_returns(learner, cfg, seed)
+        return lambda: _front(learner, returns, episodes=episodes, seed=seed)
     env: VecEnv | None = None
 
     def run() -> Evaluation:
@@ -127,8 +133,9 @@ class _Preferred(NamedTuple):
 
 def preferred_returns(learner: Any, cfg: TrainConfig, *, episodes: int, seed: int) -> tuple[list[float], list[float]]:
     """Mean discounted and undiscounted return [M] of what a learner does for the preference that it was told."""
-    found = _vector_returns(learner, cfg, seed)(_Preferred(learner), episodes=episodes, seed=seed)
-    return found[0][0].tolist(), found[1][0].tolist()
+    with closing(_vector_returns(learner, cfg, seed)) as returns:
+        discounted, plain = returns(_Preferred(learner), episodes=episodes, seed=seed)
+    return discounted[0].tolist(), plain[0].tolist()
 
 
 def _vector_returns(learner: Any, cfg: TrainConfig, seed: int) -> VectorReturns:
@@ -143,7 +150,11 @@ def _vector_returns(learner: Any, cfg: TrainConfig, seed: int) -> VectorReturns:
 
 def front_evaluation(learner: Any, cfg: TrainConfig, *, episodes: int, seed: int) -> Evaluation:
     """All policies that a learner has kept, on fresh episodes; what they are worth together is measured on these."""
-    returns = _vector_returns(learner, cfg, seed)
+    with closing(_vector_returns(learner, cfg, seed)) as returns:
+        return _front(learner, returns, episodes=episodes, seed=seed)
+
+
+def _front(learner: Any, returns: VectorReturns, *, episodes: int, seed: int) -> Evaluation:
     index = torch.arange(learner.n_policies)
     parts = [
         returns(learner.policies(part), episodes=episodes, seed=seed)[0] for part in index.split(AT_ONCE) if len(part)

@@ -175,7 +175,7 @@ class Team(Members):
         """
         returns = returns.to(self.achieved)
         if self._before:
-            outside = (self.others.bool() & (returns < self.floor)).any(1, keepdim=True)
+            outside = (self.others.bool() & ~(returns >= self.floor)).any(1, keepdim=True)  # NaN is outside
             for x, old in zip(self._acting, self._before, strict=True):
                 x.copy_(torch.where(_beside(outside, x), old, x))
             self.share.copy_(torch.where(outside, 0.5 * self.share, (2.0 * self.share).clamp(max=1.0)))

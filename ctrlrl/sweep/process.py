@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ctrlrl.sweep.cells import NOT_SETTINGS, key_of, merged
 from ctrlrl.train.trackers import TRACES
 
 INTERRUPTED = 130  # exit code of `ctrlrl train` after Ctrl-C: complete and resumable
@@ -19,12 +20,19 @@ LAST_WORDS = 100.0  # seconds that a stopped cell may take for its checkpoint on
 
 
 def train_words(words: Sequence[str], folder: Path) -> list[str]:
-    """What to type to start the cell, or to go on where its folder stands."""
+    """What to type to start the cell, or to go on where its folder stands, with what was asked for since then."""
     if (folder / "config.yaml").exists():
-        return [f"run.resume={folder}"]
+        typed = folder / "overrides.txt"
+        before = merged(typed.read_text(encoding="utf-8").splitlines()) if typed.exists() else ()
+        return [f"run.resume={folder}", *(word for word in words if _may_change(key_of(word)) and word not in before)]
     if folder.is_dir() and all(p.name[0] == "." or p.name in TRACES for p in folder.iterdir()):
         shutil.rmtree(folder)  # killed before its first file was complete
     return [*words, f"run.dir={folder}"]
+
+
+def _may_change(key: str) -> bool:
+    """Whether a cell that goes on may be asked for another value: nothing that its numbers depend on."""
+    return key == "data.path" or (key.startswith(NOT_SETTINGS) and key not in ("run.dir", "run.resume"))
 
 
 def start(words: Sequence[str], folder: Path, log: Path) -> subprocess.Popen[bytes] | None:

@@ -65,6 +65,11 @@ class VectorReturns:
         discounted, plain = sums.unflatten(1, (actors.size, episodes)).mean(2)
         return discounted, plain
 
+    def close(self) -> None:
+        for env in self.envs.values():
+            env.close()
+        self.envs.clear()
+
 
 class PopulationLoop:
     """One `iterate` is one rollout and one update of all members, and their evaluation where one is due.
@@ -116,6 +121,7 @@ class PopulationLoop:
         assert rollout is not None
         metrics = learner.update(rollout)
         self.env_steps += loop.steps_per_iteration
+        loop.env_steps = self.env_steps  # errors tell it
         self.gradient_steps += int(metrics.pop("train/gradient_steps"))
         if learner.evaluation_due:
             self._evaluate()

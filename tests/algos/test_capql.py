@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ctrlrl import judging
 from ctrlrl.algos.capql import CAPQLConfig, CAPQLLearner
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
 from ctrlrl.functional.distributions import tanh_gaussian_sample
 from ctrlrl.functional.regression import td_target
 from ctrlrl.loops import make_learner, training_loop
+from ctrlrl.tasks import make_env
 from ctrlrl.types import EnvSpec, Transition
 
 OBS, ACT, M, N = 3, 2, 3, 16
@@ -199,3 +201,26 @@ def test_a_run_leaves_a_front_judged_for_every_preference(tmp_path):
     assert result["objectives"] == ["near_origin", "near_one"]
     assert 0.0 <= result["hypervolume"] <= 5 / 6
     assert "eval/hypervolume" in (tmp_path / "run" / "progress.csv").read_text().splitlines()[0]
+
+
+def test_a_front_is_judged_again_and_again_in_the_same_environments(tmp_path, monkeypatch):
+    made: list[int] = []
+
+    def counted(task: Any, n: int, **options: Any) -> Any:
+        made.append(n)
+        return make_env(task, n, **options)
+
+    monkeypatch.setattr(judging, "make_env", counted)
+    cfg = config(tmp_path)
+    learner = training_loop(cfg).learner
+    judge = judging.evaluator(learner, cfg, episodes=2, seed=3)
+    first, second = (judge().front["returns"] for _ in range(2))
+    assert torch.equal(first, second)
+    assert made == [5 * 2]
+
+
+def test_a_front_is_judged_without_noise_or_not_at_all(tmp_path):
+    cfg = config(tmp_path)
+    cfg.eval.deterministic = False
+    with pytest.raises(ValueError, match=r"eval\.deterministic=false: the policies of algo=capql"):
+        judging.evaluator(training_loop(cfg).learner, cfg, episodes=2, seed=3)

@@ -119,9 +119,10 @@ def taken(team, returns):
     return [*states, [x.clone() for x in doing(team)]]
 
 
-def test_a_member_outside_goes_back_and_one_inside_stays_where_it_is():
+@pytest.mark.parametrize("below", [4.4, math.nan])
+def test_a_member_outside_goes_back_and_one_inside_stays_where_it_is(below):
     team = extended()  # floors: 4.5 of objective 1 for member 0, 9 of objective 0 for member 1
-    before, after, now = taken(team, [[0.0, 4.4], [9.1, 0.0]])
+    before, after, now = taken(team, [[0.0, below], [9.1, 0.0]])
     for old, new, kept in zip(before, after, now, strict=True):
         assert torch.equal(kept[0], old[0])
         assert torch.equal(kept[1], new[1])

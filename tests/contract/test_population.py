@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from ctrlrl.build import build
 from ctrlrl.config import CheckpointConfig, EnvConfig, EvalConfig, LogConfig, TrainConfig
+from ctrlrl.loops import training_loop
 from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.runs import load_run
 from ctrlrl.settings import load_config, typed
@@ -134,6 +136,22 @@ def test_a_loaded_run_acts_by_preference_and_every_policy_keeps_its_normalizer(a
         best = (model["archive/returns"] @ torch.tensor(preference).double()).max()
         assert model["archive/returns"][place] @ torch.tensor(preference).double() == best
         assert torch.equal(learner.act(obs, deterministic=True).action, learner.act(obs, deterministic=True).action)
+
+
+@on_every_algo
+def test_a_reward_that_is_not_finite_stops_the_run_and_tells_its_step(algo):
+    loop: Any = training_loop(config(algo, "mo_bandit"))
+    loop.iterate()
+    loop.iterate()
+    env, step = loop.env, loop.env.step
+
+    def broken(action: torch.Tensor) -> Any:
+        taken = step(action)
+        return taken._replace(reward=torch.full_like(taken.reward, math.nan))
+
+    env.step = broken
+    with pytest.raises(ValueError, match=f"non-finite reward .* about {loop.env_steps} environment steps"):
+        loop.iterate()
 
 
 @on_every_algo

@@ -266,6 +266,12 @@ def test_a_cell_starts_anew_or_goes_on_by_what_its_folder_holds(tmp_path):
     folder.mkdir()
     (folder / "config.yaml").write_text("")
     assert (train_words(["seed=0"], folder), state_of(folder)) == ([f"run.resume={folder}"], "interrupted")
+    asked = ["seed=0", "threads=2", "log.tensorboard=true", "data.path=/new/hopper.npz", "run.report=false"]
+    (folder / "overrides.txt").write_text("seed=0\nthreads=2\ndata.path=/old/hopper.npz\nrun.report=false\n")
+    goes_on = [f"run.resume={folder}", "log.tensorboard=true", "data.path=/new/hopper.npz"]
+    assert train_words(asked, folder) == goes_on
+    (folder / "overrides.txt").write_text("threads=2\nthreads=1\n" + "\n".join(goes_on[1:]))
+    assert train_words(asked, folder) == [f"run.resume={folder}", "threads=2", "run.report=false"]
     (folder / "result.json").write_text('{"status": "finished"}')
     assert state_of(folder) == "finished"
     mine = tmp_path / "b"
