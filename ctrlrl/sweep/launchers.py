@@ -76,7 +76,7 @@ class LocalLauncher:
 class SubmititSettings:
     """`launcher.KEY=VALUE` with launcher=submitit."""
 
-    cluster: str | None = None  # slurm | local | debug; null = slurm where sbatch is found
+    cluster: str | None = None  # slurm | local | debug; null = slurm where srun is found
     timeout_min: int = 1440
     cpus_per_task: int = 1
     gpus_per_node: int = 0
