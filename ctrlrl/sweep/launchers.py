@@ -42,7 +42,10 @@ class LocalJob:
         return self.process.poll()
 
     def stop(self, *, at_once: bool) -> None:
-        self.process.send_signal(signal.SIGKILL if at_once and os.name != "nt" else signal.SIGINT)
+        if at_once:
+            self.process.kill()
+        elif os.name != "nt":  # there the console's Ctrl-C has reached the cell itself, and no signal can be sent
+            self.process.send_signal(signal.SIGINT)
 
 
 class LeftJob:

@@ -107,6 +107,16 @@ def test_before_a_time_out_the_cell_writes_its_checkpoint_and_the_job_is_queued_
     assert (again.words, again.folder, again._process) == (call.words, call.folder, None)
 
 
+@pytest.mark.parametrize(("system", "told"), [("posix", [signal.SIGINT, "kill"]), ("nt", ["kill"])])
+def test_a_local_cell_is_asked_to_stop_and_then_killed_where_windows_has_no_signal_for_it(monkeypatch, system, told):
+    heard: list[object] = []
+    job = launchers.LocalJob(types.SimpleNamespace(send_signal=heard.append, kill=lambda: heard.append("kill")))
+    monkeypatch.setattr(launchers, "os", types.SimpleNamespace(name=system))
+    job.stop(at_once=False)
+    job.stop(at_once=True)
+    assert heard == told
+
+
 def ray(monkeypatch):
     seen = types.SimpleNamespace(init=None, options=None, ready=False, value=0, cancelled=[])
 
