@@ -82,10 +82,7 @@ def train(words: list[str]) -> int:
         print(f"data sources (data=):  {' '.join(registry.DATA)}")
         print(f"presets (experiment=): {' '.join(settings.presets())}")
         return 0
-    shown = "--cfg" in words
-    if shown:
-        at = words.index("--cfg")
-        words = words[:at] + words[at + 2 :]
+    shown, words = _asks_for_config(words)
     resumed = next((w.partition("=")[2] for w in words if w.startswith("run.resume=")), None)
     changes = [w for w in words if not w.startswith("run.resume=")]
     if resumed == "":
@@ -115,6 +112,18 @@ def train(words: list[str]) -> int:
                 print(note, file=sys.stderr)
     trainer.ranks.leave()
     return 130 if interrupted else 0
+
+
+def _asks_for_config(words: list[str]) -> tuple[bool, list[str]]:
+    """Whether `--cfg job` stands there, in any of Hydra's spellings, and the other words."""
+    at = next((i for i, word in enumerate(words) if word.partition("=")[0] in ("--cfg", "-c")), None)
+    if at is None:
+        return False, words
+    _, sign, value = words[at].partition("=")
+    value, end = (value, at + 1) if sign else (" ".join(words[at + 1 : at + 2]), at + 2)
+    if value != "job":
+        raise ValueError(f"{words[at]}: --cfg job prints the configuration; there is no other")
+    return True, words[:at] + words[end:]
 
 
 def sweep(words: list[str]) -> int:

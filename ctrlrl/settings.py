@@ -267,6 +267,8 @@ def _split(words: Sequence[str]) -> dict[str, str]:
         key, sign, value = word.partition("=")
         if word in ("-m", "--multirun"):
             raise ValueError(f"{word}: several values of a key are a sweep: ctrlrl sweep ... seed=0,1,2")
+        if word.startswith("-"):
+            raise ValueError(f"{word}: options are --help and --cfg job; all else is typed key=value")
         if not sign:
             raise ValueError(f"expected key=value, got {word!r}")
         pairs[key] = value

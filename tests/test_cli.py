@@ -290,12 +290,26 @@ def test_an_output_that_cannot_be_written_was_typed_wrong_and_a_full_disk_was_no
     refused(ctrlrl("report", "a", "out=nope/r.html"), f"nope/r.html: {os.strerror(trouble)}", code=code)
 
 
-def test_cfg_job_prints_a_config_that_composes_and_starts_nothing(ctrlrl, tmp_path):
-    said = ctrlrl("train", "algo=bpo", "env=cartpole", "algo.gamma=0.5", "--cfg", "job")
+@pytest.mark.parametrize("option", [["--cfg", "job"], ["--cfg=job"], ["-c", "job"]], ids=" ".join)
+def test_cfg_job_prints_a_config_that_composes_and_starts_nothing(ctrlrl, tmp_path, option):
+    said = ctrlrl("train", "algo=bpo", *option, "env=cartpole", "algo.gamma=0.5")
     assert said.code == 0, said.err
     cfg = OmegaConf.create(said.out)
     assert (cfg.algo.name, cfg.env.name, cfg.algo.gamma) == ("bpo", "cartpole", 0.5)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--cfg"], "--cfg: --cfg job prints the configuration; there is no other"),
+        (["--cfg=hydra"], "--cfg=hydra: --cfg job prints the configuration; there is no other"),
+        (["--config-dir=x"], "--config-dir=x: options are --help and --cfg job; all else is typed key=value"),
+        (["--info"], "--info: options are --help and --cfg job; all else is typed key=value"),
+    ],
+)
+def test_options_that_there_are_not_are_refused_by_name(ctrlrl, option, told):
+    refused(ctrlrl("train", "algo=bpo", "env=cartpole", *option), told)
 
 
 def test_a_preset_is_taken_for_its_pair_and_typed_values_win(ctrlrl):
