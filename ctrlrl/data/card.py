@@ -24,10 +24,10 @@ def trajectory_quality(mean_return: float, ref_min: float, ref_max: float) -> fl
 def coverage(episodes: Episodes, reference: Episodes) -> float:
     """SACo: different (s, a) pairs in the data over those in the reference, usually an online replay of the same size.
 
-    Continuous dimensions are cut into 100 bins between the smallest and the largest value in either set; pairs are
-    counted exactly. Source: arXiv:2111.04714.
+    Continuous dimensions are cut into 100 bins between the smallest and the largest value in either set, actions in
+    units of each file's own box; pairs are counted exactly. Source: arXiv:2111.04714.
     """
-    pairs = [(e.obs.reshape(e.n_rows, -1), e.action.reshape(e.n_rows, -1)) for e in (episodes, reference)]
+    pairs = [(e.obs.reshape(e.n_rows, -1), e.unit_actions().reshape(e.n_rows, -1)) for e in (episodes, reference)]
     for name, a, b in zip(("observations", "actions"), *pairs, strict=True):
         if a.shape[1] != b.shape[1] or a.dtype.kind != b.dtype.kind:
             raise ValueError(

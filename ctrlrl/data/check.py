@@ -12,7 +12,7 @@ import numpy as np
 
 from ctrlrl.data.episodes import Array, Episodes, Facts
 from ctrlrl.data.hashes import duplicates, row_hashes
-from ctrlrl.data.limits import complete, never_terminates, time_limit
+from ctrlrl.data.limits import complete, never_terminates, overrun, time_limit
 
 _SHOWN = 5  # row or episode numbers in a line
 _ROUNDING = 1e-6  # by which a float32 action may leave the box
@@ -122,8 +122,30 @@ def _terminal_at_limit(episodes: Episodes) -> Findings:
         yield Finding("timeout_as_terminal", text, "set terminals to 0 and timeouts to 1 at these last rows")
 
 
+def _terminal_of_an_endless_task(episodes: Episodes) -> Findings:
+    limit, _ = time_limit(episodes)
+    at_end = np.zeros(episodes.n_rows, bool)
+    at_end[episodes.ends[episodes.lengths() == limit] - 1] = True  # the clock's, told above
+    rows = np.flatnonzero(episodes.terminated & ~at_end)
+    if never_terminates(episodes.facts) and len(rows):
+        task = episodes.facts.env_id or episodes.facts.data_id
+        text = f"{_listed('row', rows)}: terminal, but {task} never ends by itself; learning would not bootstrap there"
+        mend = "set terminals to 0 at these rows, and timeouts to 1 where a reset follows"
+        yield Finding("wrong_terminal", text, mend)
+
+
+def _overrun(episodes: Episodes) -> Findings:
+    longer, limit = overrun(episodes)
+    if len(longer):
+        text = f"{_listed('episode', longer)}: longer than the {limit} steps after which the clock resets the task"
+        mend = "set timeouts where it did: learning would take the next episode's first observation for what followed"
+        yield Finding("missing_timeouts", text, mend)
+
+
 def _never_terminal(episodes: Episodes) -> Findings:
-    if episodes.terminated.any() or episodes.n_episodes < 2:
+    """Not of OGBench's, whose `terminals` never mean that a task ended."""
+    without = episodes.facts.format == "ogbench" or never_terminates(episodes.facts)
+    if episodes.terminated.any() or episodes.n_episodes < 2 or without:
         return
     limit, certain = time_limit(episodes)
     limit = limit or int(episodes.lengths().max())
@@ -255,6 +277,8 @@ LOOKS: tuple[Callable[[Episodes], Findings], ...] = (
     _not_finite,
     _actions,
     _terminal_at_limit,
+    _terminal_of_an_endless_task,
+    _overrun,
     _never_terminal,
     _terminal_inside,
     _crossing,

@@ -29,8 +29,11 @@ def breaks(obs: Array, following: Array) -> Array:
     at_once = max(1, _AT_ONCE // math.prod(obs.shape[1:]))
     for start in range(0, len(obs) - 1, at_once):
         rows = slice(start, min(start + at_once, len(obs) - 1))
-        step = obs[rows.start + 1 : rows.stop + 1].astype(np.float64) - following[rows]
-        broken[rows] = np.sqrt(np.square(step).reshape(len(step), -1).sum(1)) > _BREAK
+        row, stored = obs[rows.start + 1 : rows.stop + 1], following[rows]
+        with np.errstate(invalid="ignore"):
+            step = row.astype(np.float64) - stored
+        step[(row == stored) | ((row != row) & (stored != stored))] = 0.0  # infinities, and NaN, that are the same
+        broken[rows] = ~(np.sqrt(np.square(step).reshape(len(step), -1).sum(1)) <= _BREAK)
     return broken
 
 
@@ -39,7 +42,13 @@ def agrees(columns: Columns, obs: Array, following: Array, ends: Array, mend: st
     broken = breaks(obs, following)
     broken[ends - 1] = False
     if broken.any():
+        row = int(broken.argmax())
+        if not np.isfinite(following[row]).all():
+            raise DataError(
+                f"{columns.path}: 'next_observations' of row {row} hold nan or inf, the following row does not: write "
+                "what was seen, or drop the episode"
+            )
         raise DataError(
-            f"{columns.path}: 'next_observations' of row {int(broken.argmax())} is not the following row although no "
-            f"episode ends there: {mend}"
+            f"{columns.path}: 'next_observations' of row {row} is not the following row although no episode ends "
+            f"there: {mend}"
         )

@@ -61,7 +61,8 @@ def _file(path: Path, data_id: str | None) -> Episodes:
             raise DataError(f"{path}: no {missing[0]!r} among its columns ({cols.listed(names)}).\n{_LAYOUTS}.")
         if data_id is not None and "/" not in data_id and data_id not in _KNOWN:
             raise DataError(unknown_id(data_id, _KNOWN))
-        if ogbench.recognized(names) and (data_id or id_of(path.name)) not in d4rl.FILES:
+        d4rls_without_rewards = "rewards" not in names and (data_id or id_of(path.name)) in d4rl.FILES
+        if ogbench.recognized(names) and not d4rls_without_rewards:
             return ogbench.read(columns, data_id)
         if "episode_ends" in names or ("next_observations" in names and "timeouts" not in names):
             return npz.read(columns, data_id)

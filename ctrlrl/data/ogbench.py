@@ -26,7 +26,7 @@ import numpy as np
 
 from ctrlrl.data import columns as cols
 from ctrlrl.data.columns import Columns, DataError
-from ctrlrl.data.d4rl import facts
+from ctrlrl.data.d4rl import facts, named_id
 from ctrlrl.data.download import not_here, room, unknown_id
 from ctrlrl.data.episodes import Array, Episodes
 from ctrlrl.data.following import agrees, next_observations
@@ -83,14 +83,18 @@ def recognized(names: tuple[str, ...]) -> bool:
 
 
 def read(columns: Columns, data_id: str | None = None) -> Episodes:
-    """Episodes of a file. data_id: OGBench's id; a single-task one adds rewards and needs the ogbench package."""
-    stem = columns.path.stem.removesuffix("-val")
-    data_id = data_id or (stem if stem in FILES else None)
-    if data_id is not None and data_id not in (*FILES, *SINGLE_TASKS):
-        raise ValueError(unknown_id(data_id, (*FILES, *SINGLE_TASKS)))
+    """Episodes of a file. data_id: OGBench's id; a single-task one adds rewards and needs the ogbench package.
+
+    A file with rewards of its own may have D4RL's id, for its reference scores.
+    """
+    stem, own = columns.path.stem.removesuffix("-val"), {*FILES, *SINGLE_TASKS}
+    data_id = data_id or (stem if stem in own else named_id(columns))
+    if data_id is not None and data_id not in own and "rewards" not in columns.names:
+        raise ValueError(unknown_id(data_id, own))
     obs, action = cols.observations(columns), cols.actions(columns)
     last = ~cols.flags(columns, "valids") if "valids" in columns.names else cols.flags(columns, "terminals")
-    n = cols.same_length(columns, observations=obs, actions=action, terminals=last)
+    given = {name: cols.scalars(columns, name) for name in ("rewards", "masks") if name in columns.names}
+    n = cols.same_length(columns, observations=obs, actions=action, terminals=last, **given)
     if not last[-1]:
         raise DataError(
             f"{columns.path}: the last row has terminals = 0, but the last state of a trajectory has 1: cut off? "
@@ -107,7 +111,7 @@ def read(columns: Columns, data_id: str | None = None) -> Episodes:
         notices.append("the validation part of its set")
     known = facts(
         columns, "ogbench", data_id=data_id, notices=notices,
-        env_id=columns.text("env_id") or (f"ogbench:{environment(data_id)}" if data_id else None),
+        env_id=columns.text("env_id") or (f"ogbench:{environment(data_id)}" if data_id in own else None),
     )  # fmt: skip
     rewarded = "rewards" in columns.names or "singletask" in (data_id or "")
     return Episodes(

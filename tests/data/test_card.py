@@ -64,6 +64,17 @@ def test_units_of_the_observations_do_not_change_the_coverage():
         assert coverage(*scaled) == pytest.approx(coverage(a, b), rel=0.03)
 
 
+def test_actions_are_compared_in_units_of_each_files_own_box():
+    own = made()
+    wide = replace(
+        own, action=0.4 * own.action, facts=Facts("minari", "m", action_low=(-0.4,) * 2, action_high=(0.4,) * 2)
+    )
+    assert coverage(wide, own) == pytest.approx(1.0, abs=0.03)
+    shifted = replace(own, obs=np.zeros_like(own.obs), action=np.sign(own.action))
+    box = Facts("minari", "m", action_low=(-2.0,) * 2, action_high=(2.0,) * 2)
+    assert coverage(replace(shifted, action=2.0 * shifted.action, facts=box), shifted) == 1.0
+
+
 def test_a_reference_of_another_task_is_refused():
     with pytest.raises(ValueError, match=r"reference=made.npz: its observations have 2 numbers.*3.*same task"):
         coverage(made(), replace(made(), obs=made().obs[:, :2]))

@@ -58,6 +58,8 @@ def test_a_clean_set_has_no_finding():
     assert check(made(), made().next_obs()) == []
     assert check(made(facts=HOPPER, lengths=(1000, 40, 1000), limit=1000)) == []
     assert check(without_final_obs(made(), usable=False)) == []
+    stitch = Facts(format="ogbench", path="made.npz", data_id="antmaze-medium-stitch-v0")
+    assert check(made((20, 20, 20, 15, 20), limit=1, facts=stitch)) == []
 
 
 def timed_out_and_terminal() -> Episodes:
@@ -98,6 +100,16 @@ BREAKS: dict[str, tuple[str, Callable[[], Episodes], str]] = {
         "timeout_as_terminal",
         lambda: changed(made((1000, 1000, 1000, 1000), limit=1000, facts=CHEETAH), "terminated", 999, True),
         "episode 0: a terminal after 1000 steps",
+    ),
+    "terminals within a task that never terminates": (
+        "wrong_terminal",
+        lambda: changed(made((300, 1000, 60), limit=1, facts=CHEETAH), "terminated", [299, 1359], True),
+        "rows 299, 1359: terminal, but HalfCheetah-v4 never ends by itself",
+    ),
+    "no time-outs at all": (
+        "missing_timeouts",
+        lambda: made((1000, 3000), limit=1, facts=CHEETAH),
+        "episode 1: longer than the 1000 steps",
     ),
     "time-outs flagged as terminals too": (
         "timeout_as_terminal",

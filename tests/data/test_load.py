@@ -45,6 +45,19 @@ def test_a_d4rl_file_without_rewards_is_not_taken_for_another_layout(tmp_path):
         load(write_npz(tmp_path / "set.npz", columns), data_id="hopper-medium-v2")
 
 
+def test_ogbenchs_layout_is_known_by_its_masks_whatever_d4rl_id_it_bears(tmp_path):
+    columns = trajectories()
+    n = len(columns["observations"])
+    columns |= {"rewards": np.arange(n, dtype=np.float32), "masks": np.ones(n, np.float32)}
+    for e in (
+        load(write_npz(tmp_path / "hopper-medium-v2.npz", columns)),
+        load(write_npz(tmp_path / "set.npz", columns), data_id="hopper-medium-v2"),
+    ):
+        assert (e.facts.format, e.facts.data_id, e.facts.ref_max) == ("ogbench", "hopper-medium-v2", 3234.3)
+        assert e.facts.env_id == "Hopper-v2"
+        assert (e.n_rows, e.terminated.sum()) == (n - 2, 0)
+
+
 def test_saved_transitions_of_a_maze_go_on_past_the_goal(tmp_path):
     columns = flagged(8, terminals=(2, 3))
     del columns["timeouts"]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loader_files import WRITERS, flagged, rollouts, steps, write_npz
 
+from ctrlrl.data.check import check
 from ctrlrl.data.dataset import Dataset, return_range
 from ctrlrl.data.load import load
 
@@ -61,6 +62,22 @@ def test_next_observations_that_contradict_the_episodes_are_refused(tmp_path):
     columns["next_observations"][1] += 1
     with pytest.raises(ValueError, match="'next_observations' of row 1 is not the following row"):
         load(write_npz(tmp_path / "set.npz", columns))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_stored_next_observation_that_is_not_finite_is_not_taken_for_the_following_row(tmp_path, value):
+    raw = flagged(10)
+    saved = {k: raw[k][:8] for k in ("observations", "actions", "rewards", "terminals")}
+    saved["next_observations"] = raw["observations"][1:9].copy()
+    saved["next_observations"][4, 1] = value
+    e = load(write_npz(tmp_path / "set.npz", saved))
+    assert e.ends.tolist() == [5, 8]
+    assert "not_finite" in [finding.name for finding in check(e)]
+    with pytest.raises(ValueError, match="'next_observations' of row 4 hold nan or inf, the following row does not"):
+        load(write_npz(tmp_path / "ends.npz", saved | {"episode_ends": np.array([8])}))
+    saved["observations"] = saved["observations"].copy()
+    saved["observations"][5, 1] = value  # a simulator that broke down, told as it was
+    assert load(write_npz(tmp_path / "both.npz", saved)).n_episodes == 1
 
 
 def test_demonstrations_lose_the_rows_whose_next_observation_nobody_stored(tmp_path):

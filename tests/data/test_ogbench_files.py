@@ -57,6 +57,14 @@ def test_rewards_and_masks_of_the_file_are_kept_and_masks_end_no_episode(tmp_pat
     assert e.ends.tolist() == [4, 8]
 
 
+@pytest.mark.parametrize("short", ["rewards", "masks"])
+def test_rewards_and_masks_of_another_length_are_named(tmp_path, short):
+    columns = trajectories((4, 4)) | {"rewards": np.zeros(10), "masks": np.ones(10)}
+    columns[short] = columns[short][:8]
+    with pytest.raises(ValueError, match=f"'{short}' has 8 rows, 'observations' has 10"):
+        load(write_npz(tmp_path / "set.npz", columns))
+
+
 @pytest.mark.parametrize("compact", [False, True])
 def test_the_packages_own_views_are_read_as_the_file_that_they_are_of(ogbench, tmp_path, compact):
     columns = trajectories((5, 3))
