@@ -362,7 +362,13 @@ def _of_base(agent: Agent | OfflineAgent, base: Any) -> dict[str, Any]:
 def _begin_with(agent: Agent | OfflineAgent, base: Any) -> None:
     """Take over the weights of a pretrained base, if there is one for the same spaces."""
     if base is not None:
-        base._spaces.same(agent._spaces, f"{type(agent).__name__}: base")
+        where = f"{type(agent).__name__}: base"
+        base._spaces.same(agent._spaces, where)
+        if not base.gradient_steps:
+            raise ValueError(f"{where} has learned nothing; base=Flow(...).learn(20_000)")
+        was, now = (None if a._connection is None else a._connection.task for a in (base, agent))
+        if was is not None and now is not None:
+            build.same_world(was.id or was.name, now.id or now.name, where)
         build.take_over(agent.learner, base.learner.model_state(), f"{type(agent).__name__}: base", "base_...")
 
 

@@ -20,7 +20,7 @@ from ctrlrl.envs.dynamics import Dynamics
 from ctrlrl.envs.face import name_of
 from ctrlrl.envs.spaces import Spaces
 from ctrlrl.judging import evaluator, scorer
-from ctrlrl.loops import make_learner, seeds_of, take_over, training_loop
+from ctrlrl.loops import make_learner, same_world, seeds_of, take_over, training_loop
 from ctrlrl.provenance import facts, settings_by_name
 from ctrlrl.shares import share
 from ctrlrl.sources import load_data, notices, read_data, same_box, same_robot, same_task, score_range
@@ -47,6 +47,7 @@ __all__ = [
     "same_box",
     "same_robot",
     "same_task",
+    "same_world",
     "take_over",
 ]
 __all__ += ["save_buffer", "write_zip"]

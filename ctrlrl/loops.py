@@ -21,6 +21,7 @@ from ctrlrl.data.arrivals import arrivals
 from ctrlrl.data.dataset import Dataset
 from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.data.replay import Mixture, Pair, ReplayBuffer
+from ctrlrl.data.scores import task_of
 from ctrlrl.data.split import held_out
 from ctrlrl.registry import ALGORITHMS, GYMNASIUM_IDS, SIMULATORS, lookup
 from ctrlrl.seeds import refuse_unless_stackable, stacked
@@ -198,7 +199,7 @@ def off_policy_loop(
         learner = make_learner(cfg.algo, env.spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
-        skilled = begin_with_base(learner, env.spec, resume=resume)
+        skilled = begin_with_base(learner, env.spec, cfg.env.id or cfg.env.name, resume=resume)
     data, facts = (None, None) if before is None else (before.source, before.facts)
     if before is None and (cfg.data.name != "none" or kind.loop == "hybrid"):
         episodes = read_data(cfg.data)
@@ -225,9 +226,10 @@ def off_policy_loop(
     )
 
 
-def begin_with_base(learner: Any, spec: EnvSpec, *, resume: bool) -> bool:
+def begin_with_base(learner: Any, spec: EnvSpec, env: str, *, resume: bool) -> bool:
     """Give the learner the policy of the run folder `algo.base`; False where its config names none.
 
+    env: the name of the environment that it is for.
     resume: it is in the checkpoint that follows, and its own folder may be gone.
     """
     base = getattr(learner.cfg, "base", None)
@@ -235,8 +237,19 @@ def begin_with_base(learner: Any, spec: EnvSpec, *, resume: bool) -> bool:
         return base is not None
     found = read_folder(Path(base) / "checkpoints" / "last")
     same_spec(found.state, spec, f"algo.base={base}", lanes=False)
+    same_world(found.state.get("env"), env, f"algo.base={base}")
     take_over(learner, found.model, f"algo.base={base}", "algo.base_...")
     return True
+
+
+def same_world(base: Any, env: str, where: str) -> None:
+    """ValueError where a base is of another task: robots may have as many numbers as each other. Versions may differ.
+
+    base, env: names, of ctrlrl or of Gymnasium; "", "none" and None are not known.
+    """
+    was, now = (task_of(GYMNASIUM_IDS.get(str(name), str(name))) for name in (base, env))
+    if was != now and not {was, now} & {"", "none"}:
+        raise ValueError(f"{where} was trained for {base}, this is {env}; name a base of the same task")
 
 
 def take_over(learner: Any, weights: Mapping[str, Tensor], base: str, form: str) -> None:
@@ -274,7 +287,7 @@ def offline_loop(
         learner = make_learner(cfg.algo, spec)
         learner.set_dtype(cfg.dtype)
         learner.set_compile(resolve(cfg.compile, device, 0))
-        begin_with_base(learner, spec, resume=resume)
+        begin_with_base(learner, spec, cfg.env.id or cfg.env.name, resume=resume)
         loop = loop_over(cfg, episodes, learner)
         start_together(learner, cfg.seed, ranks)
     loop.spec, loop.unseen = spec, unseen

@@ -306,6 +306,8 @@ def test_gymnasium_objects_are_environments(env):
 def test_a_ctrlrl_environment_keeps_its_number_of_lanes():
     with pytest.raises(TypeError, match="pendulum: unknown setting 'gravity_scale'"):
         make_env("pendulum", gravity_scale=2.0)
+    with pytest.raises(TypeError, match="LunarLander-v3: unknown setting 'gravity_scale'; "):
+        make_env("LunarLander-v3", 1, gravity_scale=2.0)
     env = make_env("pendulum", 6, seed=0)
     assert small(env=env).learn(10).n_envs == 6
 

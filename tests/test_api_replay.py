@@ -309,6 +309,36 @@ def test_parameters_of_another_model_leave_a_fixed_temperature_and_those_that_do
         learned.set_parameters(other.get_parameters())
 
 
+@KINDS
+def test_a_warm_up_begins_at_a_rate_of_zero(kind):
+    model = kind("MlpPolicy", "Pendulum-v1", learning_rate=lambda left: 1e-3 * (1.0 - left), **SMALL)
+    before = [x.clone() for x in model.learner.nets.policy.parameters()]
+    assert rates(model.learn(30)) == {1e-3}
+    after = model.learner.nets.policy.parameters()
+    assert any(not torch.equal(x, old) for x, old in zip(after, before, strict=True))
+
+
+@KINDS
+def test_what_scripts_put_into_custom_objects_for_every_class_is_taken(kind, tmp_path):
+    kind("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "m")
+    objects = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    for given in (objects, {"learning_rate": 0.0}):
+        assert rates(kind.load(tmp_path / "m", env="Pendulum-v1", custom_objects=given).learn(25)) == {0.0}
+
+
+def test_a_buffer_need_only_hold_a_step_of_the_environments_that_there_are():
+    assert len(SAC("MlpPolicy", "Pendulum-v1", n_envs=2, buffer_size=50, **SMALL).learn(60).replay_buffer) == 50
+    with pytest.raises(ValueError, match=r"buffer_size=4 is smaller than one step of 8 environments"):
+        SAC("MlpPolicy", "Pendulum-v1", n_envs=8, buffer_size=4, **SMALL).learn(80)
+
+
+def test_a_second_learn_does_not_report_the_episodes_that_its_staggered_clocks_cut_short():
+    model = SAC("MlpPolicy", "Pendulum-v1", n_envs=4, gradient_steps=0, **SMALL)
+    for _ in range(2):
+        model.learn(1800)
+        assert {info["l"] for info in model.ep_info_buffer} == {200}
+
+
 def test_a_schedule_reaches_expos_optimisers_before_their_own_decay_does():
     made = {**SMALL, "hidden": [8], "n_samples": 2, "n_edits": 2, "n_critics": 2, "base_n_levels": 2}
     model = EXPO("MlpPolicy", "Pendulum-v1", learning_rate=lambda left: 1e-3 * left, gradient_steps=1, **made).learn(50)
@@ -323,6 +353,10 @@ def test_a_batch_size_set_later_is_that_of_the_next_updates():
     model.learn(5, reset_num_timesteps=False)
     assert seen == [8] * 5
     assert model.cfg.batch_size == 8
+    for wrong, told in ((0, "batch_size must be at least 1, got 0"), (2.5, "batch_size must be a whole number")):
+        model.batch_size = wrong
+        with pytest.raises((TypeError, ValueError), match=told):
+            model.learn(5, reset_num_timesteps=False)
 
 
 def test_td3_explores_with_the_noise_it_is_given_and_none_else():

@@ -13,7 +13,7 @@ from ctrlrl.envs.classic import Pendulum
 from ctrlrl.loops import training_loop
 from ctrlrl.runs import load_run, resume, start
 from ctrlrl.settings import train_config, typed
-from ctrlrl.train.checkpoint import read_folder
+from ctrlrl.train.checkpoint import read_folder, write_folder
 
 SINGLE = ["algo.horizon=1", "algo.n_obs_steps=1", "algo.n_action_steps=1"]
 DATA = ["env=pendulum", "data=file", "data.path=x", "experiment=none"]
@@ -103,6 +103,13 @@ def test_a_base_that_does_not_fit_is_refused_by_name(base, tmp_path):
     other = [word for word in EXPO_WORDS if "data" not in word and "env=" not in word] + ["env=pointmass"]
     with pytest.raises(ValueError, match=r"algo\.base=.*base was trained on an environment with obs_dim=3, this one"):
         training_loop(typed(train_config([*other, f"algo.base={base}", "experiment=none"])))
+    last = base / "checkpoints" / "last"
+    found = read_folder(last)
+    write_folder(last, found._replace(state={**found.state, "env": "halfcheetah-v4"}))
+    with pytest.raises(ValueError, match=r"algo\.base=.*base was trained for halfcheetah-v4, this is pendulum"):
+        training_loop(typed(train_config([*EXPO_WORDS, f"algo.base={base}"])))
+    write_folder(last, found._replace(state={**found.state, "env": "Pendulum-v1"}))
+    training_loop(typed(train_config([*EXPO_WORDS, f"algo.base={base}"])))
     with pytest.raises(ValueError, match=r"algo\.base=.*its weights do not fit algo\.base_"):
         training_loop(typed(train_config([*EXPO_WORDS, f"algo.base={base}", "algo.base_hidden=[9,9]"])))
 
@@ -136,6 +143,11 @@ def test_in_python_the_base_is_a_model():
         EXPO("MlpPolicy", "Pendulum-v1", base="runs/x")
     with pytest.raises(ValueError, match=r"EXPO: base: its weights do not fit base_\.\.\. "):
         EXPO("MlpPolicy", "Pendulum-v1", base=clone, base_hidden=[16], **small)
+    with pytest.raises(ValueError, match="EXPO: base has learned nothing"):
+        EXPO("MlpPolicy", "Pendulum-v1", base=Flow("MlpPolicy", "Pendulum-v1", hidden=[8, 8], **single), **small)
+    clone._connection.task.name = "acrobot"
+    with pytest.raises(ValueError, match="EXPO: base was trained for acrobot, this is pendulum"):
+        EXPO("MlpPolicy", "Pendulum-v1", base=clone, **small)
     with pytest.raises(ValueError, match="EXPO: base: the model was trained with observation space"):
         EXPO("MlpPolicy", "pointmass", base=clone, **small)
 

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import ctrlrl
 from ctrlrl import H2O
 from ctrlrl.cli import main
+from ctrlrl.data.episodes import Episodes, Facts
 from ctrlrl.settings import train_config, typed
 from ctrlrl.tasks import eval_env
 
@@ -112,3 +114,13 @@ def test_in_python_the_environment_is_the_simulator_and_learn_counts_its_steps(t
         copy.learn(10)
     with pytest.raises(ValueError, match="observations and actions have 11 and 3 numbers, those of"):
         H2O("MlpPolicy", ctrlrl.make_env("walker2d-v4", 1), "hopper-medium.npz", **SMALL)
+
+
+@pytest.mark.parametrize("make", [ctrlrl.make_env, ctrlrl.make_vec_env])
+def test_data_of_a_robot_of_the_same_size_are_refused_beside_an_environment_of_ours_too(make):
+    n, random = 20, np.random.default_rng(0)
+    obs, action = random.standard_normal((n, 17)).astype("f4"), random.uniform(-1.0, 1.0, (n, 6)).astype("f4")
+    no, known = np.zeros(n, bool), Facts("rollouts", "hc.npz", env_id="HalfCheetah-v4")
+    data = Episodes(obs, action, obs[:, 0], no, np.array([n]), obs[-1:], ~no[:1], ~no, {}, {}, known)
+    with pytest.raises(ValueError, match="data set is of HalfCheetah-v4, the policy would be for Walker2d"):
+        H2O("MlpPolicy", make("walker2d-v4", 2), data, **SMALL)

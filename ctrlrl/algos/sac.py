@@ -45,7 +45,8 @@ class SACConfig(OnlineConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         where, inf = type(self).__name__, float("inf")
-        in_range(where, low=0.0, high=inf, open_ends=True, learning_rate=self.learning_rate)
+        if self.learning_rate != 0.0:  # of a model that only acts
+            in_range(where, low=0.0, high=inf, open_ends=True, learning_rate=self.learning_rate)
         in_range(where, low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
         for name in ("batch_size", "n_critics", "target_update_interval"):
             if getattr(self, name) < 1:

@@ -31,7 +31,8 @@ class Dynamics:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = name == "density_scale"
-            if isinstance(value, str) or not (math.isfinite(value) and 0.0 <= value <= 1000.0 and (value or not least)):
+            number = isinstance(value, int | float)
+            if not number or not (math.isfinite(value) and 0.0 <= value <= 1000.0 and (value or not least)):
                 raise ValueError(f"env.{name} must lie in {'(' if least else '['}0, 1000], got {value!r}")
 
     def changed(self) -> dict[str, float]:

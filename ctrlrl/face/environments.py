@@ -24,6 +24,9 @@ def env_config(name: str, **options: Any) -> EnvConfig:
             if option not in (known := sorted(f.name for f in fields(kind))):
                 raise TypeError(f"{name}: {unknown('setting', option, known)}")
         return kind(name=native, **options)
+    for option in options:
+        if option not in (known := sorted({f.name for f in fields(EnvConfig)} - {"name", "id"})):
+            raise TypeError(f"{name}: {unknown('setting', option, known)}")
     return EnvConfig(name="gym", id=name, **options)
 
 
@@ -102,13 +105,20 @@ def connect(env: Any, n_envs: int, *, seed: int | None, device: torch.device) ->
         return Connection(vec_env, tasks.spaces(cfg, vec_env.spec), staggered=staggered, task=cfg)
     if type(env).__module__ == "ctrlrl.envs.sb3_face" and env._writer is None:
         # one of ours in SB3's clothes: stepped without them
-        return Connection(env.env, build.Spaces(env.observation_space, env.action_space), face=env)
+        own = build.Spaces(env.observation_space, env.action_space)
+        return Connection(env.env, own, face=env, task=_robot(env.env))
     vec_env = tasks.as_vec_env(env, seed=seed, n_envs=n_envs)
     gym_id = getattr(getattr(env, "spec", None), "id", None)
-    task = env_config(gym_id) if isinstance(gym_id, str) else None
+    task = env_config(gym_id) if isinstance(gym_id, str) else _robot(vec_env)
     staggered = bool(getattr(vec_env, "stagger", False)) and vec_env.spec.episode_length > 0
     face = env if is_sb3(env) else None
     return Connection(vec_env, tasks.spaces_of(env, vec_env.spec), staggered=staggered, face=face, task=task)
+
+
+def _robot(env: Any) -> EnvConfig | None:
+    """What is known by name of one of our own robots."""
+    name = build.name_of(env)
+    return env_config(name) if name in ROBOTS else None
 
 
 def asked_for(env: Any, n_envs: int, *, seed: int | None, device: torch.device) -> Connection:

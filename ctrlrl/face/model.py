@@ -174,7 +174,9 @@ class Model(Reporting):
     def _meet(self, env: Any, n_envs: int) -> None:
         """Take the environment of a constructor or of `load`; one that does not fit is refused before it is made."""
         if isinstance(env, str) and n_envs > 1:
-            loops.refuse_unfit(TrainConfig(algo=self.cfg, env=env_config(env), device=str(self.device)))
+            asked = TrainConfig(env=env_config(env), device=str(self.device))
+            asked.algo = self.cfg  # not compared with a number of environments: here batch_size divides a rollout
+            loops.refuse_unfit(asked)
         self._use(asked_for(env, n_envs, seed=self.seed, device=self.device))
 
     def _use(self, connection: Connection) -> None:

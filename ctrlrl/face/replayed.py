@@ -78,7 +78,9 @@ class ReplayAgent(Agent):
         settings.pop("sde_sample_freq", None)
         self._policy_name, self.policy_kwargs = policy_name(policy, where), dict(policy_kwargs or {})
         self._extractor = self.clip_range = self.clip_range_vf = None
-        named = {"learning_rate": start_value(learning_rate), "action_noise": noise_of(action_noise, where)}
+        begin = start_value(learning_rate)
+        rate = None if callable(learning_rate) and begin == 0.0 else begin  # a warm-up; the schedule alone counts
+        named = {"learning_rate": rate, "action_noise": noise_of(action_noise, where)}
         given = {k: v for k, v in named.items() if v is not None}
         self._data, settings = data_settings(settings)
         self.cfg = self._config(network(self.policy_kwargs) | given | settings)
@@ -109,6 +111,8 @@ class ReplayAgent(Agent):
             self.set_dataset(dataset)
 
     def _check_numbers(self) -> None:
+        if whole(type(self).__name__, "batch_size", self.batch_size) < 1:
+            raise ValueError(f"{type(self).__name__}: batch_size must be at least 1, got {self.batch_size}")
         if self.train_freq[1] == "episode" and self._n_envs > 1:
             raise ValueError(f"{type(self).__name__}: train_freq in episodes is for one environment, as in SB3")
 
@@ -335,5 +339,5 @@ class ReplayAgent(Agent):
         **changes: Any,
     ) -> Self:
         """A saved model; `env` to go on training (the next `learn` resets it), `changes` overwrite its settings."""
-        changes = saved.custom(custom_objects) | changes
+        changes = saved.custom(custom_objects, ("learning_rate",)) | changes
         return saved.load_replayed(cls, path, env, device, n_envs=n_envs, changes=changes, told=print_system_info)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import UnionType
@@ -243,11 +243,14 @@ def _check_network(
         raise ValueError(f"{where}: policy_kwargs differ from the saved ones, the model has {what}; leave them away")
 
 
-def custom(objects: Mapping[str, Any] | None) -> dict[str, Any]:
-    """SB3's custom_objects as constructor arguments; what ctrlrl does not pickle needs no replacement."""
+def custom(objects: Mapping[str, Any] | None, schedules: Sequence[str] = SCHEDULES) -> dict[str, Any]:
+    """SB3's custom_objects as constructor arguments; what ctrlrl does not pickle needs no replacement.
+
+    schedules: those that the class has; scripts give the same objects to all.
+    """
     if not objects:
         return {}
-    found = {name: objects[name] for name in (*SCHEDULES, "policy_kwargs") if name in objects}
+    found = {name: objects[name] for name in (*schedules, "policy_kwargs") if name in objects}
     if "lr_schedule" in objects:
         found["learning_rate"] = objects["lr_schedule"]
     return found

@@ -25,12 +25,16 @@ class Axis(NamedTuple):
 
 
 def telling_axes(obs: Array, gap: Array) -> tuple[Axis, Axis]:
-    """The two columns of obs [N, O] that explain most of the variance of gap [N], by means over twenty even parts."""
+    """The two columns of obs [N, O] that explain most of the variance of gap [N], by means over twenty even parts.
+
+    A single column is both.
+    """
     explained = np.zeros(obs.shape[1])
     for column, x in enumerate(obs.T):
         parts = np.array_split(gap[np.argsort(x, kind="stable")], 20)
         explained[column] = np.ptp(x) > 0 and np.var([part.mean() for part in parts if len(part)])
-    first, second = (int(i) for i in np.argsort(-explained, kind="stable")[:2])
+    order = np.argsort(-explained, kind="stable").tolist()
+    first, second = order[0], order[:2][-1]
     return Axis(first, f"observation[{first}]"), Axis(second, f"observation[{second}]")
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load, save
+from torch import Tensor
 
 from ctrlrl.data.replay import ReplayBuffer
 from ctrlrl.disk import present, read_plain, replace_folder, write_flushed
@@ -22,7 +24,9 @@ _JSON_LIMIT = 2**22  # bytes of buffer.json
 
 
 def save_buffer(buffer: ReplayBuffer, folder: Path, *, chunk_bytes: int = CHUNK_BYTES) -> None:
-    """Write the buffer as `folder`, in place of what is there once it is complete."""
+    """Write the buffer as `folder`, in place of an older one once it is complete; ValueError where other files are."""
+    if folder.exists() and (others := _others(folder)):
+        raise ValueError(f"{folder} holds {others[0]}, which is no replay buffer's: name a folder of its own")
     replace_folder(folder, lambda fresh: write_buffer(buffer, fresh, chunk_bytes=chunk_bytes))
 
 
@@ -60,8 +64,11 @@ def load_buffer(buffer: ReplayBuffer, folder: Path) -> None:
         count = min(added, buffer.capacity)
         if len(sums) != -(-count // per_chunk):
             raise ValueError(f"{count} rows do not fill {len(sums)} chunks of {per_chunk}")
-        for i, wanted in enumerate(sums):
-            _load_chunk(buffer, source / _name(i), wanted, i * per_chunk, min((i + 1) * per_chunk, count))
+        chunks = [(source / _name(i), s, i * per_chunk, min((i + 1) * per_chunk, count)) for i, s in enumerate(sums)]
+        for chunk in chunks:
+            _chunk(buffer, *chunk)  # all are whole before the first row of the buffer goes
+        for chunk in chunks:
+            buffer.table.rows[chunk[2] : chunk[3]] = _chunk(buffer, *chunk)
     except OSError as error:
         raise ValueError(f"{folder}: no replay buffer there ({error.strerror}: {error.filename})") from None
     except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -71,14 +78,23 @@ def load_buffer(buffer: ReplayBuffer, folder: Path) -> None:
     buffer.added = added
 
 
-def _load_chunk(buffer: ReplayBuffer, path: Path, wanted: str, begin: int, end: int) -> None:
+def _others(folder: Path) -> list[str]:
+    """Names that a replay buffer's folder has not; the folder's own where it is a file."""
+    if not folder.is_dir():
+        return ["a file"]
+    own = re.compile(r"buffer\.json|rows_\d{5,}\.safetensors")
+    return sorted(p.name for p in folder.iterdir() if not own.fullmatch(p.name))
+
+
+def _chunk(buffer: ReplayBuffer, path: Path, wanted: str, begin: int, end: int) -> Tensor:
+    """The rows [end - begin, columns] of one file."""
     data = read_plain(path, at_most=(end - begin) * buffer.table.rows.shape[1] * 4 + 2**16)
     if hashlib.sha256(data).hexdigest() != wanted:
         raise ValueError(f"the checksum of {path.name} does not match")
     rows = load(data)["rows"]
     if rows.shape != buffer.table.rows[begin:end].shape:
         raise ValueError(f"{path.name} has shape {tuple(rows.shape)}")
-    buffer.table.rows[begin:end] = rows.to(buffer.table.rows.device)
+    return rows.to(buffer.table.rows.device)
 
 
 def _facts(buffer: ReplayBuffer) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class OnlineLoop:
         self.gradient_steps = 0
         self.owed = 0.0  # updates that environment steps have earned and that were not made yet
         self.waits = 0  # steps of all environments since the last updates
-        self.skilled, self.arrivals = skilled, arrivals
+        self.skilled, self.arrivals, self.staggered = skilled, arrivals, staggered
         self.begun = False  # whether the learner knows that the environment's steps have begun
         self.episodes = EpisodeTracker(env.spec.n_envs, env.spec.device, skip_first=staggered)
         self.recent: deque[EpisodeSums] = deque(maxlen=4096)
@@ -79,6 +79,7 @@ class OnlineLoop:
         if self.arrivals is not None:
             self.arrivals.clear()
         self.episodes.running.zero_()
+        self.episodes.counts.fill_(not self.staggered)  # clocks are staggered anew
 
     @property
     def steps(self) -> int:

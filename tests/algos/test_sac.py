@@ -136,7 +136,7 @@ def test_other_words_are_refused(given):
     [
         ({"n_critics": 0}, "n_critics must be at least 1"),
         ({"target_entropy": "half"}, "target_entropy must be auto or a finite number"),
-        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": -1e-3}, "learning_rate"),
         ({"tau": 1.5}, "tau"),
     ],
 )

@@ -168,6 +168,7 @@ def test_what_a_robot_or_a_backend_cannot_do_is_refused_by_name():
         ("swimmer", {"gravity_scale": 2.0}, r"env\.gravity_scale=2: env=swimmer lies flat"),
         ("reacher", {"gravity_scale": 2.0}, r"env\.gravity_scale=2: env=reacher lies flat"),
         ("swimmer", {"friction_scale": 2.0}, r"env\.friction_scale=2: env=swimmer touches nothing"),
+        ("hopper", {"gravity_scale": None}, r"env\.gravity_scale must lie in \[0, 1000\], got None"),
         ("hopper", {"gravity_scale": float("nan")}, r"env\.gravity_scale must lie in \[0, 1000\], got nan"),
         ("hopper", {"density_scale": 0.0}, r"env\.density_scale must lie in \(0, 1000\], got 0"),
     ):

@@ -23,6 +23,7 @@ def test_the_axes_are_the_coordinates_that_explain_the_gap():
     axes = telling_axes(obs, gap)
     assert [axis.column for axis in axes] == [3, 1]
     assert axes[0].label == "observation[3]"
+    assert [axis.column for axis in telling_axes(obs[:, 3:4], gap)] == [0, 0]
 
 
 def test_the_picture_is_a_png_also_where_every_gap_is_zero():

@@ -84,6 +84,29 @@ def test_damage_is_refused_in_one_line(victim, tmp_path):
         load_buffer(ReplayBuffer(50, 3, 2, extras={"next_action": 2}), folder)
 
 
+def test_a_buffer_that_is_refused_leaves_the_rows_that_are_there(tmp_path):
+    save_buffer(filled(50), tmp_path / "replay", chunk_bytes=400)
+    last = sorted((tmp_path / "replay").glob("rows_*"))[-1]
+    last.write_bytes(last.read_bytes()[:-1])
+    mine = filled(40)
+    before = mine.table.rows.clone()
+    with pytest.raises(ValueError, match=f"checksum of {last.name}"):
+        load_buffer(mine, tmp_path / "replay")
+    assert torch.equal(mine.table.rows, before)
+
+
+def test_a_folder_of_other_files_is_not_replaced(tmp_path):
+    kept = tmp_path / "outdir" / "model.zip"
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    for folder, told in ((kept.parent, "model.zip"), (kept, "a file")):
+        with pytest.raises(ValueError, match=f"holds {told}, which is no replay buffer's"):
+            save_buffer(filled(10), folder)
+    assert kept.read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    save_buffer(filled(10), tmp_path / "empty")
+
+
 def test_counts_that_lie_are_refused(tmp_path):
     folder = tmp_path / "replay"
     save_buffer(filled(50), folder)
