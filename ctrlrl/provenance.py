@@ -25,6 +25,7 @@ def facts(cfg: TrainConfig, device: torch.device, data: Facts | None = None) -> 
         "algo": cfg.algo.name,
         "env": cfg.env.id if cfg.env.name == "gym" else cfg.env.name,
         "data": None if data is None else data.data_id or data.path,
+        "best_fraction": None if data is None else cfg.data.best_fraction,
         "seed": cfg.seed,
         "n_envs": cfg.n_envs,
         "device": str(device),

@@ -135,7 +135,12 @@ def same_task(episodes: Episodes, spec: EnvSpec, env: str) -> None:
     if found == (spec.obs_dim, spec.action_dim):
         return
     hint = "Name the environment that the data set is of, or another data set."
-    if facts.env_id:
+    if "desired_goal" in episodes.extras:
+        hint = (
+            "Of its Dict `observation` alone is learned from: take env=none, or register an environment that gives "
+            "`observation` alone."
+        )
+    elif facts.env_id:
         hint = f"The data set says {facts.env_id}: use {_as_words(facts.env_id)}."
     raise ValueError(
         f"{facts.path}: observations and actions have {found[0]} and {found[1]} numbers, those of {env} "

@@ -51,6 +51,11 @@ def test_another_task_is_told_with_the_right_one():
     same_task(episodes, HOPPER, "env=hopper-v4")
     with pytest.raises(ValueError, match=r"11 and 3 numbers, those of env=halfcheetah 17 and 6.*use env=hopper-v4"):
         same_task(episodes, HOPPER._replace(obs_dim=17, action_dim=6), "env=halfcheetah")
+    goals = replace(episodes, extras={**episodes.extras, "desired_goal": episodes.obs[:, :2]})
+    with pytest.raises(
+        ValueError, match=r"11 and 3 numbers, those of env=gym 15 and 3\. Of its Dict `observation` alone"
+    ):
+        same_task(goals, HOPPER._replace(obs_dim=15), "env=gym")
 
 
 def test_other_bounds_of_an_action_are_another_action():

@@ -48,9 +48,18 @@ def offline_scores() -> tuple[OfflineScore, ...]:
         )  # fmt: skip
 
 
-def published_score(algo: str, data: str | None, stage: str) -> list[OfflineScore]:
+def published_score(algo: str | None, data: str | None, stage: str) -> list[OfflineScore]:
     """What the literature reports for this algorithm on exactly this data set; empty for any other file."""
     return [p for p in offline_scores() if (p.algo, p.task, p.stage) == (algo, data, stage)]
+
+
+def published_name(result: Mapping[str, Any]) -> str | None:
+    """What a run's algorithm is called where it is published; None for settings that are published nowhere."""
+    fraction, variant = result.get("best_fraction") or 1.0, result.get("variant")
+    if fraction == 1.0:
+        return None if variant else str(result["algo"])
+    ten_percent = (result["algo"], fraction) == ("bc", 0.1) and variant in (None, "best_fraction=0.1")
+    return "bc10" if ten_percent else None
 
 
 def last_stage(result: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 
 from ctrlrl.report.aggregate import STATISTICS, Estimate, estimate, probability_of_improvement
 from ctrlrl.report.benchmark import BEST, LAST, RETURN, SCORE, SUCCESS, Benchmark, Metric
-from ctrlrl.report.published_offline import SOURCES, OfflineScore, d4rl_id, last_stage, published_score
+from ctrlrl.report.published_offline import SOURCES, OfflineScore, d4rl_id, last_stage, published_name, published_score
 from ctrlrl.report.stats import MIN_SEEDS
 from ctrlrl.report.tables import NONE, Table, number
 
@@ -105,12 +105,12 @@ def beside(bench: Benchmark) -> Table | None:
     for task in bench.tasks:
         for algo in bench.algos:
             seeds = bench.runs[algo].get(task, {})
-            same = {(d4rl_id(r), last_stage(r)) for r in seeds.values()}
+            same = {(published_name(r), d4rl_id(r), last_stage(r)) for r in seeds.values()}
             if len(same) != 1:
                 continue
-            ((name, stage),) = same
-            for last in published_score(algo, name, stage):
-                best = [p for p in published_score(algo, name, BEST) if p.source == last.source and stage == LAST]
+            ((known, name, stage),) = same
+            for last in published_score(known, name, stage):
+                best = [p for p in published_score(known, name, BEST) if p.source == last.source and stage == LAST]
                 ours = [seeds_text(bench.values(algo, task, SCORE.keys[stage])) for stage in (LAST, BEST)]
                 rows.append((task, algo, last.source, ours[0], _printed(last), ours[1], _printed(*best)))
     return Table(columns, tuple(rows), (False, False, False, True, True, True, True)) if rows else None

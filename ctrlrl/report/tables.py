@@ -10,7 +10,7 @@ import torch
 
 from ctrlrl.functional.pareto import non_dominated
 from ctrlrl.report.published import published_beside
-from ctrlrl.report.published_offline import d4rl_id, last_stage, published_score
+from ctrlrl.report.published_offline import d4rl_id, last_stage, published_name, published_score
 from ctrlrl.report.results import Result, algo_of, data_of, expand, is_offline, measured, task_of
 from ctrlrl.report.stats import MIN_SEEDS, bootstrap_interval, iqm
 
@@ -149,7 +149,7 @@ def _row(r: Result) -> dict[str, str]:
 def _published(r: Result) -> str:
     """Of the same data set, and as much of it, for a run that learned from one; of the same environment for others."""
     if is_offline(r):
-        scores = published_score(str(r["algo"]), d4rl_id(r), last_stage(r))
+        scores = published_score(published_name(r), d4rl_id(r), last_stage(r))
         return " · ".join(f"score {number(p.mean, 1)} {p.source}" for p in scores)
     return " · ".join(f"{number(p.value)} {p.source}" for p in published_beside(r))
 

@@ -167,6 +167,17 @@ def test_published_scores_stand_beside_the_same_data_set_only():
     assert beside(benchmark(others)) is None
 
 
+def test_the_best_tenth_stands_beside_ten_percent_bc_and_other_settings_beside_nothing():
+    task = "halfcheetah-medium-expert-v2"
+    tenth = [result("bc", task, seed=s, best_fraction=0.1) for s in range(3)]
+    assert rows(beside(benchmark(tenth)))[0]["published, last"] == "90.1 ± 2.5"
+    assert rows(results_table(tenth[:1]))[0]["published"] == "score 90.1 CORL"
+    assert "56.0 CORL" in rows(results_table([result("bc", task, best_fraction=1.0)]))[0]["published"]
+    for other in (result("bc", task, best_fraction=0.2), result("td3bc", task, variant="alpha=10")):
+        assert "published" not in rows(results_table([other]))[0]
+        assert beside(benchmark([other])) is None
+
+
 def test_a_run_that_went_on_in_the_environment_stands_beside_published_ones_that_did():
     went_on = [result("iql", "antmaze-umaze-v2", seed=s, env_steps=1_000_000) for s in range(3)]
     (row,) = rows(beside(benchmark(went_on)))
