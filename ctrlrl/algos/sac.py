@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
-from ctrlrl.core.update import GradStep, Target
+from ctrlrl.core.update import GradStep, Target, frozen, together
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import tanh_gaussian_sample
 from ctrlrl.functional.entropy import entropy_policy_loss, temperature_loss
@@ -109,48 +109,59 @@ class SACLearner(OffPolicyLearner):
     def period(self) -> int:
         return self.cfg.target_update_interval
 
+    @property
+    def compile_units(self) -> tuple[str, ...]:
+        return "critic_loss", "policy_losses"
+
     def step(self, batch: Transition, phase: int) -> Metrics:
-        """Temperature, critics, policy; the critics see the temperature before its step, the policy the new critics."""
+        """Critics, then policy and temperature; all see the temperature before its step, the policy the new critics."""
         nets, cfg = self.nets, self.cfg
-        action, log_prob = self.sampled(batch.obs)
+        noise, next_noise = self.random.randn_like(batch.action), self.random.randn_like(batch.action)
         temperature = nets.log_temperature().detach().exp()
-        losses: dict[str, Tensor] = {}
-        if self.learned:
-            gap = temperature_loss(nets.log_temperature(), log_prob, target_entropy=self.target_entropy)
-            losses["loss_temperature"] = batch_mean(gap)
-            self.opt["log_temperature"](losses["loss_temperature"])
-
-        target = self.target(batch, temperature)
-        with self.precision():
-            q = nets.critic(batch.obs, batch.action)
-        critic_loss = 0.5 * batch_mean((q - target).square()).sum(0)
+        critic_loss, q = self.critic_loss(batch, next_noise, temperature)
         self.opt["critic"](critic_loss)
-
-        with self.precision():
-            q_policy = nets.critic(batch.obs, action).amin(0)
-        policy_loss = batch_mean(entropy_policy_loss(q_policy, log_prob, temperature))
-        self.opt["policy"](policy_loss)
+        with frozen(nets.critic):
+            losses, log_prob = self.policy_losses(batch.obs, noise, temperature)
+        steps = [self.opt[name] for name in ("policy", "log_temperature") if name in self.opt]
+        together(sum(losses.values()), steps)  # type: ignore[arg-type]
         if phase == 0:
             self.targets["critic"].move(cfg.tau)
         return detached(
-            **losses,
             loss_critic=critic_loss,
-            loss_policy=policy_loss,
-            value_q=batch_mean(q[0]),
+            **losses,
+            value_q=batch_mean(q),
             policy_entropy=-batch_mean(log_prob),
             policy_temperature=temperature,
         )
 
-    def sampled(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def critic_loss(self, batch: Transition, next_noise: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all critics together, 0-dim, and the first one's values [N]. next_noise: of the next actions, [N, A]."""
+        target = self.target(batch, next_noise, temperature)
+        with self.precision():
+            q = self.nets.critic(batch.obs, batch.action)
+        return 0.5 * batch_mean((q - target).square()).sum(0), q[0].detach()
+
+    def policy_losses(self, obs: Tensor, noise: Tensor, temperature: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Of the policy and of a temperature that is learned, 0-dim each; the log-density of the actions drawn [N]."""
+        action, log_prob = self.sampled(obs, noise)
+        with self.precision():
+            q = self.nets.critic(obs, action).amin(0)
+        losses = {"loss_policy": batch_mean(entropy_policy_loss(q, log_prob, temperature))}
+        if self.learned:
+            gap = temperature_loss(self.nets.log_temperature(), log_prob, target_entropy=self.target_entropy)
+            losses["loss_temperature"] = batch_mean(gap)
+        return losses, log_prob.detach()
+
+    def sampled(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """An action of the policy a row [N, A] and its log-density [N]."""
         with self.precision():
             mean, log_std = self.nets.policy(obs)
-        return tanh_gaussian_sample(mean, log_std, self.random.randn_like(mean))
+        return tanh_gaussian_sample(mean, log_std, noise)
 
     @torch.no_grad()
-    def target(self, batch: Transition, temperature: Tensor) -> Tensor:
+    def target(self, batch: Transition, noise: Tensor, temperature: Tensor) -> Tensor:
         """[N], return units: the smallest target critic at a fresh next action, with its entropy's worth."""
-        action, log_prob = self.sampled(batch.next_obs)
+        action, log_prob = self.sampled(batch.next_obs, noise)
         with self.precision():
             next_q = self.nets.target(batch.next_obs, action).amin(0)
         soft = next_q - temperature * log_prob

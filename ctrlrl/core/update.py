@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 
@@ -134,6 +135,19 @@ class Target:
     @torch.no_grad()
     def move(self, tau: float | Tensor) -> None:
         self.flat.lerp_(self.online, tau)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """What is computed here has gradients to the module's inputs, none to its parameters: compiled code forms both."""
+    params = list(module.parameters())
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
 
 
 def flatten_(params: Sequence[nn.Parameter]) -> Tensor:

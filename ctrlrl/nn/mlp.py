@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ctrlrl.nn.mish import Mish
+from ctrlrl.nn.relu import ReLU
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),  # backward reads what it leaves, and no layer before it needs its own
+    "relu": ReLU,
     "silu": nn.SiLU,
     "elu": nn.ELU,
     "tanh": nn.Tanh,
@@ -83,15 +84,8 @@ class Float32Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
         with without_autocast(x):
-            wide = x.to(self.weight.dtype)
-            if self.out_features > 1:
-                return super().forward(wide)
-            # as a matrix-vector product it is one kernel with its neighbours when compiled; an update of two critics
-            # was 2.6 times as long with a matrix product, beside which the compiler writes the mask of the ReLU out
-            return torch.matmul(wide, self.weight[0]).unsqueeze(-1) + self.bias
+            return super().forward(x.to(self.weight.dtype))
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrlrl.nn.mlp import Float32Linear, without_autocast
+from ctrlrl.nn.relu import ReLU
 
 Draw = Callable[[Tensor, float], Tensor]  # (x [S, ...], p) -> 1 with probability p, else 0, from each seed's numbers
-PLAIN = (nn.ReLU, nn.SiLU, nn.ELU, nn.Tanh, nn.GELU, nn.Identity)
+PLAIN = (nn.ReLU, ReLU, nn.SiLU, nn.ELU, nn.Tanh, nn.GELU, nn.Identity)
 
 
 def stack(modules: Sequence[nn.Module], draw: Draw) -> Any:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from ctrlrl.nn.features import Vector
 from ctrlrl.nn.normalize import DataNormalizer, Identity, ObsNormalizer
+from ctrlrl.nn.relu import ReLU
 from ctrlrl.policies.deterministic import DeterministicPolicy
 from ctrlrl.policies.discrete import CategoricalPolicy
 from ctrlrl.policies.gaussian import BoundedGaussianPolicy, GaussianPolicy
 
 Array = np.ndarray[Any, Any]
 ACTIVATIONS: dict[type, Callable[[Array], Array]] = {
-    nn.ReLU: lambda x: np.maximum(x, 0.0, out=x),
+    **dict.fromkeys((ReLU, nn.ReLU), lambda x: np.maximum(x, 0.0, out=x)),
     nn.Tanh: lambda x: np.tanh(x, out=x),
 }
 BODIES = {  # policy -> the name of its layers

@@ -28,19 +28,15 @@ def test_without_entropy_and_noise_the_target_is_that_of_a_noiseless_td3():
     mean, _ = learner.nets.policy(data.next_obs)
     following = learner.nets.target(data.next_obs, mean.tanh()).amin(0)
     expected = td_target(data.reward, data.terminated, following, gamma=0.99)
-    torch.testing.assert_close(learner.target(data, torch.tensor(0.0)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(learner.target(data, torch.randn(64, 2), torch.tensor(0.0)), expected, atol=1e-5, rtol=0)
 
 
 def test_the_target_is_worth_the_entropy_of_the_next_action_except_where_terminated():
     learner = made("sac", 3, 2)
     data = batch()
-    found = []
-    for temperature in (0.0, 0.7):
-        torch.manual_seed(1)
-        found.append(learner.target(data, torch.tensor(temperature)))
-    torch.manual_seed(1)
-    mean, log_std = learner.nets.policy(data.next_obs)
-    _, log_prob = tanh_gaussian_sample(mean, log_std, torch.randn_like(mean))
+    noise = torch.randn(64, 2)
+    found = [learner.target(data, noise, torch.tensor(temperature)) for temperature in (0.0, 0.7)]
+    _, log_prob = tanh_gaussian_sample(*learner.nets.policy(data.next_obs), noise)
     alive = (~data.terminated).float()
     torch.testing.assert_close(found[1] - found[0], -0.99 * 0.7 * alive * log_prob.detach(), atol=1e-5, rtol=0)
 
@@ -49,16 +45,17 @@ def test_rows_that_span_several_steps_discount_by_their_own_column():
     learner = made("sac", 3, 2)
     data = batch()
     discount = torch.where(torch.arange(64) % 2 == 0, 0.99**3, 0.99)
-    found = []
-    for extras in ({}, {"discount": discount}):
-        torch.manual_seed(1)
-        found.append(learner.target(data._replace(extras=extras), torch.tensor(0.1)) - data.reward)
+    noise, temperature = torch.randn(64, 2), torch.tensor(0.1)
+    found = [
+        learner.target(data._replace(extras=extras), noise, temperature) - data.reward
+        for extras in ({}, {"discount": discount})
+    ]
     torch.testing.assert_close(found[1][::2], found[0][::2] * 0.99**2)
     assert torch.equal(found[1][1::2], found[0][1::2])
 
 
 def test_one_update_is_the_textbooks_with_plain_adam():
-    """Temperature, then critics with the old temperature, then the policy with the new critics; targets at the end."""
+    """Critics and policy with the old temperature, the policy with the new critics; targets at the end."""
     learner, twin = made("sac", 3, 2, learning_rate=1e-2), made("sac", 3, 2, learning_rate=1e-2)
     data = batch()
     torch.manual_seed(3)
@@ -74,7 +71,7 @@ def test_one_update_is_the_textbooks_with_plain_adam():
     action, log_prob = tanh_gaussian_sample(mean, log_std, torch.randn_like(mean))
     (-log_alpha * (log_prob - 2.0).detach()).mean().backward()
     alpha_step.step()
-    target = twin.target(data, torch.tensor(1.0))
+    target = twin.target(data, torch.randn_like(mean), torch.tensor(1.0))
     loss = 0.5 * (nets.critic(data.obs, data.action) - target).square().mean(1).sum()
     torch.testing.assert_close(metrics["loss/critic"], loss.detach())
     loss.backward()
