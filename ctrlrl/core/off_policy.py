@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctrlrl.core.compile import Graph, Mode, compiled, undoing
 from ctrlrl.core.learner import Learner
-from ctrlrl.core.process import flushed
+from ctrlrl.core.process import flushed, wide_products
 from ctrlrl.core.random import Randomness
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
@@ -153,7 +153,7 @@ class OffPolicyLearner(Learner):
         phase = self.n_updates % self.period
         self.n_updates += 1
         if self._mode != "graph":
-            with flushed():
+            with flushed(), wide_products():
                 return self._step(batch, phase)
         form = phase, frozenset(() if isinstance(batch, HybridBatch) else batch.extras)
         if form not in self._graphs:

@@ -7,9 +7,11 @@ import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+ZEN_5 = 26  # the "cpu family" of its processors in /proc/cpuinfo
 _DENORMAL = 5e-324  # compares as 0 where denormal numbers count as 0
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
@@ -38,6 +40,37 @@ def set_threads(threads: int | None, widest_layer: int, device: torch.device) ->
         torch.set_num_threads(threads)
     elif device.type == "cpu" and widest_layer < 256:
         torch.set_num_threads(1)
+
+
+@contextmanager
+def wide_products() -> Iterator[None]:
+    """float32 matrix products by oneDNN where that is faster: AMD's processors from Zen 5 on, by a factor of two.
+
+    MKL, which PyTorch takes, leaves half of their 512-bit units idle. PyTorch's only word for oneDNN allows bfloat16;
+    oneDNN forms bfloat16 products on processors with AMX alone, which these are not: the products stay float32's.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    if before != "none" or not _wide_amd():
+        yield
+        return
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@functools.cache
+def _wide_amd() -> bool:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return False
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags, family = facts.get("flags", "").split(), facts.get("cpu family", "0")
+    new = facts.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) >= ZEN_5
+    return new and "avx512f" in flags and not any(flag.startswith("amx") for flag in flags)
 
 
 @contextmanager

@@ -169,6 +169,20 @@ def test_numbers_too_small_for_float32_are_zero_within_an_update_and_nowhere_els
         torch.set_flush_denormal(False)
 
 
+def test_an_update_asks_for_the_wider_products(monkeypatch):
+    monkeypatch.setattr("ctrlrl.core.process._wide_amd", lambda: True)
+    asked = []
+
+    class Asked(Watching):
+        def step(self, batch: Transition, phase: int) -> Metrics:
+            asked.append(torch.backends.mkldnn.matmul.fp32_precision)
+            return super().step(batch, phase)
+
+    Asked(Config()).update(batch())
+    assert asked == ["bf16"]
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_step_sees_both_observations_in_the_data_sets_units(on):
     learner = Watching(Config(normalize_obs=on))
