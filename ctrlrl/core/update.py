@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ctrlrl.core.process import wide_products
 from ctrlrl.core.ranks import ALONE, Ranks
 from ctrlrl.types import Metrics, Tree, tree_map
 
@@ -196,7 +197,8 @@ def run_epochs(
             batch = after_epoch(batch)
         order = torch.randperm(n // block, device=device)
         for minibatch in _gathered(batch, order, block, slices) if n >= WHOLE else _views(batch, order, slices):
-            metrics = step(minibatch)
+            with wide_products():
+                metrics = step(minibatch)
             stopped = metrics is None
             if metrics is None:
                 break
