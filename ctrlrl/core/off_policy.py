@@ -153,7 +153,7 @@ class OffPolicyLearner(Learner):
         phase = self.n_updates % self.period
         self.n_updates += 1
         if self._mode != "graph":
-            with flushed(), wide_products():
+            with flushed(), nullcontext() if self._bf16 else wide_products():  # whose float32 products are narrow ones
                 return self._step(batch, phase)
         form = phase, frozenset(() if isinstance(batch, HybridBatch) else batch.extras)
         if form not in self._graphs:
