@@ -50,8 +50,7 @@ def wide_products() -> Iterator[None]:
     oneDNN forms bfloat16 products on processors with AMX alone, which these are not: the products stay float32's.
     """
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    if before != "none" or not _wide_amd():
+    if not _wide_amd() or (before := matmul.fp32_precision) != "none":  # a choice of the user's own
         yield
         return
     matmul.fp32_precision = "bf16"
