@@ -141,7 +141,7 @@ class Target:
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """What is computed here has gradients to the module's inputs, none to its parameters: compiled code forms both."""
-    params = list(module.parameters())
+    params = [p for p in module.parameters() if p.requires_grad]
     for p in params:
         p.requires_grad_(False)
     try:
