@@ -1,7 +1,8 @@
-"""Exact nearest rows on a CPU: rows in leaves of 16 and cells of 128, of which only those within reach are looked at.
+"""Exact nearest rows on a CPU: rows in cells of 128, of which only those within a query's reach are looked at.
 
-Splitting by the direction of largest spread makes small cells; the boxes around them, axis by axis, leave out ten times
-more rows than balls do, and all queries go through the levels together. A k-d tree takes several times as long.
+Splitting by the direction of largest spread makes small cells. Their balls, then the boxes around them, axis by axis,
+leave few of them to a query; a cell's rows are held against all queries that came to it by one matrix product, and
+those that may lie within reach are measured anew by differences. A k-d tree takes twenty times as long.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ from torch import Tensor
 
 from ctrlrl.functional.neighbors import UNIT, Lists
 
-LEAF, CELL = 16, 128
+CELL = 128
 FIRST = 16  # cells whose rows bound how far away the nearest k can be
-AT_ONCE = 64  # queries that go through the levels together
-GATHERED = 2**17  # numbers of boxes or rows that are looked at together: they stay in the processor's cache
-FAR = 1e30  # rows that fill up the last cell lie farther away
+AT_ONCE = 256  # queries that go through the levels together
+SLOT = 16  # queries that look at a cell's rows in one product
+GATHERED = 2**17  # numbers of boxes that are looked at together: they stay in the processor's cache
+PRODUCTS = 2**19  # numbers that products look at together
+FAR = 1e30  # no limit is larger
 
 
 class Boxes(NamedTuple):
-    leaves: Tensor  # [C * CELL / LEAF, D, LEAF] float32: a row is a column; infinite where it only fills up
-    order: Tensor  # [C * CELL] the rows' numbers, leaf by leaf, cell by cell
-    center: Tensor  # [C, D]
-    radius: Tensor  # [C]
-    cell_low: Tensor  # [C, D]
-    cell_high: Tensor
-    leaf_low: Tensor  # [C * CELL / LEAF, D]
-    leaf_high: Tensor
+    cells: Tensor  # [C, D + 1, CELL] float32: a column is a row and its |x|^2; that is infinite where it only fills up
+    order: Tensor  # [C * CELL] the rows' numbers, cell by cell
+    balls: Tensor  # [C, D + 2] center c, |c|^2 - r^2, radius r
+    low: Tensor  # [C, D]
+    high: Tensor  # [C, D]
 
 
 def boxes(rows: Tensor) -> Boxes:
@@ -36,18 +36,20 @@ def boxes(rows: Tensor) -> Boxes:
     n, dim = rows.shape
     order = _cells(rows)
     order = torch.cat((order, order[-1:].expand(-n % CELL)))
-    size = CELL
-    while size > LEAF:
-        groups = order.view(-1, size)
-        order = groups.gather(1, _sorted(rows[groups])).flatten()
-        size //= 2
-    cells, leaves = rows[order].view(-1, CELL, dim), rows[order].view(-1, LEAF, dim)
+    cells, error = rows[order].view(-1, CELL, dim), _error(dim)
     center = cells.mean(1)
     radius = (cells - center.unsqueeze(1)).square().sum(-1).amax(1).sqrt() * (1.0 + 1e-5)
-    packed = rows[order]
-    packed[_repeated(order)] = float("inf")
-    packed = packed.view(-1, LEAF, dim).transpose(1, 2).contiguous()
-    return Boxes(packed, order, center, radius, cells.amin(1), cells.amax(1), leaves.amin(1), leaves.amax(1))
+    apart = center.square().sum(-1) * (1.0 - error) - radius.square() * (1.0 + error)
+    balls = torch.cat((center, apart.unsqueeze(1), radius.unsqueeze(1)), 1)
+    norm = cells.square().sum(-1) * (1.0 - error)
+    norm.flatten()[_repeated(order)] = float("inf")
+    packed = torch.cat((cells, norm.unsqueeze(2)), 2).transpose(1, 2).contiguous()
+    return Boxes(packed, order, balls, cells.amin(1), cells.amax(1))
+
+
+def _error(dim: int) -> float:
+    """Of a product of two [dim + 2] vectors in float32, relative to the sum of their squared norms."""
+    return 4.0 * (dim + 4) * UNIT
 
 
 def _cells(rows: Tensor) -> Tensor:
@@ -99,13 +101,10 @@ def nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int = 1) -> tu
 def _nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int) -> tuple[Tensor, Tensor]:
     norm = query.square().sum(-1)
     reach = ((limit.sqrt() * (1.0 + 1e-5) + 8.0 * UNIT * norm.sqrt()).square() + 1e-30).clamp(max=FAR)
-    lane, cell = _near_cells(boxes, query, norm, reach)
-    lane, cell = _touched(boxes.cell_low, boxes.cell_high, query, reach, lane, cell)
-    inside = CELL // LEAF
-    leaf = (cell.unsqueeze(1) * inside + torch.arange(inside)).flatten()
-    lane = lane.repeat_interleave(inside)
-    lane, leaf = _touched(boxes.leaf_low, boxes.leaf_high, query, reach, lane, leaf)
-    lane, row, squared = _rows_within(boxes.leaves, query, reach, lane, leaf)
+    cell, lane = _near_cells(boxes, query, norm, reach)
+    cell, lane = _touched(boxes, query, reach, cell, lane)
+    cell, lane = _seen(boxes, query, norm, reach, cell, lane)
+    lane, row, squared = _rows_within(boxes, query, reach, cell, lane)
     by_distance = squared.argsort()
     best = by_distance[lane[by_distance].argsort(stable=True)]
     lane = lane[best]
@@ -118,54 +117,82 @@ def _nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int) -> tuple
 
 
 def _near_cells(boxes: Boxes, query: Tensor, norm: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs (query, cell) whose balls touch; the error of the product is taken off the distance."""
-    error = 2.0 * (query.shape[1] + 4) * UNIT
-    norms = norm.unsqueeze(1) + boxes.center.square().sum(-1)
-    apart = torch.addmm(norms, query, boxes.center.T, beta=1.0 - 2.0 * error, alpha=-2.0)
-    lane, cell = (apart <= (boxes.radius + reach.sqrt().unsqueeze(1)).square_()).nonzero().unbind(1)
-    return lane, cell
+    """Pairs (cell, query), cell by cell, whose balls touch: |q - c|^2 <= (r + reach)^2 as one product."""
+    error = _error(query.shape[1])
+    touching = torch.cat((-2.0 * query, torch.ones_like(norm).unsqueeze(1), -2.0 * reach.sqrt().unsqueeze(1)), 1)
+    cell, lane = (boxes.balls @ touching.T <= reach * (1.0 + error) - norm * (1.0 - error)).nonzero().unbind(1)
+    return cell, lane
 
 
-def _touched(
-    low: Tensor, high: Tensor, query: Tensor, reach: Tensor, lane: Tensor, box: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of the pairs (query, box) those whose box [low, high] lies within the query's reach."""
+def _touched(boxes: Boxes, query: Tensor, reach: Tensor, cell: Tensor, lane: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the pairs (cell, query) those whose box lies within the query's reach."""
     keep = []
     n = max(1, GATHERED // (2 * query.shape[1]))
-    for i, j in zip(lane.split(n), box.split(n), strict=True):
-        point = query.index_select(0, i)
-        gap = torch.maximum(low.index_select(0, j).sub_(point), point.sub_(high.index_select(0, j)))
-        keep.append(gap.clamp_(min=0.0).square_().sum(-1) <= reach.index_select(0, i))
+    for i, j in zip(cell.split(n), lane.split(n), strict=True):
+        point = query.index_select(0, j)
+        gap = torch.maximum(boxes.low.index_select(0, i).sub_(point), point.sub_(boxes.high.index_select(0, i)))
+        keep.append(gap.clamp_(min=0.0).square_().sum(-1) <= reach.index_select(0, j))
     kept = torch.cat(keep)
-    return lane[kept], box[kept]
+    return cell[kept], lane[kept]
+
+
+def _seen(
+    boxes: Boxes, query: Tensor, norm: Tensor, reach: Tensor, cell: Tensor, lane: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of the pairs (cell, query) those of which |x|^2 - 2 q x, errors taken off, finds some row within reach."""
+    cell, lanes = _slots(cell, lane, len(query))
+    looking = torch.cat((-2.0 * query, torch.ones_like(norm).unsqueeze(1)), 1)
+    looking = torch.cat((looking, looking.new_zeros(1, looking.shape[1])))
+    bound = torch.cat((reach - norm * (1.0 - _error(query.shape[1])), reach.new_full((1,), -float("inf"))))
+    nearest = reach.new_empty(lanes.shape)
+    n = max(1, PRODUCTS // (looking.shape[1] * CELL))
+    for i, lane, least in zip(cell.split(n), lanes.split(n), nearest.split(n), strict=True):
+        torch.amin(looking[lane] @ boxes.cells.index_select(0, i), -1, out=least)
+    slot, place = (nearest <= bound[lanes]).nonzero().unbind(1)
+    return cell[slot], lanes[slot, place]
 
 
 def _rows_within(
-    leaves: Tensor, query: Tensor, reach: Tensor, lane: Tensor, leaf: Tensor
+    boxes: Boxes, query: Tensor, reach: Tensor, cell: Tensor, lane: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Triples (query, place in the order of the leaves, squared distance) of rows within the query's reach."""
+    """Triples (query, place in the order of the cells, squared distance) of rows within the query's reach."""
     found = []
-    n = max(1, GATHERED // (LEAF * query.shape[1]))
-    for i, j in zip(lane.split(n), leaf.split(n), strict=True):
-        apart = leaves.index_select(0, j).sub_(query.index_select(0, i).unsqueeze(2)).square_().sum(1)
-        pair, place = (apart <= reach.index_select(0, i).unsqueeze(1)).nonzero().unbind(1)
-        found.append((i[pair], j[pair] * LEAF + place, apart[pair, place]))
+    dim = query.shape[1]
+    n = max(1, GATHERED // (CELL * dim))
+    for i, j in zip(cell.split(n), lane.split(n), strict=True):
+        rows = boxes.cells.index_select(0, i)
+        apart = rows[:, :dim].sub_(query.index_select(0, j).unsqueeze(2)).square_().sum(1)
+        apart.masked_fill_(rows[:, dim].isinf(), float("inf"))
+        pair, place = (apart <= reach.index_select(0, j).unsqueeze(1)).nonzero().unbind(1)
+        found.append((j[pair], i[pair] * CELL + place, apart[pair, place]))
     lane, row, squared = (torch.cat(column) for column in zip(*found, strict=True))
     return lane, row, squared
+
+
+def _slots(cell: Tensor, lane: Tensor, nobody: int) -> tuple[Tensor, Tensor]:
+    """Pairs cell by cell as cells [S] and the queries [S, SLOT] that look at each; `nobody` where places are left."""
+    count = cell.unique_consecutive(return_counts=True)[1]
+    rank = torch.arange(len(cell)) - (count.cumsum(0) - count).repeat_interleave(count)
+    first = rank % SLOT == 0
+    slot = first.cumsum(0) - 1
+    lanes = lane.new_full((int(first.sum()), SLOT), nobody)
+    lanes[slot, rank % SLOT] = lane
+    return cell[first], lanes
 
 
 def near_lists(states: Tensor, k: int = 16) -> Lists:
     """The k nearest states of each of N states [N, D] float32; N of them where there are fewer."""
     ready, k, n = boxes(states), min(k, len(states)), len(states)
-    cells = ready.leaves.view(-1, CELL // LEAF, states.shape[1], LEAF)
+    cells = ready.cells.transpose(1, 2)
+    center = ready.balls[:, :-2]
     n_first = min(max(FIRST, -(-k // CELL) + 1), len(cells))  # that hold k rows, places left open included
     index, squared = torch.empty(n, k, dtype=torch.int32), torch.empty(n, k)
     for i in range(len(cells)):
-        mine = cells[i].transpose(1, 2).flatten(0, 1)
-        real = mine[:, 0].isfinite()
-        mine, rows = mine[real], ready.order[i * CELL : (i + 1) * CELL][real]
-        first = (ready.center - ready.center[i]).square().sum(-1).topk(n_first, largest=False).indices
-        others = cells[first].transpose(2, 3).flatten(0, 2)
+        real = cells[i, :, -1].isfinite()
+        mine, rows = cells[i, real, :-1], ready.order[i * CELL : (i + 1) * CELL][real]
+        first = (center - center[i]).square().sum(-1).topk(n_first, largest=False).indices
+        others = cells[first].flatten(0, 1)
+        others = others[others[:, -1].isfinite(), :-1]
         apart = torch.cdist(mine, others, compute_mode="donot_use_mm_for_euclid_dist")
         numbers, distances = nearest_within(ready, mine, apart.kthvalue(k).values.square(), k)
         index[rows], squared[rows] = numbers.int(), distances

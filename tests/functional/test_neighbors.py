@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ctrlrl.functional import boxes as boxes_module
 from ctrlrl.functional import neighbors
-from ctrlrl.functional.boxes import boxes, near_lists, nearest_within
+from ctrlrl.functional.boxes import CELL, boxes, near_lists, nearest_within
 from ctrlrl.functional.neighbors import Lists, k_nearest, keys, look_up
 
 
@@ -97,7 +98,7 @@ def test_a_search_by_boxes_equals_brute_force_for_any_limit_that_holds(make, k):
 def test_boxes_hold_every_row_once_whatever_their_number(n):
     rows = torch.randn(n, 3)
     ready = boxes(rows)
-    assert ready.order[ready.leaves[:, 0].flatten().isfinite()].sort().values.tolist() == list(range(n))
+    assert ready.order[ready.cells[:, -1].flatten().isfinite()].sort().values.tolist() == list(range(n))
     assert_nearest(*nearest_within(ready, rows, torch.full((n,), 100.0), min(n, 3)), distances(rows, rows))
 
 
@@ -127,11 +128,23 @@ def test_boxes_look_at_few_rows_and_draw_no_random_numbers(monkeypatch):
     assert torch.equal(state, torch.get_rng_state())
     query = states[:32]
     limit = distances(query, states).sort(-1).values[:, 15].float()
-    seen = []
-    gap = torch.Tensor.repeat_interleave
-    monkeypatch.setattr(torch.Tensor, "repeat_interleave", lambda x, n: seen.append(len(x) * 128) or gap(x, n))
+    pairs = {}
+    for level in ("_seen", "_rows_within"):
+        watch(monkeypatch, level, pairs)
     nearest_within(ready, query, limit, 16)
-    assert sum(seen) < 0.04 * len(query) * len(states)
+    assert pairs["_seen"] * CELL < 0.04 * len(query) * len(states)
+    assert pairs["_rows_within"] < pairs["_seen"]
+
+
+def watch(monkeypatch, level: str, pairs: dict[str, int]) -> None:
+    """Keep how many pairs (cell, query) come to a level of the search."""
+    real = getattr(boxes_module, level)
+
+    def watched(*args):
+        pairs[level] = pairs.get(level, 0) + len(args[-1])
+        return real(*args)
+
+    monkeypatch.setattr(boxes_module, level, watched)
 
 
 @pytest.mark.parametrize(
