@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
-from ctrlrl.core.update import GradStep, Target
+from ctrlrl.core.update import GradStep, Target, together
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import gaussian_kl, smoothed_action
 from ctrlrl.functional.gates import advantage_gate, better_action
@@ -109,12 +109,11 @@ class A2PRLearner(OffPolicyLearner):
         with self.precision():
             value = nets.value(batch.obs)
         value_loss = batch_mean((value - torch.minimum(online_target, target)).square())
-        self.opt["value"](value_loss)
         value = value.detach()
 
         reconstruction, kl = self.vae_losses(batch, keep=q > value)
         vae_loss = reconstruction + KL_COEF * kl
-        self.opt["vae"](vae_loss)
+        together(value_loss + vae_loss, [self.opt["value"], self.opt["vae"]])
 
         metrics = detached(
             loss_critic=critic_loss, loss_value=value_loss, loss_vae=vae_loss, loss_reconstruction=reconstruction,
