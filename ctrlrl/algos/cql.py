@@ -38,6 +38,7 @@ class CQLConfig(OnlineConfig):
     batch_size: int = 256
     gamma: float = 0.99
     tau: float = 0.005
+    policy_tau: float | None = None  # the policy that acts is an average that follows the trained one; null: that one
     conservative_coef: float = 10.0  # weight of the penalty against the squared TD error
     n_samples: int = 10  # actions a state from each of: the box, the policy there, the policy at the next state
     softmax_temperature: float = 1.0  # of the soft maximum over them; towards 0 the maximum
@@ -58,6 +59,8 @@ class CQLConfig(OnlineConfig):
         rates = {"learning_rate": self.learning_rate, "critic_learning_rate": self.critic_learning_rate}
         in_range(where, low=0.0, high=inf, open_ends=True, softmax_temperature=self.softmax_temperature, **rates)
         in_range(where, low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
+        if self.policy_tau is not None:
+            in_range(where, low=0.0, high=1.0, policy_tau=self.policy_tau)
         in_range(where, low=0.0, high=inf, conservative_coef=self.conservative_coef)
         if self.n_samples < 1 or self.batch_size < 1:
             raise ValueError(f"{where}.n_samples and batch_size must be at least 1")
@@ -96,7 +99,8 @@ class CQLLearner(OffPolicyLearner):
         }
         if cfg.target_gap is not None:
             rates["log_weight"] = cfg.critic_learning_rate
-        return {name: GradStep(getattr(self.nets, name).parameters(), learning_rate=lr) for name, lr in rates.items()}
+        trained = {name: self.trained_policy if name == "policy" else getattr(self.nets, name) for name in rates}
+        return {name: GradStep(net.parameters(), learning_rate=rates[name]) for name, net in trained.items()}
 
     def followers(self) -> dict[str, Target]:
         return {"critic": Target(self.nets.target, self.opt["critic"])}
@@ -105,7 +109,7 @@ class CQLLearner(OffPolicyLearner):
         """Every loss reads the networks as they were before the update: all of them first, then the steps."""
         nets, cfg = self.nets, self.cfg
         with self.precision():
-            mean, log_std = nets.policy(batch.obs)
+            mean, log_std = self.trained_policy(batch.obs)
             action, log_prob = tanh_gaussian_sample(mean, log_std, self.random.randn_like(mean))
             q_policy = nets.critic(batch.obs, action).amin(0)
         log_temperature = nets.log_temperature()
@@ -141,7 +145,7 @@ class CQLLearner(OffPolicyLearner):
         """TD error and conservative gap, [K, ..., N] each, and Q at all M actions asked, [K, ..., M, N]."""
         nets, cfg, n = self.nets, self.cfg, self.cfg.n_samples
         with torch.no_grad(), self.precision():
-            next_mean, next_log_std = nets.policy(batch.next_obs)
+            next_mean, next_log_std = self.trained_policy(batch.next_obs)
             action, _ = self._samples(next_mean, next_log_std, n if cfg.max_target_backup else 1)
             next_q = q_of_many(nets.target, batch.next_obs, action).amin(0).amax(-2)
             # the policy's actions at the next state are asked at this state too, under the density they were drawn from

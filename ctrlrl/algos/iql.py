@@ -33,6 +33,7 @@ class IQLConfig(OnlineConfig):
     batch_size: int = 256
     gamma: float = 0.99
     tau: float = 0.005
+    policy_tau: float | None = None  # the policy that acts is an average that follows the trained one; null: that one
     expectile: float = 0.7  # 0.5 = mean, towards 1 = maximum over the data's actions
     inverse_temperature: float = 3.0  # weight exp(beta * advantage)
     max_weight: float = 100.0
@@ -52,6 +53,8 @@ class IQLConfig(OnlineConfig):
         if not 0.0 <= self.policy_dropout < 1.0:
             raise ValueError(f"IQLConfig.policy_dropout must lie in [0, 1), got {self.policy_dropout}")
         in_range("IQLConfig", low=0.0, high=1.0, gamma=self.gamma, tau=self.tau)
+        if self.policy_tau is not None:
+            in_range("IQLConfig", low=0.0, high=1.0, policy_tau=self.policy_tau)
         in_range("IQLConfig", low=0.0, high=float("inf"), inverse_temperature=self.inverse_temperature)
         positive = {"learning_rate": self.learning_rate, "max_weight": self.max_weight}
         in_range("IQLConfig", low=0.0, high=float("inf"), open_ends=True, **positive)
@@ -94,8 +97,8 @@ class IQLLearner(OffPolicyLearner):
 
     def optimizers(self) -> dict[str, GradStep]:
         lr, nets = self.cfg.learning_rate, self.nets
-        names = ("value", "policy", "critic")
-        return {name: GradStep(getattr(nets, name).parameters(), learning_rate=lr) for name in names}
+        trained = {"value": nets.value, "policy": self.trained_policy, "critic": nets.critic}
+        return {name: GradStep(net.parameters(), learning_rate=lr) for name, net in trained.items()}
 
     def followers(self) -> dict[str, Target]:
         return {"critic": Target(self.nets.target, self.opt["critic"])}
@@ -165,7 +168,7 @@ class IQLLearner(OffPolicyLearner):
         }
 
     def _policy_loss(self, batch: Transition, advantage: Tensor) -> Tensor:
-        cfg, policy = self.cfg, self.nets.policy
+        cfg, policy = self.cfg, self.trained_policy
         weight = awr_weight(advantage, inverse_temperature=cfg.inverse_temperature, max_weight=cfg.max_weight)
         with self.precision():
             if cfg.deterministic_policy:

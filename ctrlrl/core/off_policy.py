@@ -6,6 +6,7 @@ the last axis (features after it), so that the same lines train the stacked netw
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,19 @@ class OffPolicyLearner(Learner):
         self._mode: Mode = "eager"
         self._bf16 = False
         self._graphs: dict[tuple[int, frozenset[str]], Graph] = {}  # of a phase and the extras that its batches have
+        if self.averages:
+            self.nets.add_module("trained_policy", copy.deepcopy(self.nets.policy))
         self.prepare()
+
+    @property
+    def averages(self) -> bool:
+        """Whether nets.policy, which acts, is an average that follows nets.trained_policy at the rate `policy_tau`."""
+        return getattr(self.cfg, "policy_tau", None) is not None
+
+    @property
+    def trained_policy(self) -> Any:
+        """What the policy's losses train."""
+        return self.nets.trained_policy if self.averages else self.nets.policy
 
     def optimizers(self) -> dict[str, GradStep]:
         """The gradient steps over the present networks."""
@@ -121,6 +134,8 @@ class OffPolicyLearner(Learner):
         """Optimizers and targets anew, over the present networks."""
         self.opt = self.optimizers()
         self.targets = self.followers()
+        if self.averages:
+            self.targets["policy"] = Target(self.nets.policy, self.opt["policy"])
 
     def prefit(self, data: Transition) -> None:
         if getattr(self.cfg, "normalize_obs", False):
@@ -170,8 +185,12 @@ class OffPolicyLearner(Learner):
         if not self.nets.policy.training:
             self.nets.policy.train()
         if isinstance(batch, HybridBatch):
-            return self.step(HybridBatch(self._normalized(batch.real), self._normalized(batch.sim)), phase)
-        return self.step(self._normalized(batch), phase)
+            metrics = self.step(HybridBatch(self._normalized(batch.real), self._normalized(batch.sim)), phase)
+        else:
+            metrics = self.step(self._normalized(batch), phase)
+        if self.averages:
+            self.targets["policy"].move(self.cfg.policy_tau)
+        return metrics
 
     def _normalized(self, batch: Transition) -> Transition:
         if not self.normalized:

@@ -82,6 +82,7 @@ CASES = [(name, {}) for name in STACKABLE] + [
     ("iql", {"joint": True}),
     ("iql", {"joint": True, "deterministic_policy": True, "init": "torch"}),
     ("iql", {"policy_dropout": 0.3}),
+    ("iql", {"policy_tau": 0.1}),
 ]
 
 
