@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached, with_average
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.conservative import calibrated, conservative_gap, uniform_log_density
@@ -88,7 +88,7 @@ class CQLLearner(OffPolicyLearner):
         if cfg.target_gap is not None:
             nets.add_module("log_weight", Scalar(1.0))
         self.target_entropy = -float(action_dim)
-        super().__init__(cfg, nets.to(spec.device))
+        super().__init__(cfg, with_average(nets, cfg.policy_tau).to(spec.device))
 
     def optimizers(self) -> dict[str, GradStep]:
         cfg = self.cfg

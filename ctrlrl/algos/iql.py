@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached
+from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached, with_average
 from ctrlrl.core.update import GradStep, Target, together
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.learning_rate import cosine
@@ -29,7 +29,8 @@ class IQLConfig(OnlineConfig):
     name: str = "iql"
     learning_rate: float = 3e-4
     policy_lr_schedule: str = "cosine"  # of the policy alone, to 0 over the run on data; or "constant"
-    policy_lr_online: str = "constant"  # in the environment; "cosine" = CORL: the same cosine goes on, up from 0 again
+    # in the environment: "constant", a rate of its own, or "cosine" = CORL: the same cosine goes on, up from 0 again
+    policy_lr_online: str | float = "constant"
     batch_size: int = 256
     gamma: float = 0.99
     tau: float = 0.005
@@ -61,8 +62,10 @@ class IQLConfig(OnlineConfig):
         if self.batch_size < 1:
             raise ValueError(f"IQLConfig.batch_size must be at least 1, got {self.batch_size}")
         rates, starts = ("cosine", "constant"), ("orthogonal", "torch")
+        if not isinstance(self.policy_lr_online, str):
+            in_range("IQLConfig", low=0.0, high=float("inf"), policy_lr_online=self.policy_lr_online)
         for name, allowed in (("policy_lr_schedule", rates), ("policy_lr_online", rates), ("init", starts)):
-            if getattr(self, name) not in allowed:
+            if isinstance(getattr(self, name), str) and getattr(self, name) not in allowed:
                 raise ValueError(f"IQLConfig.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if (self.policy_lr_schedule, self.policy_lr_online) == ("constant", "cosine"):
             raise ValueError("IQLConfig.policy_lr_online=cosine goes on with policy_lr_schedule=cosine, not constant")
@@ -89,7 +92,7 @@ class IQLLearner(OffPolicyLearner):
             value=ValueCritic(spec.obs_dim, cfg.hidden, activation="relu", init=init),
         )
         self.offline_updates = 0  # until now
-        super().__init__(cfg, nets.to(spec.device))
+        super().__init__(cfg, with_average(nets, cfg.policy_tau).to(spec.device))
 
     @property
     def compile_units(self) -> tuple[str, ...]:
@@ -113,8 +116,10 @@ class IQLLearner(OffPolicyLearner):
             self._set_policy_rate(1.0)
 
     def update(self, batch: Transition | HybridBatch) -> Metrics:
-        if self.cfg.policy_lr_online == "cosine" and self.n_updates >= self.offline_updates > 0:
-            self._set_policy_rate(cosine(self.n_updates / self.offline_updates))
+        rate = self.cfg.policy_lr_online
+        if rate != "constant" and self.n_updates >= self.offline_updates > 0:
+            share = cosine(self.n_updates / self.offline_updates) if rate == "cosine" else rate / self.cfg.learning_rate
+            self._set_policy_rate(share)
         return super().update(batch)
 
     def _set_policy_rate(self, share: float) -> None:

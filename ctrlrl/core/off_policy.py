@@ -62,6 +62,13 @@ class Nets(nn.Module):
             self.add_module(name, module)
 
 
+def with_average(nets: Nets, policy_tau: float | None) -> Nets:
+    """Where there is a rate to follow at, the policy becomes an average of `trained`, a copy of it."""
+    if policy_tau is not None:
+        nets.add_module("trained", copy.deepcopy(nets.policy))  # type: ignore[arg-type]
+    return nets
+
+
 class OffPolicyLearner(Learner):
     """nets must hold `normalizer` and `policy`. They may be exchanged for stacked ones: look them up at every use."""
 
@@ -86,19 +93,17 @@ class OffPolicyLearner(Learner):
         self._mode: Mode = "eager"
         self._bf16 = False
         self._graphs: dict[tuple[int, frozenset[str]], Graph] = {}  # of a phase and the extras that its batches have
-        if self.averages:
-            self.nets.add_module("trained_policy", copy.deepcopy(self.nets.policy))
         self.prepare()
 
     @property
     def averages(self) -> bool:
-        """Whether nets.policy, which acts, is an average that follows nets.trained_policy at the rate `policy_tau`."""
-        return getattr(self.cfg, "policy_tau", None) is not None
+        """Whether nets.policy, which acts, is an average that follows nets.trained at the rate `policy_tau`."""
+        return hasattr(self.nets, "trained")
 
     @property
     def trained_policy(self) -> Any:
         """What the policy's losses train."""
-        return self.nets.trained_policy if self.averages else self.nets.policy
+        return self.nets.trained if self.averages else self.nets.policy
 
     def optimizers(self) -> dict[str, GradStep]:
         """The gradient steps over the present networks."""
@@ -182,8 +187,8 @@ class OffPolicyLearner(Learner):
         return Graph(lambda b: self._step(b, phase), (batch,), undo=undoing(changed), generators=streams)
 
     def _step(self, batch: Transition | HybridBatch, phase: int) -> Metrics:
-        if not self.nets.policy.training:
-            self.nets.policy.train()
+        if not self.trained_policy.training:
+            self.trained_policy.train()
         if isinstance(batch, HybridBatch):
             metrics = self.step(HybridBatch(self._normalized(batch.real), self._normalized(batch.sim)), phase)
         else:
@@ -210,6 +215,8 @@ class OffPolicyLearner(Learner):
     def set_hyper(self, name: str, value: Any) -> None:
         """Change a setting between updates; ValueError for one that its config refuses."""
         replace(self.cfg, **{name: value})
+        if name == "policy_tau" and (value is None) == self.averages:
+            raise ValueError(f"policy_tau={value}: whether the policy that acts is an average is settled at the start")
         setattr(self.cfg, name, value)
         self._graphs.clear()  # they hold the old one
 

@@ -7,6 +7,8 @@ those that may lie within reach are measured anew by differences. A k-d tree tak
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -40,8 +42,9 @@ def boxes(rows: Tensor) -> Boxes:
     center = cells.mean(1)
     radius = (cells - center.unsqueeze(1)).square().sum(-1).amax(1).sqrt() * (1.0 + 1e-5)
     apart = center.square().sum(-1) * (1.0 - error) - radius.square() * (1.0 + error)
+    apart = apart.nan_to_num(nan=-float("inf"))  # of a cell with a row whose square is beyond float32
     balls = torch.cat((center, apart.unsqueeze(1), radius.unsqueeze(1)), 1)
-    norm = cells.square().sum(-1) * (1.0 - error)
+    norm = (cells.square().sum(-1) * (1.0 - error)).clamp(max=torch.finfo(torch.float32).max)
     norm.flatten()[_repeated(order)] = float("inf")
     packed = torch.cat((cells, norm.unsqueeze(2)), 2).transpose(1, 2).contiguous()
     return Boxes(packed, order, balls, cells.amin(1), cells.amax(1))
@@ -87,15 +90,28 @@ def _repeated(order: Tensor) -> Tensor:
 def nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Numbers [Q, k] and squared distances [Q, k] of the rows nearest to each query [Q, D], nearest first.
 
-    limit: [Q], at least the squared distance of the k-th, as some other computation found it.
+    limit: [Q], at least the squared distance of the k-th, as some other computation found it. Above 1e30 it is 1e30.
     A query with NaN gets row 0 at distance NaN.
     """
     parts = zip(query.split(AT_ONCE), limit.split(AT_ONCE), strict=True)
-    found = [_nearest_within(boxes, q, bound, k) for q, bound in parts]
+    with _whole_products():
+        found = [_nearest_within(boxes, q, bound, k) for q, bound in parts]
     if not found:
         return torch.empty(0, k, dtype=torch.long), query.new_empty(0, k)
     index, squared = zip(*found, strict=True)
     return torch.cat(index), torch.cat(squared)
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    """float32 products are float32's, whatever the user allows elsewhere: the margins count on it."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ def batches(n: int) -> list[Transition]:
 def learned(algo: str, n: int, **settings: object):
     """After n updates, and the trained policy's weights before the first and after each."""
     learner = made(algo, 3, 2, hidden=[8], **settings)
-    name = "trained_policy" if settings.get("policy_tau") is not None else "policy"
+    name = "trained" if settings.get("policy_tau") is not None else "policy"
     path = [weights(learner, name)]
     for batch in batches(n):
         learner.update(batch)
@@ -65,3 +65,23 @@ def test_a_state_put_back_goes_on_bit_for_bit(algo, settings):
 def test_a_rate_beyond_one_is_refused(algo):
     with pytest.raises(ValueError, match="policy_tau must lie in"):
         made(algo, 3, policy_tau=1.5)
+
+
+def test_the_rate_changes_and_an_average_neither_begins_nor_ends_between_updates():
+    learner, _ = learned("iql", 1, policy_tau=0.1)
+    learner.set_hyper("policy_tau", 1.0)
+    learner.update(batches(1)[0])
+    torch.testing.assert_close(weights(learner, "policy"), weights(learner, "trained"))
+    with pytest.raises(ValueError, match="settled at the start"):
+        learner.set_hyper("policy_tau", None)
+    with pytest.raises(ValueError, match="settled at the start"):
+        made("iql", 3).set_hyper("policy_tau", 0.1)
+
+
+def test_dropout_is_the_trained_policys_whatever_acted_before():
+    learner = made("iql", 3, 2, hidden=[8], policy_dropout=0.5, policy_tau=0.1)
+    learner.nets.eval()
+    learner.update(batches(1)[0])
+    assert learner.nets.trained.training
+    obs = torch.randn(6, 3)
+    assert torch.equal(*(learner.act(obs, deterministic=True).action for _ in range(2)))

@@ -121,6 +121,28 @@ def test_a_query_with_nan_finds_nothing_and_disturbs_no_other():
     assert squared[1].isnan().all()
 
 
+def test_a_row_whose_square_is_beyond_float32_hides_no_other():
+    states = torch.randn(1000, 3)
+    for size in (2e19, 1e25):
+        states[7] = size
+        index, squared = nearest_within(boxes(states), states, torch.full((1000,), 1e-6))
+        assert index[:, 0].tolist() == list(range(1000))
+        assert (squared == 0).all()
+
+
+def test_products_are_whole_where_a_user_allows_narrow_ones(monkeypatch):
+    matmul, seen = torch.backends.mkldnn.matmul, []
+    real, before = boxes_module._nearest_within, matmul.fp32_precision
+    watched = lambda *args: seen.append(matmul.fp32_precision) or real(*args)  # noqa: E731
+    monkeypatch.setattr(boxes_module, "_nearest_within", watched)
+    matmul.fp32_precision = "bf16"
+    try:
+        nearest_within(boxes(torch.randn(5, 3)), torch.randn(2, 3), torch.full((2,), 100.0))
+        assert (seen, matmul.fp32_precision) == (["ieee"], "bf16")
+    finally:
+        matmul.fp32_precision = before
+
+
 def test_boxes_look_at_few_rows_and_draw_no_random_numbers(monkeypatch):
     states, _ = walk(20000)
     state = torch.get_rng_state()
