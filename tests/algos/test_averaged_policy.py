@@ -3,7 +3,9 @@
 import pytest
 import torch
 from by_hand import made, noise_rows, weights
+from gymnasium import spaces
 
+from ctrlrl.deployed import Deployed
 from ctrlrl.types import Transition
 
 CASES = pytest.mark.parametrize(
@@ -85,3 +87,10 @@ def test_dropout_is_the_trained_policys_whatever_acted_before():
     assert learner.nets.trained.training
     obs = torch.randn(6, 3)
     assert torch.equal(*(learner.act(obs, deterministic=True).action for _ in range(2)))
+
+
+def test_the_average_is_what_is_deployed():
+    learner, _ = learned("iql", 3, policy_tau=0.1)
+    deployed = Deployed(learner, spaces.Box(-9.0, 9.0, (3,)), spaces.Box(-1.0, 1.0, (2,)))
+    obs = torch.randn(6, 3)
+    torch.testing.assert_close(deployed(obs), learner.act(obs, deterministic=True).action)
