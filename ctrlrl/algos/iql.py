@@ -62,10 +62,12 @@ class IQLConfig(OnlineConfig):
         if self.batch_size < 1:
             raise ValueError(f"IQLConfig.batch_size must be at least 1, got {self.batch_size}")
         rates, starts = ("cosine", "constant"), ("orthogonal", "torch")
+        words = {"policy_lr_schedule": rates, "policy_lr_online": rates, "init": starts}
         if not isinstance(self.policy_lr_online, str):
             in_range("IQLConfig", low=0.0, high=float("inf"), policy_lr_online=self.policy_lr_online)
-        for name, allowed in (("policy_lr_schedule", rates), ("policy_lr_online", rates), ("init", starts)):
-            if isinstance(getattr(self, name), str) and getattr(self, name) not in allowed:
+            del words["policy_lr_online"]
+        for name, allowed in words.items():
+            if getattr(self, name) not in allowed:
                 raise ValueError(f"IQLConfig.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if (self.policy_lr_schedule, self.policy_lr_online) == ("constant", "cosine"):
             raise ValueError("IQLConfig.policy_lr_online=cosine goes on with policy_lr_schedule=cosine, not constant")

@@ -291,7 +291,17 @@ def test_the_settings_of_the_reference_runs():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"expectile": 1.0}, {"tau": 2.0}, {"learning_rate": 0.0}, {"batch_size": 0}, {"init": "zeros"}]
+    "bad",
+    [
+        {"expectile": 1.0},
+        {"tau": 2.0},
+        {"learning_rate": 0.0},
+        {"batch_size": 0},
+        {"init": "zeros"},
+        {"policy_lr_schedule": 0.5},
+        {"policy_lr_online": "linear"},
+        {"policy_lr_online": -1.0},
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=f"IQLConfig.{next(iter(bad))}"):
