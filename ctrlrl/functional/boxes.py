@@ -7,14 +7,13 @@ those that may lie within reach are measured anew by differences. A k-d tree tak
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctrlrl.functional.neighbors import UNIT, Lists
+from ctrlrl.functional.products import whole_products
 
 CELL = 128
 FIRST = 16  # cells whose rows bound how far away the nearest k can be
@@ -94,24 +93,12 @@ def nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int = 1) -> tu
     A query with NaN gets row 0 at distance NaN.
     """
     parts = zip(query.split(AT_ONCE), limit.split(AT_ONCE), strict=True)
-    with _whole_products():
+    with whole_products(query.device):
         found = [_nearest_within(boxes, q, bound, k) for q, bound in parts]
     if not found:
         return torch.empty(0, k, dtype=torch.long), query.new_empty(0, k)
     index, squared = zip(*found, strict=True)
     return torch.cat(index), torch.cat(squared)
-
-
-@contextmanager
-def _whole_products() -> Iterator[None]:
-    """float32 products are float32's, whatever the user allows elsewhere: the margins count on it."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _nearest_within(boxes: Boxes, query: Tensor, limit: Tensor, k: int) -> tuple[Tensor, Tensor]:

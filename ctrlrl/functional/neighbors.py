@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ctrlrl.functional.products import whole_products
+
 GROUP = 32  # rows of which only the nearest is looked at first
 SPARE = 8  # groups kept besides those that exact arithmetic needs
 UNIT = 2.0**-24  # of float32 rounding
@@ -62,7 +64,8 @@ def k_nearest(query: Tensor, keys: Keys, k: int) -> Nearest:
     differences in float64. A row outside them could be nearer only by an error of its product.
     """
     n_queries, dim = query.shape
-    scores, width = _group_minima(query, keys)
+    with whole_products(query.device):
+        scores, width = _group_minima(query, keys)
     kept = min(k + SPARE, scores.shape[1])
     best, group = scores.topk(kept, largest=False)
     members = _members(group, width, scores.shape[1]).reshape(n_queries, -1)

@@ -54,6 +54,31 @@ def test_a_search_by_products_equals_brute_force(make, k):
     assert_nearest(found.row, found.squared, distances(query, rows))
 
 
+def test_searches_take_products_in_whole_float32_whatever_the_user_allows(monkeypatch):
+    matmul, seen = torch.backends.mkldnn.matmul, []
+    before, amin = matmul.fp32_precision, torch.amin
+
+    def watched(*args, **kwargs):
+        seen.append(matmul.fp32_precision)
+        return amin(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "amin", watched)  # what both take of their products
+    rows = torch.randn(1000, 4)
+    searches = (
+        lambda: k_nearest(rows[:20], keys(rows), 1),
+        lambda: nearest_within(boxes(rows), rows[:20], torch.full((20,), 100.0), 1),
+    )
+    matmul.fp32_precision = "bf16"
+    try:
+        for search in searches:
+            seen.clear()
+            search()
+            assert set(seen) == {"ieee"}
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
+
+
 @pytest.mark.parametrize("n", [1, 31, 33, 1000])
 @pytest.mark.parametrize("scores", [1, 4000, 2**19])
 def test_neither_the_number_of_rows_nor_the_size_of_a_pass_matters(n, scores, monkeypatch):
@@ -128,19 +153,6 @@ def test_a_row_whose_square_is_beyond_float32_hides_no_other():
         index, squared = nearest_within(boxes(states), states, torch.full((1000,), 1e-6))
         assert index[:, 0].tolist() == list(range(1000))
         assert (squared == 0).all()
-
-
-def test_products_are_whole_where_a_user_allows_narrow_ones(monkeypatch):
-    matmul, seen = torch.backends.mkldnn.matmul, []
-    real, before = boxes_module._nearest_within, matmul.fp32_precision
-    watched = lambda *args: seen.append(matmul.fp32_precision) or real(*args)  # noqa: E731
-    monkeypatch.setattr(boxes_module, "_nearest_within", watched)
-    matmul.fp32_precision = "bf16"
-    try:
-        nearest_within(boxes(torch.randn(5, 3)), torch.randn(2, 3), torch.full((2,), 100.0))
-        assert (seen, matmul.fp32_precision) == (["ieee"], "bf16")
-    finally:
-        matmul.fp32_precision = before
 
 
 def test_boxes_look_at_few_rows_and_draw_no_random_numbers(monkeypatch):
