@@ -57,7 +57,7 @@ class EXPOConfig(BaseConfig, OnlineConfig):
     initial_temperature: float = 1.0
     target_entropy: str | float = "auto"  # of an edit before it is scaled, nats; "auto" = minus half the action's size
     hidden: list[int] = field(default_factory=lambda: [256, 256, 256])  # of critics and edit
-    stochastic_eval: bool = True  # evaluation draws its candidates, as the authors; false: the same noise for all
+    stochastic_eval: bool = True  # evaluation draws its candidates, as the authors; false: none, from noise 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

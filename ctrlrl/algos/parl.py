@@ -56,7 +56,7 @@ class PARLConfig(BaseConfig, OnlineConfig):
     n_min: int = 2  # critics, drawn for every update, of the penalty, and whose least value is the target
     layer_norm: bool = True  # in the critics, before every activation
     hidden: list[int] = field(default_factory=lambda: [256, 256, 256, 256])  # of the critics
-    stochastic_eval: bool = True  # evaluation draws its candidates, as the authors; false: climbs the fixed sample
+    stochastic_eval: bool = True  # evaluation draws its candidates, as the authors; false: from noise 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -189,9 +189,14 @@ class ChunkPolicy(nn.Module):
         return self.process.sample(self.predictor(obs, head), x, noise_maker(deterministic))
 
     def draws(self, obs: Tensor, n: int, *, head: Any = None, deterministic: bool = False) -> Tensor:
-        """n first actions of fresh chunks under each of [N, O], within the box: [n, N, A]. For windows of one step."""
+        """n first actions of fresh chunks under each of [N, O], within the box: [n, N, A]. For windows of one step.
+
+        Deterministic: n times the action of noise 0, the most probable one.
+        """
         many = obs.expand(n, *obs.shape).flatten(0, 1).unsqueeze(1)
-        chunk = self.sample(many, head=head, deterministic=deterministic)[:, 0]
+        noise = noise_maker(deterministic)
+        x = noise(self.start.expand(len(many), -1, -1))
+        chunk = self.process.sample(self.predictor(many, head), x, noise)[:, 0]
         return self.action_normalizer.inverse(chunk).clamp(-1.0, 1.0).unflatten(0, (n, -1))
 
     def resample(self, obs: Tensor, guess: Tensor, *, deterministic: bool = False) -> Tensor:

@@ -68,7 +68,7 @@ class EditedPolicy(nn.Module):
         return categorical_sample(value.T / self.temperature) if self.temperature else value.argmax(0)
 
     def act(self, obs: Tensor, *, deterministic: bool = False) -> PolicyOutput:
-        """Deterministic: the better of the base's fixed sample and its median edit, by the least of all critics."""
+        """Deterministic: the base's action of noise 0 or its median edit, by the least of all critics."""
         action = self.candidates(obs, deterministic=deterministic)
         if len(action) == 1:
             return PolicyOutput(action[0], None, {})

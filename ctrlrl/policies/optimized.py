@@ -53,7 +53,7 @@ class OptimizedPolicy(nn.Module):
     def candidates(self, obs: Tensor, *, deterministic: bool = False) -> tuple[Tensor, Tensor]:
         """Actions [n_kept, N, A] from the best start to the worst, and their values [n_kept, N] after the climb.
 
-        Deterministic: the base's fixed sample alone.
+        Deterministic: the base's action of noise 0 alone.
         """
         action = self.base.draws(obs, 1 if deterministic else self.n_samples, deterministic=deterministic)
         if len(action) > 1:

@@ -139,6 +139,16 @@ def test_the_deterministic_action_is_one_and_the_better_of_two():
     assert torch.equal(action, wanted)
 
 
+@torch.no_grad()
+def test_the_deterministic_action_of_the_base_is_that_of_noise_0():
+    policy, obs = made(n_edits=0), torch.randn(20, OBS)
+    base = policy.base
+    flow = base.process.sample(base.predictor(obs.unsqueeze(1)), torch.zeros(20, 1, ACT), torch.zeros_like)
+    action = policy.act(obs, deterministic=True).action
+    assert torch.equal(action, base.action_normalizer.inverse(flow[:, 0]).clamp(-1.0, 1.0))
+    assert not torch.allclose(action, base.act(obs, deterministic=True).action)  # from the chunks' fixed noise
+
+
 @pytest.mark.parametrize("n_edits", [0, 2])
 def test_another_head_draws_other_actions(n_edits):
     policy, obs = made(n_edits=n_edits), torch.randn(6, OBS)
