@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached, with_average
+from ctrlrl.core.off_policy import Nets, OnlineConfig, detached, with_average
+from ctrlrl.core.phases import PhasedLearner
 from ctrlrl.core.update import GradStep, Target
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.conservative import calibrated, conservative_gap, uniform_log_density
@@ -25,7 +26,7 @@ from ctrlrl.nn.mlp import orthogonal_small_last, torch_small_last
 from ctrlrl.nn.normalize import DataNormalizer
 from ctrlrl.nn.scalar import Scalar
 from ctrlrl.policies.squashed import SquashedGaussianPolicy
-from ctrlrl.types import EnvSpec, Metrics, Transition
+from ctrlrl.types import EnvSpec, HybridBatch, Metrics, Transition
 
 MAX_WEIGHT = 1e6  # of the Lagrange multiplier, as in the authors' code
 
@@ -34,6 +35,7 @@ MAX_WEIGHT = 1e6  # of the Lagrange multiplier, as in the authors' code
 class CQLConfig(OnlineConfig):
     name: str = "cql"
     learning_rate: float = 3e-5  # of the policy and of its entropy temperature
+    policy_lr_online: float | None = None  # of the policy in the environment after updates on data; null: the same
     critic_learning_rate: float = 3e-4  # and of the Lagrange multiplier
     batch_size: int = 256
     gamma: float = 0.99
@@ -62,6 +64,8 @@ class CQLConfig(OnlineConfig):
         if self.policy_tau is not None:
             in_range(where, low=0.0, high=1.0, policy_tau=self.policy_tau)
         in_range(where, low=0.0, high=inf, conservative_coef=self.conservative_coef)
+        if self.policy_lr_online is not None:
+            in_range(where, low=0.0, high=inf, policy_lr_online=self.policy_lr_online)
         if self.n_samples < 1 or self.batch_size < 1:
             raise ValueError(f"{where}.n_samples and batch_size must be at least 1")
         if self.gap_min is not None and self.gap_max is not None and self.gap_min > self.gap_max:
@@ -70,7 +74,7 @@ class CQLConfig(OnlineConfig):
             raise ValueError(f"{where}.policy_init must be torch or orthogonal, got {self.policy_init!r}")
 
 
-class CQLLearner(OffPolicyLearner):
+class CQLLearner(PhasedLearner):
     config = CQLConfig
     online = True
 
@@ -101,6 +105,12 @@ class CQLLearner(OffPolicyLearner):
             rates["log_weight"] = cfg.critic_learning_rate
         trained = {name: self.trained_policy if name == "policy" else getattr(self.nets, name) for name in rates}
         return {name: GradStep(net.parameters(), learning_rate=rates[name]) for name, net in trained.items()}
+
+    def update(self, batch: Transition | HybridBatch) -> Metrics:
+        if self.cfg.policy_lr_online is not None:
+            rate = self.cfg.policy_lr_online if self.fine_tunes else self.cfg.learning_rate
+            self.opt["policy"].learning_rate.fill_(rate)
+        return super().update(batch)
 
     def followers(self) -> dict[str, Target]:
         return {"critic": Target(self.nets.target, self.opt["critic"])}

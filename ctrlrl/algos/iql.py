@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrlrl.core.off_policy import Nets, OffPolicyLearner, OnlineConfig, detached, with_average
+from ctrlrl.core.off_policy import Nets, OnlineConfig, detached, with_average
+from ctrlrl.core.phases import PhasedLearner
 from ctrlrl.core.update import GradStep, Target, together
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.learning_rate import cosine
@@ -73,7 +74,7 @@ class IQLConfig(OnlineConfig):
             raise ValueError("IQLConfig.policy_lr_online=cosine goes on with policy_lr_schedule=cosine, not constant")
 
 
-class IQLLearner(OffPolicyLearner):
+class IQLLearner(PhasedLearner):
     config = IQLConfig
     online = True
 
@@ -93,7 +94,6 @@ class IQLLearner(OffPolicyLearner):
             target=copy.deepcopy(critic),
             value=ValueCritic(spec.obs_dim, cfg.hidden, activation="relu", init=init),
         )
-        self.offline_updates = 0  # until now
         super().__init__(cfg, with_average(nets, cfg.policy_tau).to(spec.device))
 
     @property
@@ -109,7 +109,7 @@ class IQLLearner(OffPolicyLearner):
         return {"critic": Target(self.nets.target, self.opt["critic"])}
 
     def set_progress(self, done: float) -> None:
-        self.offline_updates = self.n_updates + 1
+        super().set_progress(done)
         if self.cfg.policy_lr_schedule == "cosine":
             self._set_policy_rate(cosine(done))
 
@@ -119,20 +119,13 @@ class IQLLearner(OffPolicyLearner):
 
     def update(self, batch: Transition | HybridBatch) -> Metrics:
         rate = self.cfg.policy_lr_online
-        if rate != "constant" and self.n_updates >= self.offline_updates > 0:
+        if rate != "constant" and self.fine_tunes:
             share = cosine(self.n_updates / self.offline_updates) if rate == "cosine" else rate / self.cfg.learning_rate
             self._set_policy_rate(share)
         return super().update(batch)
 
     def _set_policy_rate(self, share: float) -> None:
         self.opt["policy"].learning_rate.fill_(self.cfg.learning_rate * share)
-
-    def training_state(self) -> dict[str, Tensor]:
-        return {**super().training_state(), "offline_updates": torch.tensor(self.offline_updates)}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        super().load_training_state(state)
-        self.offline_updates = int(state["offline_updates"])
 
     def step(self, batch: Transition, phase: int) -> Metrics:
         if self.cfg.joint:

@@ -139,6 +139,28 @@ def test_the_temperature_learns_at_the_policys_rate_and_the_penaltys_weight_at_t
     assert rates == pytest.approx(expected)
 
 
+def test_the_policy_has_a_rate_of_its_own_after_the_updates_on_data():
+    rows, trained = batch(), learner(policy_lr_online=1e-6)
+
+    def rates() -> list[float]:
+        trained.update(rows)
+        return [trained.opt[name].learning_rate.item() for name in ("policy", "log_temperature", "critic")]
+
+    usual = [trained.cfg.learning_rate, trained.cfg.learning_rate, trained.cfg.critic_learning_rate]
+    assert rates() == pytest.approx(usual)  # in the environment from the beginning
+    trained.set_progress(0.0)
+    assert rates() == pytest.approx(usual)
+    trained.begin_online()
+    assert rates() == pytest.approx([1e-6, *usual[1:]])
+    cut, state = trained, trained.training_state()
+    trained = learner(policy_lr_online=1e-6)
+    trained.load_model_state(cut.model_state())
+    trained.resume(state)
+    assert rates() == pytest.approx([1e-6, *usual[1:]])
+    trained.set_progress(0.5)
+    assert rates() == pytest.approx(usual)
+
+
 def test_the_penalty_moves_the_critics_and_not_the_policy():
     free, bound = learner(conservative_coef=0.0), learner(conservative_coef=100.0)
     for each in (free, bound):
@@ -218,6 +240,7 @@ def test_initial_values_and_means_are_small():
         ({"gap_min": 1.0, "gap_max": 0.0}, "gap_min"),
         ({"policy_init": "zeros"}, "policy_init"),
         ({"critic_learning_rate": 0.0}, "critic_learning_rate"),
+        ({"policy_lr_online": -1e-4}, "policy_lr_online"),
     ],
     ids=str,
 )
