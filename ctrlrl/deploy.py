@@ -184,6 +184,8 @@ def _save_torchscript(module: Deployed, path: Path, facts: dict[str, Any]) -> Ac
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
         # group_norm looks whether it has more than one number to average
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", torch.jit.TracerWarning)
+        # numbers of candidates and of critics are constants
+        warnings.filterwarnings("ignore", "Using len to get tensor shape", torch.jit.TracerWarning)
         torch.jit.save(torch.jit.trace(module, examples, check_trace=False), str(path))
         loaded = torch.jit.load(str(path))
     write_flushed(path.with_suffix(".json"), strict_json(facts, indent=2).encode())

@@ -249,3 +249,23 @@ def test_a_policy_that_climbs_while_it_acts_is_refused_and_one_that_samples_in_s
     with pytest.raises(ValueError, match=r"algo=parl climbs its critic's gradient while it acts.*algo.n_climbs=0"):
         deploy.export(parl, tmp_path / "policy.pt")
     assert deployed.Deployed(expo.learner, both.observation, BOX).tolerance == 1e-4
+
+
+@pytest.mark.parametrize("ending", ["pt", "onnx"])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        EXPOConfig(hidden=[8], base_hidden=[8], n_samples=2, n_edits=0),
+        EXPOConfig(hidden=[8], base_hidden=[8], n_samples=2, n_edits=2),
+        PARLConfig(hidden=[8], base_hidden=[8], n_samples=2, n_kept=1, n_climbs=0),
+    ],
+    ids=["expo without edits", "expo", "parl without climbs"],
+)
+def test_policies_over_a_cloned_base_are_exported_for_any_number_of_observations(cfg, ending, tmp_path):
+    spaces_ = Spaces(spaces.Box(-5.0, 5.0, (3,), np.float32), BOX)
+    learner = make_learner(cfg, spaces_.env_spec(CPU))
+    model = SimpleNamespace(
+        learner=learner, observation_space=spaces_.observation, action_space=BOX, algo=cfg.name, cfg=cfg
+    )
+    path = deploy.export(model, tmp_path / f"policy.{ending}")  # checked against the policy there
+    assert path.stat().st_size > 0

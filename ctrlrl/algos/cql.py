@@ -107,9 +107,8 @@ class CQLLearner(PhasedLearner):
         return {name: GradStep(net.parameters(), learning_rate=rates[name]) for name, net in trained.items()}
 
     def update(self, batch: Transition | HybridBatch) -> Metrics:
-        if self.cfg.policy_lr_online is not None:
-            rate = self.cfg.policy_lr_online if self.fine_tunes else self.cfg.learning_rate
-            self.opt["policy"].learning_rate.fill_(rate)
+        rate = self.cfg.policy_lr_online
+        self.opt["policy"].learning_rate.fill_(rate if rate is not None and self.fine_tunes else self.cfg.learning_rate)
         return super().update(batch)
 
     def followers(self) -> dict[str, Target]:

@@ -110,8 +110,7 @@ class IQLLearner(PhasedLearner):
 
     def set_progress(self, done: float) -> None:
         super().set_progress(done)
-        if self.cfg.policy_lr_schedule == "cosine":
-            self._set_policy_rate(cosine(done))
+        self._set_policy_rate(cosine(done) if self.cfg.policy_lr_schedule == "cosine" else 1.0)
 
     def begin_online(self) -> None:
         if self.cfg.policy_lr_online == "constant":

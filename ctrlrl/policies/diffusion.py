@@ -131,7 +131,7 @@ class ChunkPolicy(nn.Module):
     """p(chunk | last observations) behind min-max normalisers, executed as `advance` has it.
 
     head: (noisy chunk [n, H, A], level [n] or a number, condition [n, n_obs * O]) -> [n, H, A].
-    start: the noise that all deterministic samples begin at; drawn once, saved with the weights.
+    start: the noise that deterministic plans begin at; drawn once, saved with the weights. Single `draws` begin at 0.
     columns: the numbers of an observation that it sees, None = all; none at all make an unconditional policy.
     switches: numbers of the action that are one of two, as a gripper is. They are executed at an end of their range; in
     the plan that a warm start goes on from they are kept at +-`switch_guess`, because a shifted jump is a bad guess
@@ -191,11 +191,11 @@ class ChunkPolicy(nn.Module):
     def draws(self, obs: Tensor, n: int, *, head: Any = None, deterministic: bool = False) -> Tensor:
         """n first actions of fresh chunks under each of [N, O], within the box: [n, N, A]. For windows of one step.
 
-        Deterministic: n times the action of noise 0, the most probable one.
+        Deterministic: n times the action that begins at the most probable noise, 0.
         """
         many = obs.expand(n, *obs.shape).flatten(0, 1).unsqueeze(1)
         noise = noise_maker(deterministic)
-        x = noise(self.start.expand(len(many), -1, -1))
+        x = noise(self.start.expand(many.shape[0], -1, -1))
         chunk = self.process.sample(self.predictor(many, head), x, noise)[:, 0]
         return self.action_normalizer.inverse(chunk).clamp(-1.0, 1.0).unflatten(0, (n, -1))
 

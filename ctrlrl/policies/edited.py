@@ -46,7 +46,7 @@ class EditedPolicy(nn.Module):
         return edited(action, edit, scale=self.scale).clamp(-1.0, 1.0)
 
     def candidates(self, obs: Tensor, *, head: Any = None, deterministic: bool = False) -> Tensor:
-        """[n_samples + n_edits, N, A], the base's first. Deterministic: one start for all, so one of each will do."""
+        """[n_samples + n_edits, N, A], the base's first. Deterministic: without noise, so one of each will do."""
         n, n_edits = (1, min(self.n_edits, 1)) if deterministic else (self.n_samples, self.n_edits)
         action = self.base.draws(obs, n, head=head, deterministic=deterministic)
         if n_edits == 0:

@@ -157,6 +157,9 @@ def test_the_policy_has_a_rate_of_its_own_after_the_updates_on_data():
     trained.load_model_state(cut.model_state())
     trained.resume(state)
     assert rates() == pytest.approx([1e-6, *usual[1:]])
+    trained.set_hyper("policy_lr_online", None)
+    assert rates() == pytest.approx(usual)
+    trained.set_hyper("policy_lr_online", 1e-6)
     trained.set_progress(0.5)
     assert rates() == pytest.approx(usual)
 

@@ -230,6 +230,22 @@ def test_in_the_environment_the_rate_is_whole_again_or_another_or_goes_on_as_tha
     assert found["cosine"] == pytest.approx(wanted[8:], rel=1e-5, abs=1e-10)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_more_updates_on_the_data_after_the_environment_have_the_offline_rate_again(schedule):
+    learner, rows = made("iql", 3, 2, policy_lr_schedule=schedule, policy_lr_online=1e-6), noise_rows(40, 3, 2)
+
+    def rate() -> float:
+        learner.update(rows)
+        return learner.opt["policy"].learning_rate.item()
+
+    learner.set_progress(0.0)
+    assert rate() == pytest.approx(3e-4)
+    learner.begin_online()
+    assert rate() == pytest.approx(1e-6)
+    learner.set_progress(0.0)
+    assert rate() == pytest.approx(3e-4)
+
+
 def test_an_online_rate_that_nothing_leads_to_is_refused():
     with pytest.raises(ValueError, match="policy_lr_online=cosine goes on with policy_lr_schedule=cosine"):
         made("iql", 3, 2, policy_lr_schedule="constant", policy_lr_online="cosine")
