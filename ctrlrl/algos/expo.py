@@ -42,6 +42,8 @@ class EXPOConfig(BaseConfig, OnlineConfig):
     n_edits: int = 8  # of them that are edited besides
     edit_scale: float = 0.05  # largest edit; 0.7 on Adroit pen
     choice_temperature: float = 0.0  # 0 = the best action; else drawn by softmax(Q / temperature)
+    act_multiple: int = 1  # times the candidates of both kinds where it acts; cheap, unlike in the target
+    act_by_mean: bool = False  # true: where it acts, the mean of all critics says which is best
     redraw_members: bool = False  # true = the authors' code: the target values by other critics than it chose with
     adjust_target_entropy: bool = True  # false = the authors' code: see docs/algorithms/expo.md before small scales
     learning_rate: float = 3e-4
@@ -63,7 +65,7 @@ class EXPOConfig(BaseConfig, OnlineConfig):
         super().__post_init__()
         where, inf = type(self).__name__, float("inf")
         self.check_base(self.hidden)
-        for name in ("batch_size", "policy_delay", "n_critics", "n_samples"):
+        for name in ("batch_size", "policy_delay", "n_critics", "n_samples", "act_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.n_edits <= self.n_samples:
@@ -100,6 +102,8 @@ class EXPOLearner(BaseLearner):
             n_min=cfg.n_min,
             scale=cfg.edit_scale,
             temperature=cfg.choice_temperature,
+            act_multiple=cfg.act_multiple,
+            act_by_mean=cfg.act_by_mean,
         )
         nets = Nets(
             normalizer=Identity(),

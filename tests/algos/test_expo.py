@@ -102,6 +102,18 @@ def test_the_target_asks_the_trained_base_and_the_behaviour_its_average():
     assert all(not torch.equal(a, b) for a, b in zip(plain, both(learner), strict=True)), "both ask the target critics"
 
 
+def test_how_it_acts_is_no_matter_of_the_target():
+    ends, obs = [], torch.randn(16, 3)
+    for settings in ({}, {"act_multiple": 4, "act_by_mean": True}):
+        learner = expo(**settings)
+        torch.manual_seed(5)
+        target = learner.target(batch())
+        torch.manual_seed(5)
+        ends.append((target, learner.act(obs).action))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert not torch.equal(ends[0][1], ends[1][1])
+
+
 def test_an_update_is_the_written_out_one_and_each_loss_moves_its_own_network_alone():
     settings = {"policy_delay": 1, "weight_decay": 0.01, "decay_steps": None, "base_tau": 0.1, "tau": 0.2}
     learner, twin, data = expo(**settings), expo(**settings), batch()
@@ -294,6 +306,7 @@ def test_a_base_of_another_chunk_or_algorithm_is_refused_by_name():
     [
         ({"n_edits": 9}, r"n_edits must lie in 0 \.\.\. n_samples=8, got 9"),
         ({"n_min": 11}, r"n_min must lie in 1 \.\.\. n_critics=10, got 11"),
+        ({"act_multiple": 0}, r"act_multiple must be at least 1, got 0"),
         ({"edit_scale": 0.0}, r"edit_scale must lie in \(0, inf\), got 0\.0"),
         ({"base_kind": "flow"}, r"base_sampler of base_kind=flow must be euler or midpoint, got 'ddpm'"),
         ({"base_hidden": [8, 16]}, r"base_hidden: the blocks of base_head=residual have one width"),

@@ -128,6 +128,33 @@ def test_a_few_critics_drawn_anew_judge():
 
 
 @torch.no_grad()
+def test_acting_takes_a_multiple_of_the_candidates_and_may_ask_the_mean_of_all_critics():
+    policy, obs = made(n_min=1, act_multiple=3, act_by_mean=True), torch.randn(50, OBS)
+    torch.manual_seed(2)
+    action = policy.act(obs).action
+    torch.manual_seed(2)
+    candidates = policy.candidates(obs, multiple=3)
+    assert candidates.shape == (3 * (4 + 3), 50, ACT)
+    assert policy.candidates(obs).shape == (4 + 3, 50, ACT), "the target's"
+    each = torch.stack([policy.critic(obs, a) for a in candidates], 1)  # [5 critics, 21, 50]
+    best = each.mean(0).argmax(0)
+    assert torch.equal(action, candidates[best, torch.arange(50)])
+    assert (best != each.amin(0).argmax(0)).any(), "the mean and the least agree everywhere"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("act_by_mean", [False, True])
+def test_the_deterministic_action_is_the_better_by_the_mean_where_the_mean_is_asked(act_by_mean):
+    policy, obs = made(scale=1.0, act_multiple=3, act_by_mean=act_by_mean), torch.randn(400, OBS)
+    both = policy.candidates(obs, multiple=3, deterministic=True)
+    each = torch.stack([policy.critic(obs, a) for a in both], 1)
+    wanted = each.mean(0).argmax(0) if act_by_mean else each.amin(0).argmax(0)
+    assert both.shape == (2, 400, ACT)
+    assert (each.mean(0).argmax(0) != each.amin(0).argmax(0)).any(), "the mean and the least agree everywhere"
+    assert torch.equal(policy.act(obs, deterministic=True).action, both[wanted, torch.arange(400)])
+
+
+@torch.no_grad()
 def test_the_deterministic_action_is_one_and_the_better_of_two():
     policy, obs = made(), torch.randn(20, OBS)
     action = policy.act(obs, deterministic=True).action
