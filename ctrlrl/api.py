@@ -363,9 +363,11 @@ def _begin_with(agent: Agent | OfflineAgent, base: Any) -> None:
     """Take over the weights of a pretrained base, if there is one for the same spaces."""
     if base is not None:
         where = f"{type(agent).__name__}: base"
-        base._spaces.same(agent._spaces, where)
         if not base.gradient_steps:
             raise ValueError(f"{where} has learned nothing; base=Flow(...).learn(20_000)")
+        if not hasattr(agent, "learner"):
+            raise ValueError(f"{where} is for an environment's policy, and there is none yet; give env too")
+        base._spaces.same(agent._spaces, where)
         was, now = (None if a._connection is None else a._connection.task for a in (base, agent))
         if was is not None and now is not None:
             build.same_world(was.id or was.name, now.id or now.name, where)

@@ -236,7 +236,7 @@ def begin_with_base(learner: Any, spec: EnvSpec, env: str, *, resume: bool) -> b
     if base is None or resume:
         return base is not None
     found = read_folder(Path(base) / "checkpoints" / "last")
-    same_spec(found.state, spec, f"algo.base={base}", lanes=False)
+    same_spec(found.state, spec, f"algo.base={base}", but=("n_envs", "episode_length"))
     same_world(found.state.get("env"), env, f"algo.base={base}")
     take_over(learner, found.model, f"algo.base={base}", "algo.base_...")
     return True

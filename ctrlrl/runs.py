@@ -141,7 +141,7 @@ def load_run(folder: Path, checkpoint: str = "last", words: Sequence[str] = ()) 
     learner: Learner
     if answers_prompts(cfg):
         learner = token_learner(cfg, text_env(cfg, device_of(cfg)))
-        same_spec(found.state, learner.spec, str(path), lanes=False)
+        same_spec(found.state, learner.spec, str(path), but=("n_envs",))
     else:
         learner = make_learner(cfg.algo, _spec(cfg, found, path))
         learner.set_dtype(cfg.dtype)
@@ -162,7 +162,7 @@ def _spec(cfg: TrainConfig, found: Checkpoint, path: Path) -> EnvSpec:
         return saved_spec(found.state, str(path), device_of(cfg))
     env = make_env(cfg.env, 1, stagger=False, device=env_device(cfg))
     env.close()
-    same_spec(found.state, env.spec, str(path), lanes=False)
+    same_spec(found.state, env.spec, str(path), but=("n_envs",))
     return env.spec
 
 

@@ -133,7 +133,7 @@ def _check_clocks(cfg: DictConfig, chosen: Mapping[str, str]) -> None:
     kind = lookup(ALGORITHMS, cfg.algo.name, "algorithm")
     offline, online = (getattr(kind, name, False) for name in ("offline", "online"))
     offline = offline or cfg.env.name == RECORDED
-    if "gradient_steps" in chosen and "total_steps" not in chosen and not offline:
+    if "gradient_steps" in chosen and not offline:
         raise ValueError("gradient_steps: a run that learns from the environment counts total_steps; give that instead")
     if "total_steps" in chosen and "gradient_steps" not in chosen and offline and not online:
         raise ValueError("total_steps: a run that learns from a data set counts gradient_steps; give that instead")

@@ -128,6 +128,17 @@ def test_bad_input_is_named(make, told):
         make()
 
 
+def test_a_buffer_need_only_hold_a_step_of_the_environments_that_there_are():
+    model = IQL("MlpPolicy", "Pendulum-v1", pendulum(50), buffer_size=50, **SMALL).learn(1)
+    assert len(model.learn_online(20).replay_buffer) == 50
+    with pytest.raises(ValueError, match="buffer_size=4 is smaller than one step of n_envs=8"):
+        IQL("MlpPolicy", "Pendulum-v1", pendulum(50), buffer_size=4, n_envs=8, **SMALL).learn(1)
+
+
+def test_no_action_noise_is_none_as_in_sb3():
+    assert IQL("MlpPolicy", "Pendulum-v1", action_noise=None, **SMALL).cfg.action_noise == 0.0
+
+
 def test_data_of_another_robot_of_the_same_size_are_refused():
     n, rng = 20, np.random.default_rng(0)
     obs, action = rng.standard_normal((n, 17)).astype("f4"), rng.uniform(-1.0, 1.0, (n, 6)).astype("f4")

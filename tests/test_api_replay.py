@@ -87,6 +87,10 @@ def test_settings_can_be_changed_between_updates(kind):
     assert torch.equal(followed.detach(), followers), "tau=1 copies"
     with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\], got 2"):
         model.gamma = 2.0
+    several = kind("MlpPolicy", "Pendulum-v1", n_steps=3, **SMALL)
+    with pytest.raises(ValueError, match=r"gamma=0\.5: with n_steps=3 the kept rows hold its powers; make a new model"):
+        several.gamma = 0.5
+    assert several.gamma == 0.99
 
 
 def test_learning_is_the_same_for_the_same_seed_and_goes_on():
@@ -212,6 +216,20 @@ def test_a_model_is_loaded_with_its_data_set(tmp_path):
     assert len(model.learn(25).replay_buffer) == 25
 
 
+def test_a_model_that_is_loaded_without_its_data_set_says_so_when_it_learns(tmp_path, recwarn):
+    RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", **SMALL).learn(25).save(tmp_path / "model")
+    model = RLPD.load(tmp_path / "model", env="Hopper-v4")
+    model.save(tmp_path / "again")
+    assert not recwarn.list
+    for name in ("model", "again"):
+        with pytest.warns(UserWarning, match="RLPD: it learned with a data set, which a model file does not hold"):
+            RLPD.load(tmp_path / name, env="Hopper-v4").learn(25)
+    RLPD("MlpPolicy", "Hopper-v4", **SMALL).learn(5).save(tmp_path / "never")
+    recwarn.clear()
+    RLPD.load(tmp_path / "never", env="Hopper-v4").learn(5)
+    assert not recwarn.list
+
+
 def test_other_networks_than_the_saved_ones_are_refused(tmp_path):
     SAC("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"policy_kwargs differ.*hidden=\[16\]"):
@@ -330,6 +348,10 @@ def test_a_buffer_need_only_hold_a_step_of_the_environments_that_there_are():
     assert len(SAC("MlpPolicy", "Pendulum-v1", n_envs=2, buffer_size=50, **SMALL).learn(60).replay_buffer) == 50
     with pytest.raises(ValueError, match=r"buffer_size=4 is smaller than one step of 8 environments"):
         SAC("MlpPolicy", "Pendulum-v1", n_envs=8, buffer_size=4, **SMALL).learn(80)
+    made = {**SMALL, "policy_kwargs": None, "hidden": [8], "dataset": "hopper-medium.npz"}
+    assert len(RLPD("MlpPolicy", "Hopper-v4", buffer_size=50, **made).learn(60).replay_buffer) == 50
+    with pytest.raises(ValueError, match=r"buffer_size=1 is smaller than one step of n_envs=2"):
+        RLPD("MlpPolicy", "Hopper-v4", n_envs=2, buffer_size=1, **made).learn(60)
 
 
 def test_a_second_learn_does_not_report_the_episodes_that_its_staggered_clocks_cut_short():
@@ -451,6 +473,25 @@ def test_a_dict_of_vectors_is_one_long_vector():
 def test_bad_input_is_named(settings, told):
     with pytest.raises((ValueError, TypeError), match=told):
         SAC("MlpPolicy", "Pendulum-v1", **settings)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        (
+            {"net_arch": {"pi": [8], "qf": [8]}},
+            r"RLPD: policy_kwargs net_arch of two parts is no choice .*\[256, 256\]",
+        ),
+        (
+            {"activation_fn": torch.nn.Tanh},
+            "RLPD: policy_kwargs activation_fn is no choice of this algorithm; leave it",
+        ),
+    ],
+)
+def test_layers_that_an_algorithm_cannot_have_are_named_as_they_were_asked_for(chosen, told):
+    with pytest.raises(ValueError, match=told):
+        RLPD("MlpPolicy", "Pendulum-v1", policy_kwargs=chosen)
+    assert RLPD("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8], "n_critics": 3}).cfg.n_critics == 3
 
 
 def test_discrete_actions_and_images_are_refused():

@@ -115,6 +115,15 @@ def test_a_base_that_does_not_fit_is_refused_by_name(base, tmp_path):
         training_loop(typed(train_config([*EXPO_WORDS, f"algo.base={base}", "algo.base_hidden=[9,9]"])))
 
 
+def test_an_environment_with_another_limit_or_none_is_no_other_task(base, tmp_path):
+    alone = ["env=none" if word == "env=pendulum" else word for word in DATA]
+    words = ["algo=flow", *alone, *SHORT, *SINGLE, "gradient_steps=50", "algo.hidden=[8,8]", "algo.sampling_steps=2"]
+    of_none = run([*words, f"run.dir={tmp_path / 'alone'}"])
+    training_loop(typed(train_config([*EXPO_WORDS, f"algo.base={of_none}"])))
+    words = ["env=none" if word == "env=pendulum" else word for word in PARL_WORDS]
+    training_loop(typed(train_config([*words, f"algo.base={base}"])))
+
+
 def test_a_run_goes_on_without_the_folder_of_its_base(base, tmp_path):
     words = [*EXPO_WORDS, f"algo.base={base}", "algo.hidden=[8,8]"]
     whole, cut = (run([*words, f"run.dir={tmp_path / name}", *more]) for name, more in
@@ -144,6 +153,13 @@ def test_in_python_the_base_is_a_model():
         EXPO("MlpPolicy", "Pendulum-v1", base="runs/x")
     with pytest.raises(ValueError, match=r"EXPO: base: its weights do not fit base_\.\.\. "):
         EXPO("MlpPolicy", "Pendulum-v1", base=clone, base_hidden=[16], **small)
+    for nothing in ({"env": None}, {"env": "Pendulum-v1", "_init_setup_model": False}):
+        with pytest.raises(
+            ValueError, match="EXPO: base is for an environment's policy, and there is none yet; give env"
+        ):
+            EXPO("MlpPolicy", base=clone, **nothing)
+    with pytest.raises(ValueError, match="EXPO: base has learned nothing"):
+        EXPO("MlpPolicy", "Pendulum-v1", base=Flow("MlpPolicy", **single), **small)
     with pytest.raises(ValueError, match="EXPO: base has learned nothing"):
         EXPO("MlpPolicy", "Pendulum-v1", base=Flow("MlpPolicy", "Pendulum-v1", hidden=[8, 8], **single), **small)
     clone._connection.task.name = "acrobot"
@@ -209,6 +225,9 @@ def test_in_python_the_base_of_parl_is_a_model_that_learns_in_the_environment(tm
     base = again.learner.nets.base
     assert all(torch.equal(value, of_clone[name]) for name, value in base.state_dict().items()), "it rests after a load"
     again.learn_online(210)
+    first = PARL("MlpPolicy", "Pendulum-v1", episodes(), base=clone, seed=0, **{**small, "learning_starts": 50})
+    first.learn_online(3)
+    assert first._online.skilled, "no random start"
     assert any(not torch.equal(value, of_clone[name]) for name, value in base.state_dict().items())
     with pytest.raises(TypeError, match="PARL: base must be a Diffusion or a Flow, got str"):
         PARL("MlpPolicy", "Pendulum-v1", base="runs/x")

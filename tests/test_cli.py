@@ -343,6 +343,7 @@ def test_every_preset_composes_and_passes_its_checks(folder):
     ("words", "wanted"),
     [
         (["algo=ppo", "gradient_steps=10"], "counts total_steps"),
+        (["algo=rlpd", "data=file", "data.path=x", "gradient_steps=10", "total_steps=10"], "counts total_steps"),
         (["algo=bc", "data=file", "data.path=x.npz", "total_steps=10"], "counts gradient_steps"),
     ],
 )

@@ -215,6 +215,10 @@ class OffPolicyLearner(Learner):
     def set_hyper(self, name: str, value: Any) -> None:
         """Change a setting between updates; ValueError for one that its config refuses."""
         replace(self.cfg, **{name: value})
+        if name == "gamma" and getattr(self.cfg, "n_steps", 1) > 1:
+            raise ValueError(
+                f"gamma={value}: with n_steps={self.cfg.n_steps} the kept rows hold its powers; make a new model"
+            )
         if name == "policy_tau" and (value is None) == self.averages:
             raise ValueError(f"policy_tau={value}: whether the policy that acts is an average is settled at the start")
         setattr(self.cfg, name, value)

@@ -19,6 +19,7 @@ from ctrlrl.face.data import DATA, data_settings, episodes_of, known_data, refus
 from ctrlrl.face.environments import Connection, asked_for, check_data
 from ctrlrl.face.numbers import count, of_fields, whole
 from ctrlrl.face.records import record_offline
+from ctrlrl.face.replay_arguments import noise_of
 from ctrlrl.face.reporting import Reporting, while_learning
 from ctrlrl.face.watch import ReplayWatch, UpdateWatch
 from ctrlrl.registry import ALGORITHMS, lookup, unknown
@@ -61,6 +62,8 @@ class OfflineAgent(Reporting):
             raise ValueError(f"{where}: policy must be MlpPolicy, got {policy!r}")
         kind = lookup(ALGORITHMS, self.algo, "algorithm").config
         known = [f.name for f in fields(kind) if f.name != "name"]
+        if "action_noise" in settings:
+            settings["action_noise"] = noise_of(settings["action_noise"], where)
         for name, value in settings.items():
             if name not in (*known, *DATA):
                 raise TypeError(f"{where}: {unknown('argument', name, sorted((*known, *DATA)))}")
@@ -138,7 +141,8 @@ class OfflineAgent(Reporting):
 
     def _offline_loop(self) -> Any:
         if self._loop is None:
-            cfg = TrainConfig(algo=self.cfg, data=self._data, seed=0 if self.seed is None else self.seed)
+            n_envs = 1 if self._connection is None else self._connection.env.spec.n_envs
+            cfg = TrainConfig(algo=self.cfg, data=self._data, seed=self.seed or 0, n_envs=n_envs)
             self._loop = loops.loop_over(cfg, self._episodes, self.learner)
             self._loop.gradient_steps = self.offline_steps  # of a loaded model, whose schedules go on
         return self._loop
@@ -226,7 +230,7 @@ class OfflineAgent(Reporting):
                 seed=self.seed,
                 staggered=self._connection.staggered,
                 data=None if self._episodes is None else self._offline_loop().source,
-                skilled=self.gradient_steps > 0,
+                skilled=self.gradient_steps > 0 or getattr(self.learner, "cloned", False),
             )
         return self._online
 

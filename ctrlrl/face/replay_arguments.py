@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,15 @@ def network(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         kind = policy_kwargs["activation_fn"]
         values["activation"] = getattr(kind, "__name__", str(kind)).lower()
     return values | ({"n_critics": policy_kwargs["n_critics"]} if "n_critics" in policy_kwargs else {})
+
+
+def refuse_foreign(values: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """ValueError for what `network` read where the algorithm's config has no such field."""
+    words = {"critic_hidden": "net_arch of two parts", "activation": "activation_fn", "n_critics": "n_critics"}
+    for name, word in words.items():
+        if name in values and name not in known:
+            mend = "give net_arch=[256, 256], for policy and critics" if name == "critic_hidden" else "leave it out"
+            raise ValueError(f"{where}: policy_kwargs {word} is no choice of this algorithm; {mend}")
 
 
 def noise_of(action_noise: Any, where: str) -> float:

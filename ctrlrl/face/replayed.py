@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -21,10 +22,11 @@ from ctrlrl.face.model import Setting
 from ctrlrl.face.numbers import item, whole
 from ctrlrl.face.policy_view import ReplayedPolicyView
 from ctrlrl.face.records import progress_row, record_replay
-from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse
+from ctrlrl.face.replay_arguments import frequency, network, noise_of, policy_name, refuse, refuse_foreign
 from ctrlrl.face.reporting import while_learning
 from ctrlrl.face.sb3_import import replayed_from_sb3
 from ctrlrl.face.watch import ReplayWatch
+from ctrlrl.registry import ALGORITHMS, lookup
 from ctrlrl.train.log import Progress
 from ctrlrl.train.off_policy import Means
 
@@ -43,6 +45,7 @@ class ReplayAgent(Agent):
 
     tau, learning_starts, target_update_interval = Setting(), Setting(), Setting()
     policy_delay, target_policy_noise, target_noise_clip = Setting(), Setting(), Setting()
+    had_data: bool = False  # it has learned from a data set, be it before it was saved
     _episodes: Any = None
     _kept: Any = None  # the replay buffer of an environment before
     _loop: Any = None
@@ -83,7 +86,9 @@ class ReplayAgent(Agent):
         named = {"learning_rate": rate, "action_noise": noise_of(action_noise, where)}
         given = {k: v for k, v in named.items() if v is not None}
         self._data, settings = data_settings(settings)
-        self.cfg = self._config(network(self.policy_kwargs) | given | settings)
+        nets = network(self.policy_kwargs)
+        refuse_foreign(nets, {f.name for f in fields(lookup(ALGORITHMS, self.algo, "algorithm").config)}, where)
+        self.cfg = self._config(nets | given | settings)
         if self.cfg.utd != type(self.cfg).utd:
             raise ValueError(f"{where}: utd={self.cfg.utd:g} is a word of the command line; give gradient_steps here")
         self.learning_rate = self.cfg.learning_rate if learning_rate is None else learning_rate
@@ -157,7 +162,7 @@ class ReplayAgent(Agent):
             )
         for line in check_data(episodes, self._spaces, self._connection):
             warnings.warn(line, stacklevel=3)
-        self._episodes, self._kept, self._loop = episodes, self.replay_buffer, None
+        self._episodes, self._kept, self._loop, self.had_data = episodes, self.replay_buffer, None, True
 
     # learning --------------------------------------------------------------------------------------------------------
 
@@ -197,8 +202,14 @@ class ReplayAgent(Agent):
             data: Any = None
             if self._episodes is None:
                 refuse_without_data(self._data, type(self).__name__)
+                if self.had_data:
+                    warnings.warn(
+                        f"{type(self).__name__}: it learned with a data set, which a model file does not hold, and now "
+                        "learns without. Give it again: load(path, dataset=FILE) or set_dataset(FILE).",
+                        stacklevel=4,
+                    )
             else:
-                cfg = TrainConfig(algo=self.cfg, data=self._data, seed=self.seed or 0)
+                cfg = TrainConfig(algo=self.cfg, data=self._data, seed=self.seed or 0, n_envs=self._n_envs)
                 data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)
                 self.learner.prefit(data.all())
             env, staggered = self._connection.env, self._connection.staggered

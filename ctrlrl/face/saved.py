@@ -32,6 +32,7 @@ OTHERS = {  # what not every file has
     **{"policy": str, "features_extractor": str | None, "schedules": list[str], "objectives": list[str]},
     **{"n_envs": int, "n_updates": int, "stats_window_size": int, "verbose": int, "gradient_steps": int},
     **{"seed": int | None, "tensorboard_log": str | None, "train_freq": list, "data": dict, "versions": dict},
+    **{"dataset": bool},
 }
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
 COPIES = 4  # a network's weights are registered at most this often while it is made
@@ -81,7 +82,7 @@ def offline_facts(model: Any) -> dict[str, Any]:
 def replay_facts(model: Any) -> dict[str, Any]:
     """Of a model that learns from replayed steps."""
     own = {"train_freq": list(model.train_freq), "gradient_steps": model.gradient_steps}
-    return facts(model) | own | {"data": data_facts(model._data)}
+    return facts(model) | own | {"data": data_facts(model._data), "dataset": model.had_data}
 
 
 def load_replayed(
@@ -123,6 +124,7 @@ def load_replayed(
         model._setup_model()
     build.restore_agent(model.learner, checkpoint, where)
     model.num_timesteps, model._n_updates = found["num_timesteps"], found.get("n_updates", 0)
+    model.had_data = found.get("dataset", False)
     if dataset is not None:
         model.set_dataset(dataset)
     return model

@@ -84,6 +84,8 @@ class BaseConfig:
             )
         if base.switches:
             raise ValueError(f"{where} has algo.switches={base.switches}, which edits would leave half open")
+        if base.obs_columns is not None:
+            raise ValueError(f"{where} has algo.obs_columns={base.obs_columns}; a base sees whole observations")
         own = {f.name for f in fields(cls)}
         shared = {f"base_{f.name}": getattr(base, f.name) for f in fields(base)}
         if base.sampler == "ddpm":

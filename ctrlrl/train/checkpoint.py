@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -266,14 +266,14 @@ def spec_values(spec: EnvSpec) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def same_spec(state: dict[str, Any], spec: EnvSpec, where: str, *, lanes: bool) -> None:
-    """ValueError that names the first difference; `lanes`: the number of environments counts too."""
+def same_spec(state: dict[str, Any], spec: EnvSpec, where: str, *, but: Collection[str]) -> None:
+    """ValueError that names the first difference. but: fields that may differ, e.g. n_envs."""
     saved = state.get("spec")
     if saved is None:
         return  # written before checkpoints held it
     for name, value in spec_values(spec).items():
         was = saved.get(name) if isinstance(saved, dict) else None
-        if was != value and (lanes or name != "n_envs"):
+        if was != value and name not in but:
             raise ValueError(
                 f"{where} was trained on an environment with {name}={was!r:.80}, this one has {name}={value!r:.80}."
             )

@@ -315,7 +315,7 @@ class Trainer:
         was, now = checkpoint.state.get("clock", self.loop.clock), self.loop.clock
         if was != now:
             raise ValueError(f"{last}: the run counts {was} and would now count {now}; begin a new run instead")
-        same_spec(checkpoint.state, self.spec, str(last), lanes=True)
+        same_spec(checkpoint.state, self.spec, str(last), but=())
         self._same_data(checkpoint.state, last)
         try:
             self._restore(*checkpoint)

@@ -297,6 +297,8 @@ def test_a_base_of_another_chunk_or_algorithm_is_refused_by_name():
     single = {"horizon": 1, "n_obs_steps": 1, "n_action_steps": 1}
     with pytest.raises(ValueError, match=r"algo\.base=x has algo\.switches=\[1\]"):
         EXPOConfig.base_settings(FlowConfig(**single, switches=[1]), "algo.base=x")
+    with pytest.raises(ValueError, match=r"algo\.base=x has algo\.obs_columns=\[0\]; a base sees whole observations"):
+        EXPOConfig.base_settings(FlowConfig(**single, obs_columns=[0]), "algo.base=x")
     with pytest.raises(ValueError, match=r"algo\.base=x is a run of algo=sac; a base is one of algo=diffusion or"):
         EXPOConfig.base_settings(SACConfig(), "algo.base=x")
 
