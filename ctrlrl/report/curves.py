@@ -44,8 +44,8 @@ def metric_of(runs: Sequence[Run]) -> str:
     return "hypervolume" if runs and all(map(seeks_front, runs)) else "final_return_mean"
 
 
-def _measured(run: Run, column: str) -> tuple[Array, Array]:
-    return run.curve(JUDGED if column == HYPERVOLUME and column not in run.progress else column)
+def _measured(run: Run, column: str, x_name: str | None) -> tuple[Array, Array]:
+    return run.curve(JUDGED if column == HYPERVOLUME and column not in run.progress else column, x_name)
 
 
 def curve_png(
@@ -67,10 +67,11 @@ def curve_png(
     def draw(figure: Any) -> None:
         axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for ax, members in zip(axes, panels.values(), strict=False):
-            _panel(ax, members, algos, theme, column)
+            _panel(ax, members, algos, theme, column or _column(members))
             if len(panels) > 1:
                 ax.set_title(task_of(members[0].result) if members[0].offline else members[0].env)
-        _legend(figure, runs, algos, theme, column or RETURN, n_columns=2 if narrow else 6)
+        shown = [(run, column or _column(members)) for members in panels.values() for run in members]
+        _legend(figure, shown, algos, theme, n_columns=2 if narrow else 6)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
 
@@ -82,20 +83,27 @@ def _panel_key(run: Run) -> str:
     return task_of(run.result) if run.offline or run.result.get("task") else task_key(run.env)
 
 
-def _panel(ax: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme, column: str | None) -> None:
+def _column(runs: Sequence[Run]) -> str:
+    """What one panel shows where no column is asked for."""
+    return SCORE if all(len(run.curve(SCORE)[0]) for run in runs) else RETURN
+
+
+def _panel(ax: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme, column: str) -> None:
     present = list(dict.fromkeys(algo_of(run.result) for run in runs))
-    if column is None:
-        column = SCORE if all(len(run.curve(SCORE)[0]) for run in runs) else RETURN
+    units = {run.x_name for run in runs}
+    x_name = "env_steps" if units == {"env_steps", "steps"} else None  # begun on data beside begun with nothing
     drawn = [
-        _algorithm(ax, [run for run in runs if algo_of(run.result) == a], _color(a, algos, theme), column)
+        _algorithm(ax, [run for run in runs if algo_of(run.result) == a], _color(a, algos, theme), column, x_name)
         for a in present
     ]
-    ax.set_xlabel(UNITS[runs[0].x_name])
+    ax.set_xlabel(UNITS[x_name or runs[0].x_name])
     ax.set_ylabel(LABELS[column])
     ax.xaxis.set_major_formatter(lambda value, _: steps(value))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,g}" if abs(value) < 1e15 else f"{value:g}")
     ax.grid(axis="y")
-    last = max((run.progress[run.x_name].max() for run in runs if len(run.progress["env_steps"])), default=0.0)
+    last = max(
+        (run.progress[x_name or run.x_name].max() for run in runs if len(run.progress["env_steps"])), default=0.0
+    )
     ax.set_xlim(0.0, 1.02 * last or 1.0)
     if not any(drawn):
         ax.text(0.5, 0.5, f"no {LABELS[column]} measured yet", transform=ax.transAxes, ha="center", color=theme.muted)
@@ -108,33 +116,33 @@ def _color(algo: str, algos: Sequence[str], theme: Theme) -> str:
 
 
 def _legend(
-    figure: Any, runs: Sequence[Run], algos: Sequence[str], theme: Theme, column: str, *, n_columns: int
+    figure: Any, shown: Sequence[tuple[Run, str]], algos: Sequence[str], theme: Theme, *, n_columns: int
 ) -> None:
-    """One legend above all panels, where it covers no data."""
+    """One legend above all panels, where it covers no data. shown: every run and the column of its panel."""
     from matplotlib.lines import Line2D
 
     handles = []
     for algo in algos:
-        color, own = _color(algo, algos, theme), [run for run in runs if algo_of(run.result) == algo]
-        trained = any(len(x) > 1 for x, _ in _training(own, column))
+        color, own = _color(algo, algos, theme), [(run, c) for run, c in shown if algo_of(run.result) == algo]
+        trained = any(len(x) > 1 for run, column in own for x, _ in _training([run], column, None))
         if trained:
             handles.append(Line2D([], [], color=color, lw=2.0, label=f"{algo} training"))
-        if any(len(_measured(run, column)[0]) for run in own):
+        if any(len(_measured(run, column, None)[0]) for run, column in own):
             look, label = {"lw": 0} if trained else {"lw": 2.0}, f"{algo} evaluation" if trained else algo
             handles.append(Line2D([], [], color=color, marker="o", ms=5, label=label, **look))
     if handles:
         figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), n_columns))
 
 
-def _training(runs: Sequence[Run], column: str) -> list[tuple[Array, Array]]:
-    """Curves of the training episodes; there are none of a hypervolume."""
-    return [] if column == HYPERVOLUME else [run.curve("rollout/return") for run in runs]
+def _training(runs: Sequence[Run], column: str, x_name: str | None) -> list[tuple[Array, Array]]:
+    """Curves of the training episodes, which are returns; there are none of a score or a hypervolume."""
+    return [run.curve("rollout/return", x_name) for run in runs] if column == RETURN else []
 
 
-def _algorithm(ax: Any, runs: Sequence[Run], color: str, column: str) -> bool:
+def _algorithm(ax: Any, runs: Sequence[Run], color: str, column: str, x_name: str | None) -> bool:
     """Draw one algorithm's seeds; False when nothing was measured."""
-    training = [(x, y) for x, y in _training(runs, column) if len(x) > 1]
-    evaluations = [(*_measured(run, column), run) for run in runs]
+    training = [(x, y) for x, y in _training(runs, column, x_name) if len(x) > 1]
+    evaluations = [(*_measured(run, column, x_name), run) for run in runs]
     evaluations = [(x, y, run) for x, y, run in evaluations if len(x)]
     alone = len(runs) == 1
     lines = training or [(x, y) for x, y, _ in evaluations]

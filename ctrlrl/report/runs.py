@@ -51,13 +51,18 @@ class Run(NamedTuple):
             return "steps"
         return "gradient_steps" if steps["gradient_steps"].any() and not steps["env_steps"].any() else "env_steps"
 
-    def curve(self, name: str) -> tuple[Array, Array]:
-        """(steps, values) of the rows where a column was measured; empty when it never was."""
+    def curve(self, name: str, x_name: str | None = None) -> tuple[Array, Array]:
+        """(steps, values) of the rows where a column was measured; empty when it never was.
+
+        x_name: "env_steps" counts these alone; what was measured before the first of them is its last value, at 0.
+        """
         values = self.progress.get(name)
         if values is None:
             return np.empty(0), np.empty(0)
-        keep = np.isfinite(values)
-        return self.progress[self.x_name][keep], values[keep]
+        keep, x = np.isfinite(values), self.progress[x_name or self.x_name]
+        if x_name is not None:
+            keep[np.flatnonzero(keep & (x == 0.0))[:-1]] = False
+        return x[keep], values[keep]
 
 
 def read_run(path: Path) -> Run:

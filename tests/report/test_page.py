@@ -193,6 +193,32 @@ def test_short_and_offline_runs_draw_too(tmp_path, rows):
     assert page_of(runs, tmp_path).tags.count("img") == 1
 
 
+def test_scores_are_drawn_alone_and_by_environment_steps_where_one_run_began_on_data(tmp_path, monkeypatch):
+    from ctrlrl.report import curves
+
+    header = "env_steps,gradient_steps,wall_seconds,rollout/return,eval/normalized_score"
+    offline = ["0,1000,1,,5,1000", "0,2000,2,,7,2000", "500,2500,3,900,,2500", "1000,3000,4,950,8,3000"]
+    online = ["500,500,1,800,1", "1000,1000,2,850,3"]
+    paths = [folder(tmp_path / name, algo=name, data="x.npz") for name in ("iql", "rlpd")]
+    for path, rows in zip(paths, ([f"{header},steps", *offline], [header, *online]), strict=True):
+        (path / "progress.csv").write_text("\n".join(rows) + "\n")
+    seen = []
+
+    def keep(draw, *args, **more):
+        return drawing.picture(lambda figure: (draw(figure), seen.append(figure)), *args, **more)
+
+    monkeypatch.setattr(curves, "picture", keep)
+    curve_png([read_run(path) for path in paths], LIGHT)
+    (ax,) = seen[0].axes
+    lines = {tuple(zip(*line.get_data(), strict=True)) for line in ax.lines}
+    assert lines == {((0.0, 7.0), (1000.0, 8.0)), ((500.0, 1.0), (1000.0, 3.0))}, "no return of a training episode"
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_xlim()[1]) == ("environment steps", "normalised score", 1020.0)
+    assert [text.get_text() for text in seen[0].legends[0].get_texts()] == ["iql", "rlpd"]
+    curve_png([read_run(paths[0])], LIGHT)
+    assert seen[1].axes[0].get_xlabel() == "offline gradient steps, then environment steps"
+    assert {len(line.get_xdata()) for line in seen[1].axes[0].lines} == {3}
+
+
 def test_seeds_without_a_common_range_have_no_mean(tmp_path):
     early = folder(tmp_path / "early", rows=["1000,1,1,5,,", "2000,2,2,6,,"])
     late = folder(tmp_path / "late", seed=1, rows=["3000,1,1,5,,", "4000,2,2,6,,"])
