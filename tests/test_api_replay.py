@@ -221,12 +221,24 @@ def test_a_model_that_is_loaded_without_its_data_set_says_so_when_it_learns(tmp_
     model = RLPD.load(tmp_path / "model", env="Hopper-v4")
     model.save(tmp_path / "again")
     assert not recwarn.list
+    model = RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", **SMALL).learn(25)
     for name in ("model", "again"):
         with pytest.warns(UserWarning, match="RLPD: it learned with a data set, which a model file does not hold"):
             RLPD.load(tmp_path / name, env="Hopper-v4").learn(25)
     RLPD("MlpPolicy", "Hopper-v4", **SMALL).learn(5).save(tmp_path / "never")
+    whole = RLPD("MlpPolicy", "Hopper-v4", dataset="hopper-medium.npz", offline_share=None, **SMALL).learn(25)
+    whole.save(tmp_path / "whole")
+    for name, learned in (("model", model), ("whole", whole)):
+        learned.save_replay_buffer(tmp_path / f"{name}-buffer")
     recwarn.clear()
     RLPD.load(tmp_path / "never", env="Hopper-v4").learn(5)
+    again = RLPD.load(tmp_path / "whole", env="Hopper-v4")
+    again.load_replay_buffer(tmp_path / "whole-buffer")  # which holds the data set
+    again.learn(5)
+    again = RLPD.load(tmp_path / "model", env="Hopper-v4")
+    again.load_replay_buffer(tmp_path / "model-buffer")
+    again.set_dataset("hopper-medium.npz")
+    again.learn(5)
     assert not recwarn.list
 
 

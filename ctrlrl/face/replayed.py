@@ -162,7 +162,7 @@ class ReplayAgent(Agent):
             )
         for line in check_data(episodes, self._spaces, self._connection):
             warnings.warn(line, stacklevel=3)
-        self._episodes, self._kept, self._loop, self.had_data = episodes, self.replay_buffer, None, True
+        self._episodes, self._kept, self._loop = episodes, self.replay_buffer, None
 
     # learning --------------------------------------------------------------------------------------------------------
 
@@ -178,6 +178,7 @@ class ReplayAgent(Agent):
     ) -> Self:
         """Take `total_timesteps` environment steps; log_interval: episodes between two dumps of the logger."""
         total_timesteps = self._start(total_timesteps, reset_num_timesteps, tb_log_name or type(self).__name__)
+        self._tell_of_lost_data()
         self._episode_num = 0 if reset_num_timesteps else self._episode_num
         callback, loop = self._called(callback), self._loop
         self.cfg.batch_size = loop.batch_size = self.batch_size  # which may have been set since
@@ -196,22 +197,26 @@ class ReplayAgent(Agent):
         callback.on_training_end()
         return self
 
+    def _tell_of_lost_data(self) -> None:
+        held = self.cfg.offline_share is None and self.replay_buffer is not None and len(self.replay_buffer)
+        if self.had_data and self._episodes is None and not held:
+            warnings.warn(
+                f"{type(self).__name__}: it learned with a data set, which a model file does not hold, and now learns "
+                "without. Give it again: load(path, dataset=FILE) or set_dataset(FILE).",
+                stacklevel=4,
+            )
+
     def _reset_env(self) -> None:
         assert self._connection is not None
         if self._loop is None:
             data: Any = None
             if self._episodes is None:
                 refuse_without_data(self._data, type(self).__name__)
-                if self.had_data:
-                    warnings.warn(
-                        f"{type(self).__name__}: it learned with a data set, which a model file does not hold, and now "
-                        "learns without. Give it again: load(path, dataset=FILE) or set_dataset(FILE).",
-                        stacklevel=4,
-                    )
             else:
                 cfg = TrainConfig(algo=self.cfg, data=self._data, seed=self.seed or 0, n_envs=self._n_envs)
                 data = loops.dataset(cfg, self._episodes, type(self.learner), self.learner.device)
                 self.learner.prefit(data.all())
+                self.had_data = True
             env, staggered = self._connection.env, self._connection.staggered
             for line in getattr(env, "notices", ()):
                 warnings.warn(line, stacklevel=4)

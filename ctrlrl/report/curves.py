@@ -154,7 +154,8 @@ def _algorithm(ax: Any, runs: Sequence[Run], color: str, column: str, x_name: st
         ax.plot(grid, mean, color=color, lw=2.0)
     for x, y, run in evaluations:
         if alone and column == RETURN:
-            spread = np.interp(x, *run.curve("eval/return_std")) if len(run.curve("eval/return_std")[0]) else None
+            spreads = run.curve("eval/return_std", x_name)
+            spread = np.interp(x, *spreads) if len(spreads[0]) else None
             ax.errorbar(x, y, yerr=spread, fmt="o", color=color, ms=5.5, mec=ax.get_figure().get_facecolor(), mew=0.8,
                         elinewidth=1.0, alpha=0.95, zorder=4)  # fmt: skip
         else:

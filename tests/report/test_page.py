@@ -219,6 +219,21 @@ def test_scores_are_drawn_alone_and_by_environment_steps_where_one_run_began_on_
     assert {len(line.get_xdata()) for line in seen[1].axes[0].lines} == {3}
 
 
+def test_the_spread_of_an_evaluation_stands_where_its_mean_does(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    header = "env_steps,gradient_steps,wall_seconds,rollout/return,eval/return_mean,eval/return_std"
+    begun = [f"{header},steps", "0,2000,1,,5,1,2000", "500,2500,2,,6,2,2500", "1000,3000,3,,7,3,3000"]
+    online = [header, "500,500,1,,1,4", "1000,1000,2,,3,5"]
+    paths = [folder(tmp_path / name, algo=name, data="x.npz") for name in ("iql", "rlpd")]
+    for path, rows in zip(paths, (begun, online), strict=True):
+        (path / "progress.csv").write_text("\n".join(rows) + "\n")
+    drawn = []
+    monkeypatch.setattr(Axes, "errorbar", lambda ax, x, y, yerr, **look: drawn.append([*map(list, (x, y, yerr))]))
+    curve_png([read_run(path) for path in paths], LIGHT)
+    assert drawn == [[[0, 500, 1000], [5, 6, 7], [1, 2, 3]], [[500, 1000], [1, 3], [4, 5]]]
+
+
 def test_seeds_without_a_common_range_have_no_mean(tmp_path):
     early = folder(tmp_path / "early", rows=["1000,1,1,5,,", "2000,2,2,6,,"])
     late = folder(tmp_path / "late", seed=1, rows=["3000,1,1,5,,", "4000,2,2,6,,"])
