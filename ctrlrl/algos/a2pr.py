@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrlrl.core.off_policy import Nets, OffPolicyLearner, detached
-from ctrlrl.core.update import GradStep, Target, frozen, together
+from ctrlrl.core.update import GradStep, Target, together
 from ctrlrl.functional.checks import in_range
 from ctrlrl.functional.distributions import gaussian_kl, smoothed_action
 from ctrlrl.functional.gates import advantage_gate, better_action
@@ -88,18 +88,30 @@ class A2PRLearner(OffPolicyLearner):
     def period(self) -> int:
         return self.cfg.policy_delay
 
-    @property
-    def compile_units(self) -> tuple[str, ...]:
-        return "critic_loss", "value_loss_and_code", "policy_loss"
-
     def step(self, batch: Transition, phase: int) -> Metrics:
         """The authors' order: critics; V with the new critics; VAE and policy with V as it was before its step."""
         nets, cfg = self.nets, self.cfg
-        critic_loss, next_action, target = self.critic_loss(batch, self.random.randn_like(batch.action))
+        with torch.no_grad(), self.precision():
+            noise = self.random.randn_like(batch.action)
+            next_action = nets.target_policy(batch.next_obs)
+            next_action = smoothed_action(next_action, noise, std=cfg.target_noise, clip=cfg.target_noise_clip)
+            next_q = nets.target_critic(batch.next_obs, next_action).amin(0)
+        target = td_target(batch.reward, batch.terminated, next_q, gamma=cfg.gamma)
+        with self.precision():
+            q = nets.critic(batch.obs, batch.action)
+        critic_loss = batch_mean((q - target).square()).sum(0)
         self.opt["critic"](critic_loss)
 
-        value_loss, value, q, code = self.value_loss_and_code(batch, next_action, target)
-        reconstruction, kl = self.vae_losses(batch, code, keep=q > value)
+        with torch.no_grad(), self.precision():
+            next_q = nets.critic(batch.next_obs, next_action).amin(0)
+            q = nets.critic.first(batch.obs, batch.action)
+        online_target = td_target(batch.reward, batch.terminated, next_q, gamma=cfg.gamma)
+        with self.precision():
+            value = nets.value(batch.obs)
+        value_loss = batch_mean((value - torch.minimum(online_target, target)).square())
+        value = value.detach()
+
+        reconstruction, kl = self.vae_losses(batch, keep=q > value)
         vae_loss = reconstruction + KL_COEF * kl
         together(value_loss + vae_loss, [self.opt["value"], self.opt["vae"]])
 
@@ -109,76 +121,47 @@ class A2PRLearner(OffPolicyLearner):
         )  # fmt: skip
         if phase < self.period - 1:
             return metrics
-        with frozen(nets.critic), frozen(nets.vae):
-            policy_loss, pull, gate = self.policy_loss(batch, q, value, self.random.randn_like(code[0]))
-        self.opt["policy"](policy_loss)
-        for follower in self.targets.values():
-            follower.move(cfg.tau)
-        return metrics | detached(loss_policy=policy_loss, loss_pull=pull, policy_gate=gate)
+        return metrics | self._policy_step(batch, q, value)
 
-    def critic_loss(self, batch: Transition, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of both critics together; the next actions [..., N, A] and the targets [..., N]."""
-        nets, cfg = self.nets, self.cfg
-        with torch.no_grad(), self.precision():
-            next_action = nets.target_policy(batch.next_obs)
-            next_action = smoothed_action(next_action, noise, std=cfg.target_noise, clip=cfg.target_noise_clip)
-            next_q = nets.target_critic(batch.next_obs, next_action).amin(0)
-        target = td_target(batch.reward, batch.terminated, next_q, gamma=cfg.gamma)
-        with self.precision():
-            q = nets.critic(batch.obs, batch.action)
-        return batch_mean((q - target).square()).sum(0), next_action, target
-
-    def value_loss_and_code(
-        self, batch: Transition, next_action: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """The loss of V; V(s) and the new Q_1(s, a), [..., N]; the code of (s, a): mean and log-deviation, [..., N, L].
-
-        Two networks in one unit: every call of compiled code first makes sure that its networks are still the same.
-        """
-        nets = self.nets
-        with torch.no_grad(), self.precision():
-            next_q = nets.critic(batch.next_obs, next_action).amin(0)
-            q = nets.critic.first(batch.obs, batch.action)
-        online_target = td_target(batch.reward, batch.terminated, next_q, gamma=self.cfg.gamma)
-        with self.precision():
-            value = nets.value(batch.obs)
-            code = nets.vae.encode(batch.obs, batch.action)
-        value_loss = batch_mean((value - torch.minimum(online_target, target)).square())
-        return value_loss, value.detach(), q, code
-
-    def vae_losses(self, batch: Transition, code: tuple[Tensor, Tensor], keep: Tensor) -> tuple[Tensor, Tensor]:
+    def vae_losses(self, batch: Transition, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted squared error over the rows to keep, and the KL to the standard normal, means over batch and axes.
 
         keep: [..., N] bool. The mean counts the other rows as 0, so on a CPU they are hardly decoded at all.
         """
-        obs, action, n, (mean, log_std) = batch.obs, batch.action, batch.action.shape[-2], code
+        vae, obs, action, n = self.nets.vae, batch.obs, batch.action, batch.action.shape[-2]
+        with self.precision():
+            mean, log_std = vae.encode(obs, action)
         latent = mean + log_std.exp() * self.random.randn_like(mean)
         if keep.ndim == 1 and keep.device.type == "cpu":
             rows = keep.argsort(descending=True)[: -(-int(keep.sum()) // ROWS) * ROWS]
-            obs, action, latent, keep = (x.index_select(0, rows) for x in (obs, action, latent, keep))
+            obs, action, latent, keep = obs[rows], action[rows], latent[rows], keep[rows]
         with self.precision():
-            decoded = self.nets.vae.decode(obs, latent)
+            decoded = vae.decode(obs, latent)
         error = torch.where(keep, (decoded - action).square().mean(-1), 0.0)
         kl = gaussian_kl(mean, log_std, torch.zeros_like(mean), torch.zeros_like(mean)) / mean.shape[-1]
         return self.cfg.vae_weight * error.sum(-1) / n, batch_mean(kl)
 
-    def policy_loss(self, batch: Transition, q: Tensor, value: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, its pull, and the share of rows whose gate is open.
-
-        q: of the data's actions, after the critics' step; value: V(s) before its step; both [..., N].
-        noise: of the VAE's action near the policy's, [..., N, L].
-        """
+    def _policy_step(self, batch: Transition, q: Tensor, value: Tensor) -> Metrics:
+        """q: of the data's actions, after the critics' step; value: V(s) before its step; both [..., N]."""
         nets, cfg = self.nets, self.cfg
         with self.precision():
             action = nets.policy(batch.obs)
             q_policy = nets.critic.first(batch.obs, action)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not cfg.detach_target):
-                mean, log_std = nets.vae.encode(batch.obs, action)
-                proposal = nets.vae.decode(batch.obs, mean + log_std.exp() * noise)
-            with torch.no_grad():
-                q_proposal = nets.critic.first(batch.obs, proposal)
+        proposal = self.proposal(batch.obs, action)
+        with torch.no_grad(), self.precision():
+            q_proposal = nets.critic.first(batch.obs, proposal)
         goal = better_action(proposal, batch.action, q_proposal - value, q - value)
         gate = advantage_gate(q_proposal, q, value)
         pull = batch_mean(cfg.pull_coef * gate * (action - goal).square().mean(-1))
         policy_loss = batch_mean(-q_scale(q_policy, alpha=cfg.alpha) * q_policy) + pull
-        return policy_loss, pull.detach(), batch_mean(gate.float())
+        self.opt["policy"](policy_loss)
+        for follower in self.targets.values():
+            follower.move(cfg.tau)
+        return detached(loss_policy=policy_loss, loss_pull=pull, policy_gate=batch_mean(gate.float()))
+
+    def proposal(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The VAE's action near a policy's: encoded, drawn, decoded; [..., A]."""
+        vae = self.nets.vae
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cfg.detach_target), self.precision():
+            mean, log_std = vae.encode(obs, action)
+            return vae.decode(obs, mean + log_std.exp() * self.random.randn_like(mean))

@@ -49,32 +49,33 @@ class FixedCritic(torch.nn.Module):
         return torch.where(is_data, *(torch.tensor(v) for v in self.values)) + 0.0 * action.sum(-1)
 
 
-def policy_loss(q_data: float, q_proposal: float, **settings: Any) -> tuple[A2PRLearner, Tensor, Tensor, Transition]:
-    """The policy's loss and its pull with V = 0 and the given Q values."""
+def policy_step(q_data: float, q_proposal: float, **settings: Any) -> tuple[A2PRLearner, dict[str, Tensor], Transition]:
+    """The policy's part of an update with V = 0 and the given Q values."""
     source = data()
     learner, batch = made(source, **settings), source.sample(32)
     learner.nets.critic = FixedCritic(batch.action, q_data, q_proposal)
-    q, noise = torch.full((32,), q_data), torch.randn(32, 4)
-    loss, pull, _ = learner.policy_loss(batch, q, torch.zeros(32), noise)
-    return learner, loss, pull, batch
+    learner.opt["policy"] = Losses(list(learner.nets.policy.parameters()))  # type: ignore[assignment]
+    q = torch.full((32,), q_data)
+    return learner, learner._policy_step(batch, q, torch.zeros(32)), batch
 
 
 def test_the_data_action_is_the_goal_where_it_is_the_better_one():
-    learner, _, pull, batch = policy_loss(1.0, 0.5, pull_coef=0.4)
+    learner, metrics, batch = policy_step(1.0, 0.5, pull_coef=0.4)
     distance = (learner.nets.policy(batch.obs) - batch.action).square().mean()
-    torch.testing.assert_close(pull, 0.4 * distance.detach())
+    torch.testing.assert_close(metrics["loss/pull"], 0.4 * distance.detach())
+    assert metrics["policy/gate"] == 1.0
 
 
 def test_where_neither_action_beats_the_value_only_q_is_climbed():
-    _, loss, pull, _ = policy_loss(-1.0, -0.5)
-    assert pull == 0.0
-    torch.testing.assert_close(loss, torch.tensor(2.5))  # -lambda mean Q = -2.5 / 0.5 * -0.5
+    _, metrics, _ = policy_step(-1.0, -0.5)
+    assert metrics["loss/pull"] == 0.0
+    torch.testing.assert_close(metrics["loss/policy"], torch.tensor(2.5))  # -lambda mean Q = -2.5 / 0.5 * -0.5
 
 
 def test_two_good_actions_open_the_gate_once():
-    learner, _, pull, batch = policy_loss(2.0, 1.0, pull_coef=1.0)
+    learner, metrics, batch = policy_step(2.0, 1.0, pull_coef=1.0)
     distance = (learner.nets.policy(batch.obs) - batch.action).square().mean()
-    torch.testing.assert_close(pull, distance.detach())
+    torch.testing.assert_close(metrics["loss/pull"], distance.detach())
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -82,16 +83,18 @@ def test_the_pull_reaches_the_policy_through_the_encoder_unless_detached(detach)
     source = data()
     learner, batch = made(source, alpha=0.0, detach_target=detach), source.sample(32)
     learner.nets.critic = FixedCritic(batch.action, -1.0, 1.0)
-    noise, params = torch.randn(32, 4), list(learner.nets.policy.parameters())
-    loss, _, _ = learner.policy_loss(batch, torch.full((32,), -1.0), torch.zeros(32), noise)
-    got = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
+    learner.opt["policy"] = Losses(list(learner.nets.policy.parameters()))  # type: ignore[assignment]
+    torch.manual_seed(3)
+    learner._policy_step(batch, torch.full((32,), -1.0), torch.zeros(32))
+    got = torch.cat([g.flatten() for g in learner.opt["policy"].grads])  # type: ignore[attr-defined]
 
+    torch.manual_seed(3)
     vae, action = learner.nets.vae, learner.nets.policy(batch.obs)
     mean, log_std = vae.encode(batch.obs, action)
-    proposal = vae.decode(batch.obs, mean + log_std.exp() * noise)
+    proposal = vae.decode(batch.obs, mean + log_std.exp() * torch.randn_like(mean))
     away = 2.0 * (action - proposal).detach() / (32 * 2)
     outputs, grads = ([action], [away]) if detach else ([action, proposal], [away, -away])
-    expected = torch.autograd.grad(outputs, params, grads)
+    expected = torch.autograd.grad(outputs, learner.opt["policy"].params, grads)
     torch.testing.assert_close(got, torch.cat([g.flatten() for g in expected]), rtol=1e-4, atol=1e-7)
 
 
@@ -138,10 +141,6 @@ def test_the_policy_gradient_does_not_depend_on_a_common_scale_of_q_and_v():
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
-def vae_losses(learner: A2PRLearner, batch: Transition, keep: Tensor) -> tuple[Tensor, Tensor]:
-    return learner.vae_losses(batch, learner.nets.vae.encode(batch.obs, batch.action), keep)
-
-
 def with_moments(learner: A2PRLearner, mean: float) -> None:
     """The encoder says N(mean, 1) everywhere."""
     moments = learner.nets.vae.moments
@@ -161,14 +160,14 @@ def test_the_kl_is_a_mean_over_latent_axes():
     learner, batch = made(source), source.sample(32)
     for mean, expected in ((0.0, 0.0), (1.0, 0.5)):
         with_moments(learner, mean)
-        _, kl = vae_losses(learner, batch, keep=torch.ones(32, dtype=torch.bool))
+        _, kl = learner.vae_losses(batch, keep=torch.ones(32, dtype=torch.bool))
         assert kl.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_without_a_good_data_action_only_the_kl_is_trained():
     source = data()
     learner, batch = made(source), source.sample(32)
-    reconstruction, kl = vae_losses(learner, batch, keep=torch.zeros(32, dtype=torch.bool))
+    reconstruction, kl = learner.vae_losses(batch, keep=torch.zeros(32, dtype=torch.bool))
     assert reconstruction.item() == 0.0
     decoder = torch.autograd.grad(reconstruction + kl, list(learner.nets.vae.decoder.parameters()), retain_graph=True)
     assert all((g == 0).all() for g in decoder)
@@ -184,7 +183,7 @@ def test_rows_that_do_not_count_need_not_be_decoded():
     for shape in ((64,), (1, 64)):
         shaped = batch._replace(obs=batch.obs.view(*shape, 4), action=batch.action.view(*shape, 2))
         torch.manual_seed(5)
-        losses = vae_losses(learner, shaped, keep=keep.view(shape))
+        losses = learner.vae_losses(shaped, keep=keep.view(shape))
         found.append((torch.stack(losses).flatten(), torch.autograd.grad(sum(losses).sum(), params)))  # type: ignore
     torch.testing.assert_close(found[0][0], found[1][0])
     for a, b in zip(found[0][1], found[1][1], strict=True):
