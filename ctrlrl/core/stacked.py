@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrlrl.core.off_policy import OffPolicyLearner
 from ctrlrl.core.random import Randomness
+from ctrlrl.core.update import as_stored
 from ctrlrl.types import Transition
 
 
@@ -44,7 +45,7 @@ def stream(device: torch.device) -> torch.Generator:
     return generator.set_state(state)
 
 
-def take_over(learner: OffPolicyLearner, nets: torch.nn.Module, random: Randomness) -> None:
+def take_over(learner: OffPolicyLearner, nets: nn.Module, random: Randomness) -> None:
     """Let a learner that has not learned yet train the stacked networks of S seeds, `nets`, with their numbers."""
     learner.nets, learner.random = nets, random
     learner.prepare()
@@ -58,9 +59,15 @@ def extract(learner: OffPolicyLearner, place: int, single: OffPolicyLearner) -> 
     single.load_model_state({k: stacked[k][place].reshape(x.shape) for k, x in single.model_state().items()})
     training = learner.training_state()
     for name, step in learner.opt.items():
-        sizes = [p.numel() for p in step.params]
         for key, x in step.state_dict().items():
             if x.ndim:  # all seeds' values of the first parameter, then of the second, ...
-                parts = [part.view(len(step.params[0]), -1)[place] for part in x.split(sizes)]
-                training[f"{name}/{key}"] = torch.cat(parts)
+                parts = x.split([p.numel() for p in step.params])
+                pairs = zip(parts, step.params, single.opt[name].params, strict=True)
+                training[f"{name}/{key}"] = torch.cat([_own(part, p, q, place) for part, p, q in pairs])
     single.load_training_state({k: training[k] for k in single.training_state()})
+
+
+def _own(x: Tensor, stacked: nn.Parameter, own: nn.Parameter, place: int) -> Tensor:
+    """A seed's share of a flat vector that lies as the stacked parameter does: flat, as the seed's own one does."""
+    every = as_stored(x.view(as_stored(stacked, stacked).shape), stacked)
+    return as_stored(every[place].view(own.shape), own).reshape(-1)

@@ -56,12 +56,16 @@ def stack(modules: Sequence[nn.Module], draw: Draw) -> Any:
 
 
 class StackedLinear(nn.Module):
-    """x_s W_s^T + b_s: [S, ..., n_in] -> [S, ..., n_out]. The weights lie in memory as those of the layers given."""
+    """x_s W_s^T + b_s: [S, ..., n_in] -> [S, ..., n_out].
+
+    The weights [S, n_out, n_in] of layers that do not narrow lie in memory column by column. So does the gradient that
+    autograd forms of them, x^T g: nothing is transposed to store it.
+    """
 
     def __init__(self, layers: Sequence[nn.Linear]):
         super().__init__()
         weights = [layer.weight.detach() for layer in layers]
-        by_column = weights[0].stride(0) < weights[0].stride(1)
+        by_column = layers[0].in_features <= layers[0].out_features
         self.weight = nn.Parameter(
             torch.stack([w.t() for w in weights]).transpose(1, 2) if by_column else torch.stack(weights)
         )
